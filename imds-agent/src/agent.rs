@@ -1,0 +1,1 @@
+//! Composes everything and keeps it running.

@@ -1,0 +1,1 @@
+//! Arguments and file into a validated `Config`.

@@ -1,0 +1,1 @@
+//! The embedded issuer: credentials that the agent mints itself.

@@ -1,0 +1,118 @@
+//! Role credentials: fetched and refreshed ahead of time, read without waiting.
+
+pub mod issuer;
+pub mod process;
+pub mod refresh;
+
+use std::{collections::HashMap, pin::Pin, sync::Arc};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use jiff::Timestamp;
+use secrecy::SecretString;
+
+use crate::registry::{InstanceId, Role, RoleName};
+
+/// One set of temporary credentials of a role session.
+#[derive(Debug)]
+pub struct RoleCredentials {
+    /// `ASIA...`; not a secret.
+    pub access_key_id: String,
+    /// The signing key.
+    pub secret_access_key: SecretString,
+    /// The session token, which goes out as `Token`.
+    pub session_token: SecretString,
+    /// When this set was fetched.
+    pub last_updated: Timestamp,
+    /// When it ends.
+    pub expiration: Timestamp,
+}
+
+/// What an instance gets when it asks for its role's credentials.
+#[derive(Debug)]
+pub enum RoleState {
+    /// A set that has not expired.
+    Ready(RoleCredentials),
+    /// The source refuses. The guest gets EC2's failure document.
+    Refused(Refusal),
+}
+
+/// Why a source refuses, in EC2's words.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refusal {
+    /// `AssumeRoleUnauthorizedAccess` and its kin: `Code` of the failure document.
+    pub code: &'static str,
+    /// `Message` of the failure document.
+    pub message: String,
+    /// `LastUpdated` of the failure document.
+    pub last_updated: Timestamp,
+}
+
+/// Where one role session's current state is published. Empty until the first fetch ends.
+pub type RoleSlot = Arc<ArcSwapOption<RoleState>>;
+
+/// Which role session a slot belongs to.
+#[derive(Clone, Debug)]
+pub struct RoleSession {
+    /// The role at the time the slot was made: a replaced role gets a new slot.
+    pub role: RoleName,
+    /// Its state.
+    pub state: RoleSlot,
+}
+
+/// The role sessions of this host's instances, read by the workers.
+#[derive(Default, Debug)]
+pub struct Published(ArcSwap<HashMap<InstanceId, RoleSession>>);
+
+impl Published {
+    /// The state of `instance`'s session of `role`: nothing while the first fetch is under way.
+    pub fn state(&self, instance: &InstanceId, role: &RoleName) -> Option<Arc<RoleState>> {
+        let sessions = self.0.load();
+        let session = sessions.get(instance)?;
+        if session.role == *role {
+            session.state.load_full()
+        } else {
+            None
+        }
+    }
+
+    /// Replaces the set of sessions.
+    pub fn publish(&self, sessions: HashMap<InstanceId, RoleSession>) {
+        self.0.store(Arc::new(sessions));
+    }
+}
+
+/// What a source is asked for.
+#[derive(Clone, Debug)]
+pub struct RoleSessionRequest {
+    /// The role to assume.
+    pub role: Arc<Role>,
+    /// The instance, whose id becomes the session name.
+    pub instance: InstanceId,
+    /// When the set is asked for.
+    pub now: Timestamp,
+}
+
+/// Why a source gave no credentials.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The source said no: asking again soon will not help.
+    #[error("the role is refused: {message}")]
+    Refused {
+        /// `Code` of the failure document.
+        code: &'static str,
+        /// `Message` of the failure document.
+        message: String,
+    },
+    /// The source could not be asked, or its answer could not be read. Never carries what a source printed.
+    #[error("the source failed: {0}")]
+    Unavailable(String),
+}
+
+/// A fetch under way.
+pub type Fetch<'a> = Pin<Box<dyn Future<Output = Result<RoleCredentials, FetchError>> + Send + 'a>>;
+
+/// Somebody who hands out role credentials.
+pub trait Source: Send + Sync {
+    /// Asks for a new set.
+    fn fetch<'a>(&'a self, request: &'a RoleSessionRequest) -> Fetch<'a>;
+}

@@ -1,0 +1,1 @@
+//! Credentials from a program, by the `credential_process` contract of the AWS SDKs.

@@ -1,0 +1,1 @@
+//! Keeps every role session supplied: fetch, refresh ahead of expiry, back off, publish.

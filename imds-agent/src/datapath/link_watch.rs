@@ -1,0 +1,1 @@
+//! Tells when links come and go.

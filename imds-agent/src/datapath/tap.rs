@@ -1,0 +1,1 @@
+//! Tap devices by name and index.

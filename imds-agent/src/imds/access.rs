@@ -1,0 +1,1 @@
+//! Who may ask: method, `X-Forwarded-For`, endpoint, token.

@@ -1,0 +1,1 @@
+//! A request target into a version and path segments.

@@ -1,0 +1,1 @@
+//! Session tokens: minted and checked without any state.

@@ -1,0 +1,45 @@
+//! The instance metadata service of a KVM host.
+//!
+//! ```text
+//!  guest ──frame──► tap  (TC ingress, TCX link)
+//!                    │  imds-ebpf   classify ─► Verdict
+//!                    │      Pass  ► the guest's ordinary network, untouched
+//!                    │      Drop(reason)   counted per tap and reason
+//!                    │      Hairpin        ARP for the IMDS address, answered in the kernel
+//!                    ▼      Punt           copied into the ring, then consumed
+//!       datapath/punt.rs            frame + tap ifindex + verified MAC            kernel → agent
+//!                    ▼
+//!       worker.rs                   (ifindex, MAC) → interface → instance          who is asking
+//!                    ▼
+//!       stack/                      one smoltcp IP stack per interface             packets ↔ streams
+//!                    ▼
+//!       http/                       one request ◄─► one response                   streams ↔ messages
+//!                    ▼
+//!       imds/                       access → token → path → tree or document       meaning
+//!                    ▼
+//!       registry/  credentials/     immutable snapshots, never waited for          facts
+//!                    ▼  (the reply climbs the same stairs)
+//!       datapath/inject.rs ──► tap ──► guest
+//! ```
+//!
+//! *Outbound* is from the guest, *inbound* is to the guest.
+//!
+//! **Invariants**, kept by `cargo xtask tidy` where a machine can:
+//! - `stack`, `http`, `imds` perform no IO and read no clock: time and randomness come in as arguments.
+//! - `datapath` does not know what a request is; `imds` does not know what a tap is.
+//! - Identity comes from the tap, never from guest bytes.
+//! - A guest can make its own requests fail, and nothing else.
+//! - Nothing a guest sends can panic, allocate without bound, or wait on another guest.
+//! - Secrets have no `Display`, a redacted `Debug`, and are wiped when dropped.
+//! - A frame for the IMDS address never leaves the host, whatever state the agent is in.
+
+pub mod agent;
+pub mod config;
+pub mod credentials;
+pub mod datapath;
+pub mod http;
+pub mod imds;
+pub mod now;
+pub mod registry;
+pub mod stack;
+pub mod worker;

@@ -1,0 +1,355 @@
+//! An instance as the registry knows it, in the shape of `aws ec2 describe-instances`.
+//!
+//! Read first: EC2 API reference, data types `Instance`, `InstanceNetworkInterface`, `InstanceMetadataOptionsResponse`.
+//! Beyond EC2's own shape a record may say what only a hypervisor or the rest of EC2's API knows; those fields are
+//! marked *ours*. What a record does not say is absent from the metadata tree, never invented.
+
+use std::fmt;
+
+use imds_ebpf::abi::MacAddr;
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+/// Declares a newtype over text that refuses the empty string and whatever `$refuse` names.
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
+        #[serde(transparent)]
+        pub struct $name(Box<str>);
+
+        impl $name {
+            /// The id as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = $crate::registry::instance::IdError;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                $crate::registry::instance::check_id(text)?;
+                Ok(Self(text.into()))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                std::borrow::Cow::<'de, str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+            }
+        }
+    };
+}
+pub(crate) use text_id;
+
+/// The text is not an id.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("an id is 1 to 255 visible ASCII characters without '/'")]
+pub struct IdError;
+
+pub(crate) fn check_id(text: &str) -> Result<(), IdError> {
+    let legal =
+        (1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
+    if legal { Ok(()) } else { Err(IdError) }
+}
+
+text_id! {
+    /// Names one instance: `i-0123456789abcdef0`, or whatever the hypervisor calls it.
+    InstanceId
+}
+
+text_id! {
+    /// Names one network interface (ENI): `eni-0123456789abcdef0`.
+    InterfaceId
+}
+
+/// One instance. Field meanings are EC2's unless marked *ours*.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+#[expect(
+    missing_docs,
+    reason = "the names and meanings are those of the EC2 API reference"
+)]
+pub struct Instance {
+    pub instance_id: InstanceId,
+    pub image_id: Option<String>,
+    pub instance_type: Option<String>,
+    #[serde(default)]
+    pub ami_launch_index: u32,
+    pub ami_manifest_path: Option<String>,
+    #[serde(default)]
+    pub ancestor_ami_ids: Vec<String>,
+    pub architecture: Option<String>,
+    /// RFC 3339, as EC2 writes it: `2026-11-21T08:00:00+00:00` or with `Z`.
+    pub launch_time: Option<jiff::Timestamp>,
+    pub kernel_id: Option<String>,
+    pub ramdisk_id: Option<String>,
+    pub key_name: Option<String>,
+    /// *Ours*: the public half of the key pairs, in the order of their index.
+    #[serde(default)]
+    pub public_keys: Vec<PublicKey>,
+    /// From the reservation that EC2 nests the instance in.
+    pub reservation_id: Option<String>,
+    /// The account that owns the instance, from the reservation.
+    pub owner_id: Option<String>,
+    #[serde(default)]
+    pub placement: Placement,
+    pub private_dns_name: Option<String>,
+    pub private_ip_address: Option<std::net::Ipv4Addr>,
+    pub public_dns_name: Option<String>,
+    pub public_ip_address: Option<std::net::Ipv4Addr>,
+    pub ipv6_address: Option<std::net::Ipv6Addr>,
+    #[serde(default)]
+    pub security_groups: Vec<SecurityGroup>,
+    #[serde(default)]
+    pub product_codes: Vec<ProductCode>,
+    pub root_device_name: Option<String>,
+    #[serde(default)]
+    pub block_device_mappings: Vec<BlockDeviceMapping>,
+    /// `spot`, `scheduled`, `capacity-block`; absent means on-demand.
+    pub instance_lifecycle: Option<String>,
+    /// `nitro`, `xen`.
+    pub hypervisor: Option<String>,
+    pub monitoring: Option<Monitoring>,
+    pub iam_instance_profile: Option<IamInstanceProfile>,
+    #[serde(default)]
+    pub metadata_options: MetadataOptionsRecord,
+    #[serde(default)]
+    pub tags: Vec<Tag>,
+    pub network_interfaces: Vec<NetworkInterface>,
+    /// Base64, as `aws ec2 run-instances` takes it.
+    pub user_data: Option<UserData>,
+}
+
+/// One network interface of an instance.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+#[expect(
+    missing_docs,
+    reason = "the names and meanings are those of the EC2 API reference"
+)]
+pub struct NetworkInterface {
+    pub network_interface_id: Option<InterfaceId>,
+    #[serde(deserialize_with = "mac_from_text")]
+    pub mac_address: MacAddr,
+    /// *Ours*: the host's tap device of this interface, when it is known beforehand.
+    pub tap: Option<String>,
+    pub owner_id: Option<String>,
+    pub subnet_id: Option<String>,
+    pub vpc_id: Option<String>,
+    pub private_dns_name: Option<String>,
+    pub private_ip_address: Option<std::net::Ipv4Addr>,
+    #[serde(default)]
+    pub private_ip_addresses: Vec<PrivateIpAddress>,
+    pub association: Option<Association>,
+    #[serde(default)]
+    pub ipv6_addresses: Vec<Ipv6Address>,
+    #[serde(default)]
+    pub ipv4_prefixes: Vec<Ipv4Prefix>,
+    #[serde(default)]
+    pub ipv6_prefixes: Vec<Ipv6Prefix>,
+    #[serde(default)]
+    pub groups: Vec<SecurityGroup>,
+    pub attachment: Option<Attachment>,
+    /// *Ours*: the subnet's IPv4 block, in CIDR notation.
+    pub subnet_ipv4_cidr_block: Option<String>,
+    /// *Ours*: the subnet's IPv6 blocks.
+    #[serde(default)]
+    pub subnet_ipv6_cidr_blocks: Vec<String>,
+    /// *Ours*: the network's IPv4 blocks, the primary one first.
+    #[serde(default)]
+    pub vpc_ipv4_cidr_blocks: Vec<String>,
+    /// *Ours*: the network's IPv6 blocks.
+    #[serde(default)]
+    pub vpc_ipv6_cidr_blocks: Vec<String>,
+}
+
+macro_rules! parts {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty),+ $(,)? })+) => { $(
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        #[expect(missing_docs, reason = "the names and meanings are those of the EC2 API reference")]
+        pub struct $name { $($(#[$field_doc])* pub $field: $type),+ }
+    )+ };
+}
+
+parts! {
+    /// A key pair's public half. *Ours*: EC2 keeps it outside the instance.
+    PublicKey { key_name: String, public_key_material: String }
+    /// A security group that applies to the instance or the interface.
+    SecurityGroup { group_id: Option<String>, group_name: Option<String> }
+    /// A marketplace product code.
+    ProductCode { product_code_id: String, product_code_type: Option<String> }
+    /// A block device: EC2's shape for an EBS volume; `VirtualName` (`ami`, `ephemeral0`, `swap`) says another name.
+    BlockDeviceMapping { device_name: String, virtual_name: Option<String>, ebs: Option<Ebs> }
+    /// The volume behind a block device.
+    Ebs { volume_id: Option<String> }
+    /// Detailed monitoring: `enabled` or `disabled`.
+    Monitoring { state: String }
+    /// Which instance profile the instance has.
+    IamInstanceProfile { arn: String, id: Option<String> }
+    /// A tag of the instance.
+    Tag { key: String, value: String }
+    /// A private IPv4 address of an interface.
+    PrivateIpAddress {
+        private_ip_address: std::net::Ipv4Addr,
+        #[serde(default)] primary: bool,
+        private_dns_name: Option<String>,
+        association: Option<Association>,
+    }
+    /// The public address that maps to a private one.
+    Association { public_ip: Option<std::net::Ipv4Addr>, public_dns_name: Option<String>, ip_owner_id: Option<String> }
+    /// An IPv6 address of an interface.
+    Ipv6Address { ipv6_address: std::net::Ipv6Addr }
+    /// A delegated IPv4 prefix, in CIDR notation.
+    Ipv4Prefix { ipv4_prefix: String }
+    /// A delegated IPv6 prefix, in CIDR notation.
+    Ipv6Prefix { ipv6_prefix: String }
+    /// How the interface is attached to the instance.
+    Attachment { #[serde(default)] device_index: u32, network_card_index: Option<u32> }
+}
+
+/// Where the instance runs.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+#[expect(
+    missing_docs,
+    reason = "the names and meanings are those of the EC2 API reference"
+)]
+pub struct Placement {
+    pub availability_zone: Option<String>,
+    pub availability_zone_id: Option<String>,
+    /// *Ours*: the region, where it is not the zone without its last letter.
+    pub region: Option<String>,
+    pub group_name: Option<String>,
+    pub host_id: Option<String>,
+    pub partition_number: Option<u32>,
+}
+
+/// `MetadataOptions` as a record says it: what is not said is taken from the host's defaults.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+#[expect(
+    missing_docs,
+    reason = "the names and meanings are those of the EC2 API reference"
+)]
+pub struct MetadataOptionsRecord {
+    pub http_endpoint: Option<HttpEndpoint>,
+    pub http_tokens: Option<HttpTokens>,
+    #[serde(default, deserialize_with = "hop_limit")]
+    pub http_put_response_hop_limit: Option<u8>,
+    pub http_protocol_ipv6: Option<HttpProtocolIpv6>,
+    pub instance_metadata_tags: Option<InstanceMetadataTags>,
+}
+
+/// The metadata options in force for one instance.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(
+    missing_docs,
+    reason = "the names and meanings are those of the EC2 API reference"
+)]
+pub struct MetadataOptions {
+    pub http_endpoint: HttpEndpoint,
+    pub http_tokens: HttpTokens,
+    /// 1 to 64.
+    pub http_put_response_hop_limit: u8,
+    pub http_protocol_ipv6: HttpProtocolIpv6,
+    pub instance_metadata_tags: InstanceMetadataTags,
+}
+
+macro_rules! option_words {
+    ($($(#[$doc:meta])* $name:ident { $($variant:ident),+ })+) => { $(
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize)]
+        #[serde(rename_all = "lowercase")]
+        #[expect(missing_docs, reason = "the names and meanings are those of the EC2 API reference")]
+        pub enum $name { $($variant),+ }
+    )+ };
+}
+
+option_words! {
+    /// Whether the service answers the instance at all.
+    HttpEndpoint { Enabled, Disabled }
+    /// Whether a session token is needed (IMDSv2 only) or not (IMDSv1 too).
+    HttpTokens { Optional, Required }
+    /// Whether the service answers on IPv6 too.
+    HttpProtocolIpv6 { Enabled, Disabled }
+    /// Whether the instance's tags are in the tree.
+    InstanceMetadataTags { Enabled, Disabled }
+}
+
+impl Default for MetadataOptions {
+    /// The defaults of the wire contract: tokens required, hop limit 1, endpoint on, IPv6 and tags off.
+    fn default() -> Self {
+        Self {
+            http_endpoint: HttpEndpoint::Enabled,
+            http_tokens: HttpTokens::Required,
+            http_put_response_hop_limit: 1,
+            http_protocol_ipv6: HttpProtocolIpv6::Disabled,
+            instance_metadata_tags: InstanceMetadataTags::Disabled,
+        }
+    }
+}
+
+impl MetadataOptionsRecord {
+    /// The options in force: what the record says, else the host's `defaults`.
+    pub fn or(self, defaults: MetadataOptions) -> MetadataOptions {
+        MetadataOptions {
+            http_endpoint: self.http_endpoint.unwrap_or(defaults.http_endpoint),
+            http_tokens: self.http_tokens.unwrap_or(defaults.http_tokens),
+            http_put_response_hop_limit: self
+                .http_put_response_hop_limit
+                .unwrap_or(defaults.http_put_response_hop_limit),
+            http_protocol_ipv6: self.http_protocol_ipv6.unwrap_or(defaults.http_protocol_ipv6),
+            instance_metadata_tags: self
+                .instance_metadata_tags
+                .unwrap_or(defaults.instance_metadata_tags),
+        }
+    }
+}
+
+/// User data: exact bytes, often with secrets in them, so never shown by `Debug`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct UserData(pub Vec<u8>);
+
+impl fmt::Debug for UserData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "UserData({} bytes)", self.0.len())
+    }
+}
+
+impl<'de> Deserialize<'de> for UserData {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use base64::Engine as _;
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        let bytes = base64::engine::general_purpose::STANDARD.decode(text.as_bytes());
+        bytes
+            .map(Self)
+            .map_err(|error| de::Error::custom(format_args!("user data is not base64: {error}")))
+    }
+}
+
+fn mac_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MacAddr, D::Error> {
+    std::borrow::Cow::<'de, str>::deserialize(deserializer)?
+        .parse()
+        .map_err(de::Error::custom)
+}
+
+fn hop_limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u8>, D::Error> {
+    let Some(limit) = Option::<u64>::deserialize(deserializer)? else {
+        return Ok(None);
+    };
+    match u8::try_from(limit) {
+        Ok(limit @ 1..=64) => Ok(Some(limit)),
+        _ => Err(de::Error::custom(format_args!(
+            "HttpPutResponseHopLimit is {limit}, not 1 to 64"
+        ))),
+    }
+}

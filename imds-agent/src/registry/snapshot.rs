@@ -1,0 +1,65 @@
+//! The immutable view that everybody reads.
+
+use std::{collections::HashMap, sync::Arc};
+
+use arc_swap::ArcSwap;
+use imds_ebpf::abi::MacAddr;
+
+use super::{
+    instance::{Instance, InstanceId, MetadataOptions, NetworkInterface},
+    role::{InstanceProfile, InstanceProfileName, Role, RoleName},
+};
+
+/// Everything that exists, at one revision.
+#[derive(Clone, Default, Debug)]
+pub struct Snapshot {
+    /// Grows by one with every published change.
+    pub revision: u64,
+    /// Instances by id.
+    pub instances: HashMap<InstanceId, Arc<Member>>,
+    /// Who owns a MAC: the instance, and the index of the interface within it.
+    pub by_mac: HashMap<MacAddr, (Arc<Member>, usize)>,
+    /// Roles by name.
+    pub roles: HashMap<RoleName, Arc<Role>>,
+    /// Instance profiles by name.
+    pub instance_profiles: HashMap<InstanceProfileName, Arc<InstanceProfile>>,
+}
+
+/// One instance with what the rest of the snapshot says about it, so that the request path follows no names.
+#[derive(Debug)]
+pub struct Member {
+    /// The record.
+    pub instance: Instance,
+    /// The options in force.
+    pub options: MetadataOptions,
+    /// The instance profile that the record names, if it exists.
+    pub instance_profile: Option<Arc<InstanceProfile>>,
+    /// The role in that profile, if there is one and it exists.
+    pub role: Option<Arc<Role>>,
+    /// When any of this last changed, for `Last-Modified`.
+    pub last_modified: jiff::Timestamp,
+}
+
+/// Where the current snapshot is to be had, without waiting.
+#[derive(Default, Debug)]
+pub struct Published(ArcSwap<Snapshot>);
+
+impl Snapshot {
+    /// Who owns `mac`.
+    pub fn interface(&self, mac: MacAddr) -> Option<(&Arc<Member>, &NetworkInterface)> {
+        let (member, index) = self.by_mac.get(&mac)?;
+        Some((member, member.instance.network_interfaces.get(*index)?))
+    }
+}
+
+impl Published {
+    /// The current snapshot.
+    pub fn load(&self) -> arc_swap::Guard<Arc<Snapshot>> {
+        self.0.load()
+    }
+
+    /// Replaces the current snapshot.
+    pub fn publish(&self, snapshot: Snapshot) {
+        self.0.store(Arc::new(snapshot));
+    }
+}

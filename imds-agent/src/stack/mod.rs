@@ -1,0 +1,1 @@
+//! One TCP/IP stack per interface: packets in, streams to HTTP, packets out.

@@ -1,0 +1,1 @@
+//! One datapath thread: ring, stacks, taps.

@@ -1,0 +1,238 @@
+//! What the classifier and the agent agree on: addresses, ring records, map keys and values, numbered reasons.
+//!
+//! Everything here is `repr(C)` plain data, so that both sides read the same bytes. A change of layout bumps
+//! [`ABI_VERSION`], which is part of the pinned maps' path.
+
+use core::{fmt, str::FromStr};
+
+/// Version of every layout in this file. Pinned maps of another version are never adopted.
+pub const ABI_VERSION: u32 = 1;
+
+/// The IPv4 address of the instance metadata service (EC2 user guide, "Access instance metadata").
+pub const IMDS_IPV4: [u8; 4] = [169, 254, 169, 254];
+
+/// The TCP port that the service listens on.
+pub const IMDS_PORT: u16 = 80;
+
+/// The Ethernet address that the service answers ARP with and that its frames carry as their source: locally
+/// administered, and it spells the IPv4 address (`a9:fe:a9:fe` is 169.254.169.254).
+pub const IMDS_MAC: MacAddr = MacAddr([0x02, 0x00, 0xa9, 0xfe, 0xa9, 0xfe]);
+
+/// The 48-bit address of a network interface.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct MacAddr(pub [u8; 6]);
+
+/// The kernel's interface index of a tap, unique within one network namespace.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct TapIndex(pub u32);
+
+/// Value of the `TAPS` map, keyed by [`TapIndex`]: what the classifier knows about one tap.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TapBinding {
+    /// The only source MAC whose metadata traffic is served on this tap.
+    pub mac: MacAddr,
+    /// Explicit padding: the kernel compares map values byte by byte.
+    pub reserved: [u8; 2],
+}
+
+/// Head of every ring record. The frame's bytes follow it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PuntHeader {
+    /// When the classifier saw the frame, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub arrived_ns: u64,
+    /// The tap that the frame came from.
+    pub tap: TapIndex,
+    /// Bytes of frame that follow; the rest of the record is unused.
+    pub frame_length: u32,
+    /// The frame's source MAC, which is the tap's bound one.
+    pub mac: MacAddr,
+    /// Explicit padding.
+    pub reserved: [u8; 2],
+}
+
+/// Bytes of [`PuntHeader`] in front of the frame.
+pub const PUNT_HEADER_BYTES: usize = size_of::<PuntHeader>();
+
+/// Frame room of the small record: SYN, ACK and FIN segments and nearly every SDK request.
+pub const SMALL_FRAME_MAX: usize = 512 - PUNT_HEADER_BYTES;
+
+/// Frame room of the large record. A guest's segmentation offload merges at most what the stack's 8 KiB receive window
+/// allows; Ethernet, IPv4 and TCP headers with all their options add 14 + 60 + 60 bytes.
+pub const LARGE_FRAME_MAX: usize = 8192 + 14 + 60 + 60;
+
+/// Bytes of one worker's ring: a power of two and a multiple of the page size. Holds two thousand small records, which
+/// is two full bursts of what one tap may send in a second.
+pub const RING_BYTES: u32 = 1 << 20;
+
+/// Why the classifier dropped a frame. Numbers are written to metrics and never reused.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Reason {
+    /// The frame ends inside a header that is needed to tell where it goes.
+    Truncated = 1,
+    /// No MAC is bound to the tap, so nobody can be told from it.
+    TapUnbound = 2,
+    /// The source MAC is not the one bound to the tap.
+    SourceMacForged = 3,
+    /// The guest claims the metadata address as its own, as an IP source or in an ARP message.
+    AddressClaimed = 4,
+    /// The frame is for the metadata address inside an 802.1Q or 802.1ad tag.
+    VlanTagged = 5,
+    /// The IPv4 header is malformed: wrong version, or a header length outside 20..=60 bytes.
+    MalformedIpHeader = 6,
+    /// A fragment: metadata traffic is never fragmented by a sane guest.
+    Fragment = 7,
+    /// An IP protocol other than TCP.
+    NotTcp = 8,
+    /// A TCP port other than 80.
+    NotHttpPort = 9,
+    /// An ARP message about the address other than a well-formed request for it.
+    ArpNotRequest = 10,
+    /// Longer than [`LARGE_FRAME_MAX`]: the guest ignored the offered window.
+    FrameTooLong = 11,
+    /// The ring to the agent is full, or the frame's bytes could not be copied into it.
+    RingFull = 12,
+    /// The kernel refused to send a hairpinned reply.
+    HairpinFailed = 13,
+}
+
+/// Number of slots of a tap's counters: one per possible [`Verdict`](crate::classify::Verdict) counter, with room to grow.
+pub const COUNTERS: usize = 64;
+
+/// Slot of the frames punted to the agent. Slots below [`HAIRPINNED_SLOT`] are the numbers of [`Reason`].
+pub const PUNTED_SLOT: u32 = 63;
+
+/// Slot of the frames answered in the kernel.
+pub const HAIRPINNED_SLOT: u32 = 62;
+
+/// Value of the `COUNTERS` map, per CPU and keyed by [`TapIndex`]: frames by reason number, and the two slots above.
+/// Frames that pass are nobody's business and are not counted.
+pub type TapCounters = [u64; COUNTERS];
+
+impl Reason {
+    /// Every reason, in the order of their numbers.
+    pub const ALL: [Self; 13] = [
+        Self::Truncated,
+        Self::TapUnbound,
+        Self::SourceMacForged,
+        Self::AddressClaimed,
+        Self::VlanTagged,
+        Self::MalformedIpHeader,
+        Self::Fragment,
+        Self::NotTcp,
+        Self::NotHttpPort,
+        Self::ArpNotRequest,
+        Self::FrameTooLong,
+        Self::RingFull,
+        Self::HairpinFailed,
+    ];
+
+    /// The name that metrics and logs use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Truncated => "truncated",
+            Self::TapUnbound => "tap-unbound",
+            Self::SourceMacForged => "source-mac-forged",
+            Self::AddressClaimed => "address-claimed",
+            Self::VlanTagged => "vlan-tagged",
+            Self::MalformedIpHeader => "malformed-ip-header",
+            Self::Fragment => "fragment",
+            Self::NotTcp => "not-tcp",
+            Self::NotHttpPort => "not-http-port",
+            Self::ArpNotRequest => "arp-not-request",
+            Self::FrameTooLong => "frame-too-long",
+            Self::RingFull => "ring-full",
+            Self::HairpinFailed => "hairpin-failed",
+        }
+    }
+}
+
+impl fmt::Display for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for TapIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// The text is not six two-digit hexadecimal octets joined by colons.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MacAddrError;
+
+impl fmt::Display for MacAddrError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a MAC address is six two-digit hexadecimal octets joined by colons")
+    }
+}
+
+impl core::error::Error for MacAddrError {}
+
+impl FromStr for MacAddr {
+    type Err = MacAddrError;
+
+    fn from_str(text: &str) -> Result<Self, MacAddrError> {
+        let mut octets = [0; 6];
+        let mut parts = text.split(':');
+        for octet in &mut octets {
+            let part = parts.next().ok_or(MacAddrError)?;
+            if part.len() != 2 || !part.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                return Err(MacAddrError);
+            }
+            *octet = u8::from_str_radix(part, 16).map_err(|_| MacAddrError)?;
+        }
+        match parts.next() {
+            None => Ok(Self(octets)),
+            Some(_) => Err(MacAddrError),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mac_round_trip() {
+        let mac: MacAddr = "02:0A:a9:fe:A9:01".parse().unwrap();
+        assert_eq!(mac, MacAddr([0x02, 0x0a, 0xa9, 0xfe, 0xa9, 0x01]));
+        extern crate std;
+        assert_eq!(std::string::ToString::to_string(&mac), "02:0a:a9:fe:a9:01");
+    }
+
+    #[test]
+    fn mac_refuses_other_shapes() {
+        for text in [
+            "",
+            "02:0a:a9:fe:a9",
+            "02:0a:a9:fe:a9:01:02",
+            "2:0a:a9:fe:a9:01",
+            "02-0a-a9-fe-a9-01",
+            "+2:0a:a9:fe:a9:01",
+        ] {
+            assert_eq!(text.parse::<MacAddr>(), Err(MacAddrError), "{text}");
+        }
+    }
+
+    #[test]
+    fn reasons_are_numbered_as_listed_and_leave_the_two_slots_free() {
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index + 1);
+            assert!((*reason as u32) < HAIRPINNED_SLOT);
+        }
+    }
+}

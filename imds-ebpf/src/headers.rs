@@ -1,0 +1,1 @@
+//! Offsets and sizes of the headers that the classifier reads.

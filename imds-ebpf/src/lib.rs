@@ -1,0 +1,10 @@
+//! The classifier's logic and the layouts it shares with the agent.
+//!
+//! This library target is what the agent links and what `cargo test` runs on the host; the binary target is the
+//! program that the kernel runs. Read in this order: [`abi`], [`classify`], [`headers`].
+
+#![no_std]
+
+pub mod abi;
+pub mod classify;
+pub mod headers;

@@ -1,0 +1,1 @@
+//! Guests, namespaces and peers for the integration tests.
