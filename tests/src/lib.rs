@@ -1,1 +1,7 @@
 //! Guests, namespaces and peers for the integration tests.
+
+pub mod agent;
+pub mod kernel_guest;
+pub mod netns;
+pub mod records;
+pub mod tap;
