@@ -100,7 +100,7 @@ impl Worker {
 
     async fn run(self, mut inbox: mpsc::UnboundedReceiver<Command>) -> io::Result<()> {
         let Self { ring, mut injector, imds, registry, credentials } = self;
-        let mut ring = AsyncFd::new(ring)?;
+        let mut ring = AsyncFd::register(ring)?;
         let mut interfaces = Interfaces {
             clock: Clock::new(),
             imds,

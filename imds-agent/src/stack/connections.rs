@@ -26,7 +26,7 @@ struct Connection {
     http: http::Connection,
     last_heard: Duration,
     end_is_told: bool,
-    /// Set once our half is closed.
+    /// Set once our half is closed and acknowledged, and only the peer's is open.
     linger_until: Option<Duration>,
 }
 
@@ -178,6 +178,8 @@ impl Connection {
         }
         if self.http.is_last() && self.http.poll_transmit().is_none() && socket.may_send() {
             socket.close();
+        }
+        if socket.state() == State::FinWait2 && self.linger_until.is_none() {
             self.linger_until = Some(now.monotonic.saturating_add(LINGER));
         }
     }

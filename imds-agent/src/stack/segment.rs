@@ -35,6 +35,10 @@ pub struct Segment {
 impl Segment {
     /// Reads the headers, or nothing if the packet is not one whole TCP segment.
     pub fn parse(packet: &[u8]) -> Option<Self> {
+        // smoltcp's `of_packet` panics on nothing at all.
+        if packet.is_empty() {
+            return None;
+        }
         let (source, destination, payload): (IpAddress, IpAddress, &[u8]) = match IpVersion::of_packet(packet).ok()? {
             IpVersion::Ipv4 => {
                 let packet = Ipv4Packet::new_checked(packet).ok()?;
