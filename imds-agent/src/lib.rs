@@ -34,6 +34,7 @@
 //! - A frame for the IMDS address never leaves the host, whatever state the agent is in.
 
 pub mod agent;
+pub mod bindings;
 pub mod config;
 pub mod credentials;
 pub mod datapath;
