@@ -87,11 +87,15 @@ impl Directory {
         self.state.problems.subscribe()
     }
 
-    /// Publishes the current snapshot and every later one: first to `published`, then to the receivers. Ends only
-    /// when the kernel's events can no longer be read.
-    pub async fn watch(self, published: Arc<Published>) -> io::Error {
+    /// Publishes the current snapshot at once, and every later one as long as the future is polled: first to
+    /// `published`, then to the receivers. The future ends only when the kernel's events can no longer be read.
+    pub fn watch(self, published: Arc<Published>) -> impl Future<Output = io::Error> + Send {
+        published.publish(Arc::clone(&self.state.snapshots.borrow()));
+        self.follow(published)
+    }
+
+    async fn follow(self, published: Arc<Published>) -> io::Error {
         let Self { inotify, mut state } = self;
-        published.publish(Arc::clone(&state.snapshots.borrow()));
         let mut events = match inotify.into_event_stream(vec![0; EVENTS_BYTES]) {
             Ok(events) => events.ready_chunks(EVENTS_MAX),
             Err(error) => return error,
@@ -136,7 +140,8 @@ struct State {
 /// What one read of events says.
 #[derive(Default, Debug)]
 struct Batch {
-    touched: HashSet<FileKey>,
+    /// Files, and whether the last event said that the file went away.
+    touched: HashMap<FileKey, bool>,
     lost: HashSet<Kind>,
     /// The kernel dropped events.
     overflow: bool,
@@ -165,7 +170,8 @@ impl State {
             if event.mask.contains(EventMask::CREATE) && !is_link(&path) {
                 continue;
             }
-            batch.touched.insert(FileKey { kind, name });
+            let gone = event.mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM);
+            batch.touched.insert(FileKey { kind, name }, gone);
         }
         batch
     }
@@ -191,8 +197,14 @@ impl State {
                 rescan.insert(kind);
             }
         }
-        let mut touched = batch.touched;
-        touched.retain(|key| !self.absent.contains_key(&key.kind));
+        let mut touched = HashSet::new();
+        for (key, gone) in batch.touched {
+            if !batch.lost.contains(&key.kind) {
+                touched.insert(key);
+            } else if gone {
+                self.records.handle_removed(&key);
+            }
+        }
         for kind in rescan {
             match self.listing(kind) {
                 Ok(names) => touched.extend(names),
@@ -202,6 +214,7 @@ impl State {
                 }
             }
         }
+        touched.retain(|key| !self.absent.contains_key(&key.kind));
         for key in touched {
             match read_file(&self.root.join(key.path())) {
                 Ok(Some((bytes, modified))) => self.records.handle_file(key, &bytes, modified),

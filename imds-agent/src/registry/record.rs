@@ -190,8 +190,9 @@ fn from_json<T: DeserializeOwned>(bytes: &[u8], warnings: &mut Vec<Finding>) -> 
     let parsed =
         serde_path_to_error::deserialize(serde_ignored::Deserializer::new(&mut json, &mut note_unknown));
     let value = parsed.map_err(|error| {
+        // "?" stands for a key that could not be read, "." for the file.
         let field = error.path().to_string();
-        let field = if field == "." { String::new() } else { field };
+        let field = field.trim_end_matches(['?', '.']).to_owned();
         json_finding(field, &error.into_inner())
     })?;
     json.end().map_err(|error| json_finding(String::new(), &error))?;

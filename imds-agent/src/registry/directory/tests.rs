@@ -61,7 +61,10 @@ impl Host {
     async fn problem(&mut self, text: &str) {
         let stands =
             |problems: &Arc<[Problem]>| problems.iter().any(|problem| problem.to_string().contains(text));
-        within_seconds(self.problems.wait_for(stands)).await.unwrap();
+        let waited = tokio::time::timeout(Duration::from_secs(30), self.problems.wait_for(stands))
+            .await
+            .is_ok();
+        assert!(waited, "{text}: {:?}", self.problems.borrow());
     }
 
     async fn no_problems(&mut self) {
