@@ -186,8 +186,8 @@ impl Nginx {
         namespace.ip(&format!("neighbour add {guest} lladdr {} dev tap0 nud permanent", guest_mac(2)))?;
         let files = tempfile::Builder::new().prefix("bench-nginx-").tempdir_in(target)?;
         fs::write(files.path().join("nginx.conf"), configuration(reply)?)?;
-        let mut command: Command = namespace.command("nginx");
-        command.arg("-p").arg(files.path()).arg("-c").arg("nginx.conf");
+        let mut command: Command = namespace.command(target.join("nginx/usr/sbin/nginx"));
+        command.args(["-c", "nginx.conf", "-e", "error.log", "-p"]).arg(files.path());
         let master = command.stdin(Stdio::null()).spawn().context("cannot start nginx")?;
         let worker = worker_of(&master)?;
         pin(worker, SERVER_CORE)?;
