@@ -58,19 +58,11 @@ impl Namespace {
         command
     }
 
-    /// Runs `ip` inside with `arguments`, split at spaces.
-    pub fn ip(&self, arguments: &str) -> Result<()> {
-        let output = self
-            .command("ip")
-            .args(arguments.split_whitespace())
-            .output()
-            .context("cannot run ip")?;
+    /// Runs `ip` inside with `arguments`, split at spaces, and returns what it prints.
+    pub fn ip(&self, arguments: &str) -> Result<String> {
+        let output = self.command("ip").args(arguments.split_whitespace()).output().context("cannot run ip")?;
         let errors = String::from_utf8_lossy(&output.stderr);
-        anyhow::ensure!(
-            output.status.success(),
-            "`ip {arguments}` failed: {}",
-            errors.trim()
-        );
-        Ok(())
+        anyhow::ensure!(output.status.success(), "`ip {arguments}` failed: {}", errors.trim());
+        Ok(String::from_utf8(output.stdout)?)
     }
 }

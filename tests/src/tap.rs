@@ -47,6 +47,11 @@ impl Tap {
         });
         let (file, index) = opened?;
         namespace.ip(&format!("link set {name} up"))?;
+        // Until the kernel has noticed the carrier, its "noop" queue throws away what the host sends to the guest.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while namespace.ip(&format!("link show {name}"))?.contains("qdisc noop") {
+            anyhow::ensure!(Instant::now() < deadline, "tap {name} does not come up");
+        }
         Ok(Self {
             file,
             name: name.to_owned(),
