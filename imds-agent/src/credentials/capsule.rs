@@ -158,13 +158,13 @@ impl CapsuleKey {
     }
 
     fn access_key_id(&self, nonce: &[u8; NONCE_BYTES], account: &str) -> String {
-        let tag = hmac(&*self.derivation, &[b"access key id", nonce]);
+        let tag = hmac(&self.derivation, &[b"access key id", nonce]);
         let random = tag.first_chunk().map_or(0, |bytes| u128::from_be_bytes(*bytes));
         access_key_id(account, random)
     }
 
     fn secret_access_key(&self, nonce: &[u8; NONCE_BYTES]) -> SecretString {
-        let tag = hmac(&*self.derivation, &[b"secret access key", nonce]);
+        let tag = hmac(&self.derivation, &[b"secret access key", nonce]);
         // 30 bytes are 40 characters.
         STANDARD.encode(&tag[..30]).into()
     }

@@ -1,6 +1,7 @@
 //! Role credentials: fetched and refreshed ahead of time, read without waiting.
 
 pub mod capsule;
+pub mod health;
 pub mod issuer;
 pub mod process;
 pub mod refresh;

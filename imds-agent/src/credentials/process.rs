@@ -8,7 +8,7 @@
 //! these variables: `PATH`, what the configuration adds, and `IMDS_ROLE_ARN`, `IMDS_ROLE_NAME`, `IMDS_INSTANCE_ID`,
 //! `IMDS_DURATION_SECONDS`. When it takes too long or prints too much, its whole group is killed.
 
-use std::{collections::BTreeMap, process::Stdio, time::Duration};
+use std::{collections::BTreeMap, fmt, process::Stdio, time::Duration};
 
 use jiff::Timestamp;
 use nix::{
@@ -38,7 +38,17 @@ pub struct Program<'a> {
     /// How long it may take.
     pub timeout: Duration,
     /// Variables that it gets besides ours.
-    pub environment: &'a BTreeMap<String, String>,
+    pub environment: &'a Environment,
+}
+
+/// Variables by name. Their values may be secrets, so `Debug` shows the names alone.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Environment(pub BTreeMap<String, String>);
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 /// Runs the program once.
@@ -97,7 +107,7 @@ fn spawn(program: Program<'_>, request: &RoleSessionRequest) -> Result<Child, Fe
         .args(arguments)
         .env_clear()
         .env("PATH", PATH)
-        .envs(program.environment)
+        .envs(&program.environment.0)
         .env("IMDS_ROLE_ARN", &request.role.arn)
         .env("IMDS_ROLE_NAME", request.role.role_name.as_str())
         .env("IMDS_INSTANCE_ID", request.instance.as_str())

@@ -14,7 +14,8 @@ use tokio::{
 
 use super::{
     FetchError, Published, RoleCredentials, Source,
-    schedule::{Event, Schedule, Ticket},
+    health::Event,
+    schedule::{Schedule, Ticket},
 };
 use crate::{now::Now, registry::Snapshot};
 
@@ -97,13 +98,13 @@ impl Refresher {
         match self.schedule.handle_fetched(self.now(), &ticket, outcome) {
             None => {}
             Some(Event::Failing { role, why }) => {
-                log::warn!("credentials of {role}: the source fails: {why}")
+                log::warn!("credentials of {role}: the source fails: {why}");
             }
             Some(Event::Refused { role, why }) => {
-                log::warn!("credentials of {role}: the role is refused: {why}")
+                log::warn!("credentials of {role}: the role is refused: {why}");
             }
             Some(Event::Recovered { role }) => {
-                log::info!("credentials of {role}: every session is supplied again")
+                log::info!("credentials of {role}: every session is supplied again");
             }
         }
     }

@@ -20,7 +20,9 @@ use jiff::{SignedDuration, Timestamp};
 use rand::{Rng, RngExt as _};
 
 use super::{
-    FetchError, Refusal, RoleCredentials, RoleSession, RoleSessionRequest, RoleSlot, RoleState, whole_seconds,
+    FetchError, Refusal, RoleCredentials, RoleSession, RoleSessionRequest, RoleSlot, RoleState,
+    health::{Event, Health, Trouble},
+    whole_seconds,
 };
 use crate::{
     now::Now,
@@ -60,7 +62,7 @@ pub struct Schedule<R> {
     due_with_set: BTreeSet<(Duration, InstanceId)>,
     fetches: usize,
     generations: u64,
-    health: HashMap<String, RoleHealth>,
+    health: Health,
     /// The wall clock ahead of the monotonic one, at the last look.
     clock_offset: Option<Duration>,
 }
@@ -70,30 +72,6 @@ pub struct Schedule<R> {
 pub struct Ticket {
     instance: InstanceId,
     generation: u64,
-}
-
-/// Something that an operator should learn, told once for each role and not for each session or try.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Event {
-    /// The source began to fail for sessions of this role.
-    Failing {
-        /// The role's ARN.
-        role: String,
-        /// What the first failure said.
-        why: String,
-    },
-    /// The source began to refuse this role.
-    Refused {
-        /// The role's ARN.
-        role: String,
-        /// What it said.
-        why: String,
-    },
-    /// Every session of this role is supplied again.
-    Recovered {
-        /// The role's ARN.
-        role: String,
-    },
 }
 
 #[derive(Debug)]
@@ -117,19 +95,6 @@ struct SetTimes {
     expires_unix: Duration,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Trouble {
-    Failing,
-    Refused,
-}
-
-/// How many sessions of a role are in which trouble.
-#[derive(Default, Debug)]
-struct RoleHealth {
-    failing: usize,
-    refused: usize,
-}
-
 impl<R: Rng> Schedule<R> {
     /// No sessions yet. Sets are asked to live `duration_seconds`.
     pub fn new(duration_seconds: u32, random: R) -> Self {
@@ -141,7 +106,7 @@ impl<R: Rng> Schedule<R> {
             due_with_set: BTreeSet::new(),
             fetches: 0,
             generations: 0,
-            health: HashMap::new(),
+            health: Health::default(),
             clock_offset: None,
         }
     }
@@ -172,7 +137,7 @@ impl<R: Rng> Schedule<R> {
             if let Some(role) = &member.role
                 && !self.sessions.contains_key(instance)
             {
-                self.begin(now, instance.clone(), Arc::clone(role));
+                self.begin(now, instance, Arc::clone(role));
                 begun = true;
             }
         }
@@ -313,7 +278,7 @@ impl<R: Rng> Schedule<R> {
             .min()
     }
 
-    fn begin(&mut self, now: Now, instance: InstanceId, role: Arc<Role>) {
+    fn begin(&mut self, now: Now, instance: &InstanceId, role: Arc<Role>) {
         self.generations += 1;
         let session = Session {
             role,
@@ -326,7 +291,7 @@ impl<R: Rng> Schedule<R> {
             outdated: false,
         };
         self.sessions.insert(instance.clone(), session);
-        self.set_due(&instance, Some(now.monotonic));
+        self.set_due(instance, Some(now.monotonic));
     }
 
     /// The same role in a new version: its set goes on being served until there is word from the source.
@@ -374,27 +339,7 @@ impl<R: Rng> Schedule<R> {
     fn set_trouble(&mut self, instance: &InstanceId, trouble: Option<Trouble>, why: String) -> Option<Event> {
         let session = self.sessions.get_mut(instance)?;
         let before = std::mem::replace(&mut session.trouble, trouble);
-        if before == trouble {
-            return None;
-        }
-        let role = session.role.arn.clone();
-        let health = self.health.entry(role.clone()).or_default();
-        if let Some(before) = before {
-            *health.count(before) = health.count(before).saturating_sub(1);
-        }
-        if let Some(trouble) = trouble {
-            *health.count(trouble) += 1;
-            return match (*health.count(trouble), trouble) {
-                (1, Trouble::Failing) => Some(Event::Failing { role, why }),
-                (1, Trouble::Refused) => Some(Event::Refused { role, why }),
-                _ => None,
-            };
-        }
-        if health.failing + health.refused > 0 {
-            return None;
-        }
-        self.health.remove(&role);
-        Some(Event::Recovered { role })
+        self.health.handle_change(&session.role.arn, before, trouble, why)
     }
 
     /// Sets end by the wall clock and timers run by the monotonic one: when the former is put right, the latter follow.
@@ -416,15 +361,6 @@ impl<R: Rng> Schedule<R> {
                 &instance,
                 Some(now.monotonic + refresh_unix.saturating_sub(now.unix)),
             );
-        }
-    }
-}
-
-impl RoleHealth {
-    fn count(&mut self, trouble: Trouble) -> &mut usize {
-        match trouble {
-            Trouble::Failing => &mut self.failing,
-            Trouble::Refused => &mut self.refused,
         }
     }
 }

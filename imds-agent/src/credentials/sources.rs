@@ -1,10 +1,10 @@
 //! Which source a role's credentials come from, and whether they may be had at all.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use super::{
     Fetch, FetchError, Issuer, RoleSessionRequest, Source,
-    process::{self, Program},
+    process::{self, Environment, Program},
     trust,
 };
 use crate::registry::role::RoleSource;
@@ -19,7 +19,7 @@ pub struct Settings {
     /// How long a program may take where its role does not say.
     pub process_timeout: Duration,
     /// What every program gets in its environment.
-    pub process_environment: BTreeMap<String, String>,
+    pub process_environment: Environment,
 }
 
 /// All sources of this host.
@@ -100,7 +100,7 @@ mod tests {
             default_source,
             duration_seconds: 3600,
             process_timeout: Duration::from_secs(30),
-            process_environment: BTreeMap::new(),
+            process_environment: Environment::default(),
         };
         Sources::new(settings, Issuer::new(&IssuerKey::new([0; 4], [0; 32]), &[]))
     }

@@ -73,6 +73,7 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::needless_pass_by_value, reason = "json! makes values")]
     fn allow(principal: Value) -> Value {
         json!({"Effect": "Allow", "Principal": principal, "Action": "sts:AssumeRole"})
     }

@@ -24,7 +24,7 @@ fn request() -> RoleSessionRequest {
 /// Runs a shell script as the program: the shell is the test's, not the source's.
 async fn run_script(script: &str, timeout: Duration) -> Result<RoleCredentials, FetchError> {
     let command = ["/bin/sh", "-c", script].map(str::to_owned);
-    let environment = [("EXTRA".to_owned(), "more".to_owned())].into();
+    let environment = Environment([("EXTRA".to_owned(), "more".to_owned())].into());
     let program = Program {
         command: &command,
         timeout,
@@ -195,6 +195,12 @@ async fn gone(pid: &str) {
         assert!(Instant::now() < deadline, "process {pid} goes on running: {stat}");
         tokio::task::yield_now().await;
     }
+}
+
+#[test]
+fn debug_shows_no_value_of_the_environment() {
+    let environment = Environment([("TOKEN".to_owned(), "s3cr3t".to_owned())].into());
+    assert_eq!(format!("{environment:?}"), r#"{"TOKEN"}"#);
 }
 
 proptest! {

@@ -311,7 +311,7 @@ fn half_an_hour_without_source_is_not_felt() {
     let mut simulation = settled(Source::Gives(HOUR));
     for round in 0..5 {
         simulation.run(HOUR, |simulation| {
-            assert!(simulation.left(1).is_some(), "round {round}")
+            assert!(simulation.left(1).is_some(), "round {round}");
         });
         simulation.source = Source::Fails;
         simulation.run(HOUR / 2, |simulation| {
@@ -363,7 +363,7 @@ fn changed_role_is_fetched_anew_without_a_gap_and_its_refusal_counts_at_once() {
     simulation.role("web", "AROA1", 7200);
     assert!(!simulation.commit(), "the session is the same");
     simulation.run(MINUTE, |simulation| {
-        assert!(simulation.left(1).is_some(), "a gap")
+        assert!(simulation.left(1).is_some(), "a gap");
     });
     assert_eq!(simulation.fetches_of(1).len(), 2);
     simulation.source = Source::Refuses;
