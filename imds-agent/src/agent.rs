@@ -9,13 +9,17 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     bindings::{Bindings, Change},
-    config::Config,
-    credentials,
+    config::{Config, Taps},
+    credentials::{self, Issuer, Refresher, Sources},
     datapath::{
         Classifier, Injector,
         link_watch::{LinkEvent, LinkWatch},
     },
-    imds::Imds,
+    imds::{
+        Imds,
+        token::{TokenKey, TokenKeys},
+    },
+    keys::{self, Key, Purpose},
     observe::Requests,
     registry::{self, Directory, Problem, Snapshot, problem::Severity},
     worker::{self, Worker},
@@ -32,6 +36,7 @@ enum Event {
 
 /// The running agent.
 struct Agent {
+    taps: Taps,
     classifier: Classifier,
     bindings: Bindings,
     snapshot: Arc<Snapshot>,
@@ -49,7 +54,15 @@ pub async fn run(config: Config) -> Result<()> {
     let credentials = Arc::new(credentials::Published::default());
     let requests = Arc::new(Requests::default());
 
-    let mut classifier = Classifier::load(&config.pin_directory)?;
+    let token_key: keys::TokenKey = Key::load_or_create(&config.token_key_path(), Purpose::Token)?;
+    let token_keys = TokenKeys::new(TokenKey::new(token_key.id, *token_key.secret()), Vec::new());
+    let issuer_key: keys::IssuerKey = Key::load_or_create(&config.issuer_key_path(), Purpose::Issuer)?;
+    let settings = config.credentials();
+    let duration_seconds = settings.duration_seconds;
+    let sources = Sources::new(settings, Issuer::new(&issuer_key, &[]));
+    let refresher = Refresher::new(Arc::new(sources), Arc::clone(&credentials), duration_seconds);
+
+    let mut classifier = Classifier::load(&config.bpf_directory)?;
     let worker = Worker {
         ring: classifier
             .rings()
@@ -57,12 +70,13 @@ pub async fn run(config: Config) -> Result<()> {
             .next()
             .context("the classifier has no ring")?,
         injector: Injector::new()?,
-        imds: Imds::new(config.token_keys()?, StdRng::from_rng(&mut rand::rng())),
+        imds: Imds::new(Arc::new(token_keys), StdRng::from_rng(&mut rand::rng())),
         registry: Arc::clone(&registry),
         credentials: Arc::clone(&credentials),
         requests: Arc::clone(&requests),
     };
     let mut agent = Agent {
+        taps: config.taps,
         classifier,
         bindings: Bindings::default(),
         snapshot: Arc::clone(&snapshots.borrow_and_update()),
@@ -71,6 +85,7 @@ pub async fn run(config: Config) -> Result<()> {
         requests,
     };
     agent.handle_problems(&Arc::clone(&problems.borrow_and_update()));
+    let refresher = tokio::spawn(refresher.run(directory.snapshots()));
     let mut registry_watch = tokio::spawn(directory.watch(registry));
     let mut links = LinkWatch::new()?;
     loop {
@@ -91,6 +106,7 @@ pub async fn run(config: Config) -> Result<()> {
             }
             Event::Stop(signal) => {
                 log::info!("{signal}: stopping; the classifier stays on its taps, and the address is dark");
+                refresher.abort();
                 agent.stop();
                 return Ok(());
             }
@@ -109,7 +125,7 @@ impl Agent {
                 let changes = self.bindings.handle_tap(index, &name, &self.snapshot);
                 self.apply(changes);
             }
-            LinkEvent::Appeared { is_tap: false, .. } => {}
+            LinkEvent::Appeared { .. } => {}
             LinkEvent::Listed => log::info!(
                 "ready: {} instances, {} taps",
                 self.snapshot.instances.len(),

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use imds_agent::{
     agent,
-    config::Config,
+    config::{Config, DEFAULT_PATH, LogLevel},
     datapath::Classifier,
     registry::{Directory, problem::Severity},
 };
@@ -42,7 +42,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match run(arguments.command, &arguments.config) {
+    match run(arguments.command, arguments.config.as_deref()) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("imds-agent: {error:#}");
@@ -51,9 +51,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command, config: &Path) -> Result<ExitCode> {
-    let config = Config::load(config)?;
-    start_log();
+fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
+    let given = file.map_or_else(Config::load_default, |file| Config::load(file).map(Some))?;
+    let is_given = given.is_some();
+    let config = given.unwrap_or_default();
+    start_log(config.log_level);
+    if !is_given {
+        log::warn!("there is no {DEFAULT_PATH}: everything is as by default");
+    }
     match command {
         Command::Run => {
             let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -67,14 +72,16 @@ fn run(command: Command, config: &Path) -> Result<ExitCode> {
         }
         Command::Check => check(&config),
         Command::Detach => {
-            Classifier::load(&config.pin_directory)?.detach_all()?;
+            Classifier::load(&config.bpf_directory)?.detach_all()?;
             Ok(ExitCode::SUCCESS)
         }
     }
 }
 
-fn start_log() {
-    let filter = env_logger::Env::default().default_filter_or("info");
+/// `RUST_LOG` overrules the configuration.
+fn start_log(level: LogLevel) {
+    let level = log::LevelFilter::from(level);
+    let filter = env_logger::Env::default().default_filter_or(format!("warn,imds_agent={level}"));
     env_logger::Builder::from_env(filter).format_target(false).init();
 }
 

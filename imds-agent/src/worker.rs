@@ -347,7 +347,7 @@ impl Service for Answer<'_> {
                 let role = member.role.as_ref();
                 let state = role.and_then(|role| {
                     self.credentials
-                        .state(&member.instance.instance_id, &role.role_name)
+                        .state(&member.instance.instance_id, &role.role_name, now.timestamp())
                 });
                 let caller = Caller {
                     member,

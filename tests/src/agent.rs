@@ -44,7 +44,7 @@ impl HostFiles {
             fs::create_dir_all(files.state().join(kind))?;
         }
         let config = format!(
-            "state_directory = {:?}\npin_directory = {:?}\n{extra}\n",
+            "state_directory = {:?}\nbpf_directory = {:?}\n{extra}\n",
             files.state(),
             files.pins,
         );

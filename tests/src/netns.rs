@@ -60,9 +60,17 @@ impl Namespace {
 
     /// Runs `ip` inside with `arguments`, split at spaces, and returns what it prints.
     pub fn ip(&self, arguments: &str) -> Result<String> {
-        let output = self.command("ip").args(arguments.split_whitespace()).output().context("cannot run ip")?;
+        let output = self
+            .command("ip")
+            .args(arguments.split_whitespace())
+            .output()
+            .context("cannot run ip")?;
         let errors = String::from_utf8_lossy(&output.stderr);
-        anyhow::ensure!(output.status.success(), "`ip {arguments}` failed: {}", errors.trim());
+        anyhow::ensure!(
+            output.status.success(),
+            "`ip {arguments}` failed: {}",
+            errors.trim()
+        );
         Ok(String::from_utf8(output.stdout)?)
     }
 }
