@@ -131,7 +131,7 @@ fn link_layer() -> Vec<Case> {
         case("a tag around a request from another MAC", eth(GATEWAY_MAC, OTHER_MAC, &[0x8100], 0x0800, &request), Drop(Reason::SourceMacForged)),
         case("a tag around a claim of the address", tagged(&[0x8100], &Ipv4 { source: IMDS_IPV4, ..Ipv4::default() }.packet(&tcp(80, 0))), vlan),
         case("a tag around an ARP request for the address", eth(BROADCAST, GUEST_MAC, &[0x8100], 0x0806, &Arp::default().message()), vlan),
-        early("nine tags", tagged(&[0x8100; 9], &elsewhere), vlan),
+        early("ten tags", tagged(&[0x8100; 10], &elsewhere), vlan),
         case("802.1Q around other traffic", tagged(&[0x8100], &elsewhere), Pass),
         case("two tags around other traffic", tagged(&[0x88a8, 0x8100], &elsewhere), Pass),
         case("a tag around IPv6", eth(GATEWAY_MAC, GUEST_MAC, &[0x8100], 0x86dd, &[0x60; 60]), Pass),

@@ -1,16 +1,13 @@
 //! What the tests of rung T1 need of the kernel: namespaces of their own, taps whose guest they are, and
 //! `BPF_PROG_TEST_RUN`.
 
-#![expect(
-    unsafe_code,
-    reason = "TUNSETIFF, SIOCSIFFLAGS and bpf(2) have no safe wrapper"
-)]
+#![expect(unsafe_code, reason = "ioctls of devices and bpf(2) have no safe wrapper")]
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Read, Write},
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::fs::OpenOptionsExt,
     },
     panic::resume_unwind,
@@ -77,30 +74,31 @@ pub const VNET_HEADER_BYTES: usize = 10;
 impl Tap {
     /// Makes a tap in the network namespace of the calling thread.
     pub fn new(name: &str) -> anyhow::Result<Self> {
-        Self::open(name, false)
+        Self::open(name, None, false)
+    }
+
+    /// Makes a tap with a given interface index, as a later device gets one that was in use before.
+    pub fn with_index(name: &str, index: TapIndex) -> anyhow::Result<Self> {
+        Self::open(name, Some(index), false)
     }
 
     /// Makes a tap on which every frame is preceded by a `virtio_net_hdr`, like that of a guest with offloads.
     pub fn with_vnet_header(name: &str) -> anyhow::Result<Self> {
-        Self::open(name, true)
+        Self::open(name, None, true)
     }
 
-    fn open(name: &str, vnet_header: bool) -> anyhow::Result<Self> {
+    fn open(name: &str, index: Option<TapIndex>, vnet_header: bool) -> anyhow::Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
         let device = options.open("/dev/net/tun").context("/dev/net/tun")?;
+        if let Some(TapIndex(mut index)) = index {
+            ioctl(&device, libc::TUNSETIFINDEX, &mut index).context("TUNSETIFINDEX")?;
+        }
         let mut request = interface_request(name)?;
         let offloads = if vnet_header { libc::IFF_VNET_HDR } else { 0 };
         request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | offloads) as i16;
         ioctl(&device, libc::TUNSETIFF, &mut request).context("TUNSETIFF")?;
-        let control = socket(
-            AddressFamily::Inet,
-            SockType::Datagram,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )?;
-        request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
-        ioctl(&control, libc::SIOCSIFFLAGS, &mut request).context("SIOCSIFFLAGS")?;
+        set_up(name)?;
         Ok(Self {
             device,
             index: tap::index_of(name)?,
@@ -115,11 +113,12 @@ impl Tap {
 
     /// Sends a frame as the guest.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
-        let header: &[u8] = if self.vnet_header {
-            &[0; VNET_HEADER_BYTES]
-        } else {
-            &[]
-        };
+        self.send_offloaded([0; VNET_HEADER_BYTES], frame)
+    }
+
+    /// Sends a frame as a guest does that leaves work to its network card, and says which.
+    pub fn send_offloaded(&self, header: [u8; VNET_HEADER_BYTES], frame: &[u8]) -> io::Result<()> {
+        let header = if self.vnet_header { &header[..] } else { &[] };
         (&self.device).write_all(&[header, frame].concat())
     }
 
@@ -143,6 +142,27 @@ impl Tap {
             }
         }
     }
+}
+
+/// Makes a bridge of devices in the network namespace of the calling thread: the host's network for guests. It forwards
+/// frames as they are, without the netfilter hooks that some kernels have in bridges, which trim and drop.
+pub fn bridge(name: &str, ports: &[TapIndex]) -> anyhow::Result<()> {
+    const SIOCBRADDBR: libc::c_ulong = 0x89a0;
+    const SIOCBRADDIF: libc::c_ulong = 0x89a2;
+    for protocol in ["iptables", "ip6tables", "arptables"] {
+        let switch = format!("/proc/sys/net/bridge/bridge-nf-call-{protocol}");
+        if Path::new(&switch).exists() {
+            fs::write(&switch, "0").context(switch)?;
+        }
+    }
+    let control = control_socket()?;
+    let mut request = interface_request(name)?;
+    ioctl(&control, SIOCBRADDBR, &mut request.ifr_name).context("SIOCBRADDBR")?;
+    for port in ports {
+        request.ifr_ifru.ifru_ifindex = port.0 as i32;
+        ioctl(&control, SIOCBRADDIF, &mut request).context("SIOCBRADDIF")?;
+    }
+    set_up(name)
 }
 
 /// How long anything may take on a busy machine before a test gives up.
@@ -228,6 +248,58 @@ pub fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> io::Resul
     })
 }
 
+/// Loads the shortest classifier there is: every frame is for the next one.
+pub fn empty_classifier() -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        program_type: u32,
+        instruction_count: u32,
+        instructions: u64,
+        license: u64,
+        log: [u64; 2],
+    }
+    const BPF_PROG_LOAD: libc::c_long = 5;
+    const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+    // r0 = -1 (TC_ACT_UNSPEC); exit
+    let instructions: [u64; 2] = [0xffff_ffff_0000_00b7, 0x95];
+    let mut attributes = Attributes {
+        program_type: BPF_PROG_TYPE_SCHED_CLS,
+        instruction_count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
+        license: c"MIT".as_ptr() as u64,
+        log: [0; 2],
+    };
+    // SAFETY: these are the attributes of this command; instructions and licence outlive the call, which only reads them.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw mut attributes,
+            size_of::<Attributes>(),
+        )
+    };
+    match RawFd::try_from(fd) {
+        // SAFETY: the kernel just made this descriptor for us.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn set_up(name: &str) -> anyhow::Result<()> {
+    let mut request = interface_request(name)?;
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
+    ioctl(&control_socket()?, libc::SIOCSIFFLAGS, &mut request).context("SIOCSIFFLAGS")
+}
+
+fn control_socket() -> anyhow::Result<OwnedFd> {
+    Ok(socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?)
+}
+
 fn interface_request(name: &str) -> anyhow::Result<libc::ifreq> {
     // SAFETY: all zeroes are a valid value of this plain C structure.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -240,9 +312,10 @@ fn interface_request(name: &str) -> anyhow::Result<libc::ifreq> {
     Ok(request)
 }
 
-fn ioctl(fd: &impl AsRawFd, command: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
-    // SAFETY: both commands used here take a `struct ifreq`, which outlives the call.
-    match unsafe { libc::ioctl(fd.as_raw_fd(), command, request) } {
+fn ioctl<T>(fd: &impl AsRawFd, command: libc::c_ulong, argument: &mut T) -> io::Result<()> {
+    // SAFETY: the commands used here take what they are given above: an `ifreq`, an interface's name or its index, each
+    // of which outlives the call.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), command, &raw mut *argument) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
