@@ -20,7 +20,13 @@ use imds_tests::{
     frames::{Arp, BROADCAST, Case, GUEST_IP, GUEST_MAC, Ipv4, OTHER_MAC, table, tcp},
     kernel::{PATIENCE, Tap, VNET_HEADER_BYTES, bridge, in_namespaces, wait_readable},
 };
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::{
+        socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket},
+        statfs::{BPF_FS_MAGIC, statfs},
+    },
+};
 
 /// Every frame of the table through a tap into the host's network, a bridge with another guest on it: what passes arrives
 /// there unchanged and in order, and nothing else does.
@@ -170,7 +176,7 @@ fn injected_frames_arrive_and_a_gone_tap_costs_only_its_own() -> anyhow::Result<
         for number in 0..100_u8 {
             for tap in [first.index(), gone, second.index()] {
                 injector.push(tap, GUEST_MAC, 40, |packet| {
-                    packet.copy_from_slice(&[&[0x45, number][..], &[0; 38]].concat())
+                    packet.copy_from_slice(&[&[0x45, number][..], &[0; 38]].concat());
                 });
             }
         }
@@ -243,8 +249,14 @@ fn restart(root: &Path, hook: Hook) -> anyhow::Result<()> {
     );
     let mut ring = only_ring(&mut classifier)?;
     guest.send(&request)?;
-    ensure!(punted(&mut ring) == BTreeMap::from([(guest.index(), 3)]));
     ensure!(classifier.counters(guest.index())?.punted == 3);
+    // On a busy machine the first two may have become too old to be answered.
+    let fresh = punted(&mut ring)[&guest.index()];
+    ensure!(
+        fresh >= 1 && fresh + ring.stale() == 3,
+        "{fresh} fresh, {} stale",
+        ring.stale()
+    );
 
     classifier.unbind(guest.index())?;
     guest.send(&request)?;
@@ -362,6 +374,29 @@ fn tap_operations_without_a_binding_or_an_object_of_their_own_are_told() -> anyh
         classifier.bind(TapIndex(5), MacAddr([2; 6]))?;
         ensure!(!alien.exists(), "another version's maps are left");
         Ok(classifier.detach_all()?)
+    })?;
+    Ok(())
+}
+
+/// In a mount namespace of its own, so that the machine's `/sys/fs/bpf` stays as it is.
+#[test]
+fn bpf_file_system_is_mounted_at_the_usual_place_only() -> anyhow::Result<()> {
+    in_namespaces(|bpffs| {
+        let usual = Path::new("/sys/fs/bpf");
+        while statfs(usual)?.filesystem_type() == BPF_FS_MAGIC {
+            umount2(usual, MntFlags::MNT_DETACH)?;
+        }
+        let root = usual.join("imds-agent");
+        let classifier = Classifier::load(&root)?;
+        ensure!(statfs(usual)?.filesystem_type() == BPF_FS_MAGIC && root.join("v1/TAPS").exists());
+        classifier.detach_all()?;
+        ensure!(!root.exists());
+
+        umount2(bpffs, MntFlags::MNT_DETACH)?;
+        let error = Classifier::load(&bpffs.join("imds")).unwrap_err();
+        ensure!(error.to_string().contains("mount -t bpf"), "{error}");
+        mount(Some("bpf"), bpffs, Some("bpf"), MsFlags::empty(), None::<&str>)?;
+        Ok(())
     })?;
     Ok(())
 }
