@@ -121,7 +121,7 @@ impl Agent {
                 index,
                 name,
                 is_tap: true,
-            } => {
+            } if self.taps.select(&name) => {
                 let changes = self.bindings.handle_tap(index, &name, &self.snapshot);
                 self.apply(changes);
             }

@@ -20,14 +20,9 @@ use imds_agent::{
 struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// The configuration file
-    #[arg(
-        long,
-        global = true,
-        value_name = "FILE",
-        default_value = "/etc/imds-agent/config.toml"
-    )]
-    config: PathBuf,
+    /// The configuration file [default: /etc/imds-agent/config.toml, where it exists]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Subcommand)]

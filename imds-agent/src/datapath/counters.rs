@@ -17,12 +17,9 @@ pub struct Counters {
 
 impl Counters {
     /// Sums what each CPU counted.
-    pub(super) fn sum<'a>(cpus: impl IntoIterator<Item = &'a TapCounters> + Clone) -> Self {
+    pub(super) fn sum(cpus: &[TapCounters]) -> Self {
         let slot = |slot: u32| -> u64 {
-            let counts = cpus
-                .clone()
-                .into_iter()
-                .filter_map(|cpu| cpu.get(usize::try_from(slot).ok()?));
+            let counts = cpus.iter().filter_map(|cpu| cpu.get(usize::try_from(slot).ok()?));
             counts.fold(0, |sum, count| sum.wrapping_add(*count))
         };
         let dropped = Reason::ALL
@@ -78,7 +75,7 @@ mod tests {
         first[PUNTED_SLOT as usize] = 10;
         second[HAIRPINNED_SLOT as usize] = 4;
 
-        let counters = Counters::sum([&first, &second]);
+        let counters = Counters::sum(&[first, second]);
         assert_eq!((counters.punted, counters.hairpinned), (10, 4));
         assert_eq!(
             counters.dropped,
