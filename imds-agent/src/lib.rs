@@ -34,12 +34,14 @@
 //! - A frame for the IMDS address never leaves the host, whatever state the agent is in.
 
 pub mod agent;
+pub mod bindings;
 pub mod config;
 pub mod credentials;
 pub mod datapath;
 pub mod http;
 pub mod imds;
 pub mod now;
+pub mod observe;
 pub mod registry;
 pub mod stack;
 pub mod worker;

@@ -1,1 +1,11 @@
 //! Guests, namespaces and peers for the integration tests.
+
+pub mod agent;
+pub mod host;
+pub mod kernel_guest;
+pub mod load;
+pub mod netns;
+pub mod qemu;
+pub mod records;
+pub mod tap;
+pub mod vm_host;

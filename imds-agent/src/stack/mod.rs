@@ -1,1 +1,174 @@
 //! One TCP/IP stack per interface: packets in, streams to HTTP, packets out.
+//!
+//! Read first: RFC 9293 (TCP), and smoltcp's `Interface`. The stack is sans-IO: packets are handed in, packets are
+//! handed to a [`Transmit`], time is an argument.
+//!
+//! A packet's way: [`Stack::handle_packet`] makes a socket if it opens a connection, feeds smoltcp, and lets the touched
+//! connection talk to HTTP. Nothing but resets leaves until [`Stack::flush`], so that an acknowledgement rides on the
+//! response and the FIN on its last byte.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+mod connections;
+mod device;
+mod segment;
+mod time_wait;
+
+use std::time::Duration;
+
+use smoltcp::{
+    iface::{Config, Interface},
+    time::Instant,
+    wire::{HardwareAddress, IpAddress, IpCidr, Ipv4Address},
+};
+
+use self::{connections::Connections, device::{Nowhere, PacketDevice}, segment::Segment, time_wait::TimeWaits};
+use crate::{http::Service, now::Now};
+
+/// Connections of one interface, half-open ones included. A boot with every client of the wire contract at once holds
+/// fewer than ten; 64 connections with both buffers are 1.5 MiB, the most that one interface can make the agent hold.
+pub const CONNECTIONS_MAX: usize = 64;
+
+/// Bytes that a connection may have unread: one request head of the largest size allowed.
+pub const RECEIVE_BUFFER_BYTES: usize = 8 * 1024;
+
+/// Bytes that a connection may have unacknowledged: the largest user data of EC2 in one go.
+pub const SEND_BUFFER_BYTES: usize = 16 * 1024;
+
+/// IP MTU of inbound packets. A guest whose interface takes less says so in its SYN.
+pub const MTU_BYTES: usize = 1500;
+
+/// The hop limit of everything but session token responses.
+pub const HOP_LIMIT_DEFAULT: u8 = 64;
+
+/// Rounds of egress in one flush, each of at most one packet per connection: enough for a full send buffer at an ordinary
+/// MSS. What is left goes out at the next call, which [`Stack::poll_timeout`] then asks for at once.
+const EGRESS_ROUNDS_MAX: usize = 16;
+
+const IMDS_IPV4: Ipv4Address = {
+    let [a, b, c, d] = imds_ebpf::abi::IMDS_IPV4;
+    Ipv4Address::new(a, b, c, d)
+};
+
+/// Takes the packets that the stack sends.
+pub trait Transmit {
+    /// Queues a packet of `length` bytes that `fill` writes.
+    fn transmit<R>(&mut self, length: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R;
+}
+
+/// The stack of one interface.
+pub struct Stack {
+    interface: Interface,
+    connections: Connections,
+    time_waits: TimeWaits,
+}
+
+impl Stack {
+    /// A stack without connections. `seed` makes its initial sequence numbers unpredictable.
+    pub fn new(now: Now, seed: u64) -> Self {
+        let mut config = Config::new(HardwareAddress::Ip);
+        config.random_seed = seed;
+        let mut interface = Interface::new(config, &mut PacketDevice::new(None, &mut Nowhere), instant(now));
+        interface.update_ip_addrs(|addresses| {
+            // The list has room for two; nothing is lost if it ever had not.
+            let _ = addresses.push(IpCidr::new(IpAddress::Ipv4(IMDS_IPV4), 32));
+        });
+        // On a medium without neighbours the router is never asked for: the route only says that everybody is reachable.
+        let _ = interface.routes_mut().add_default_ipv4_route(IMDS_IPV4);
+        Self { interface, connections: Connections::default(), time_waits: TimeWaits::default() }
+    }
+
+    /// Takes one IP packet from the guest.
+    pub fn handle_packet(
+        &mut self,
+        now: Now,
+        packet: &[u8],
+        service: &mut impl Service,
+        transmit: &mut impl Transmit,
+    ) {
+        let Some(segment) = Segment::parse(packet) else {
+            log::trace!("not a whole TCP segment: {} bytes", packet.len());
+            return;
+        };
+        if !self.connections.has(&segment.peer) {
+            if self.time_waits.handle_segment(now, &segment, transmit) {
+                return;
+            }
+            if segment.opens() {
+                self.make_room(now, transmit);
+                self.connections.listen(now, &segment.peer);
+            }
+        }
+        let mut device = PacketDevice::new(Some(packet), transmit);
+        self.interface.poll_ingress_single(instant(now), &mut device, self.connections.sockets());
+        self.connections.drive(&segment.peer, now, service);
+        if self.connections.is_in_time_wait(&segment.peer) {
+            // The entry sends the last acknowledgement itself, so the socket and its buffers go at once.
+            self.connections.forget(&segment.peer);
+            self.time_waits.enter(now, &segment, transmit);
+        }
+    }
+
+    /// Sends what the connections have to say, and forgets those that ended.
+    pub fn flush(&mut self, now: Now, transmit: &mut impl Transmit) {
+        let mut device = PacketDevice::new(None, transmit);
+        for _ in 0..EGRESS_ROUNDS_MAX {
+            let result = self.interface.poll_egress(instant(now), &mut device, self.connections.sockets());
+            if result == smoltcp::iface::PollResult::None {
+                break;
+            }
+        }
+        self.connections.forget_closed();
+    }
+
+    /// A deadline of [`poll_timeout`](Self::poll_timeout) may have passed.
+    pub fn handle_timeout(&mut self, now: Now, service: &mut impl Service, transmit: &mut impl Transmit) {
+        self.time_waits.expire(now);
+        self.connections.handle_timeout(now, service);
+        self.flush(now, transmit);
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) wants to be called, on the monotonic clock.
+    pub fn poll_timeout(&mut self, now: Now) -> Option<Duration> {
+        let sockets = self.interface.poll_at(instant(now), self.connections.sockets()).map(duration);
+        [sockets, self.connections.poll_timeout(), self.time_waits.poll_timeout()].into_iter().flatten().min()
+    }
+
+    /// Whether it remembers nothing: a new stack in its place would behave the same.
+    pub fn is_idle(&self) -> bool {
+        self.connections.is_empty() && self.time_waits.is_empty()
+    }
+
+    /// Connections that have not ended, half-open ones included.
+    pub fn connection_count(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Resets the connection that was idle for longest when there is no room for another.
+    fn make_room(&mut self, now: Now, transmit: &mut impl Transmit) {
+        if self.connections.len() >= CONNECTIONS_MAX {
+            self.connections.abort_oldest();
+            self.flush(now, transmit);
+        }
+    }
+}
+
+fn instant(now: Now) -> Instant {
+    Instant::from_micros(i64::try_from(now.monotonic.as_micros()).unwrap_or(i64::MAX))
+}
+
+fn duration(instant: Instant) -> Duration {
+    Duration::from_micros(u64::try_from(instant.total_micros()).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,79 @@
+//! What the stack needs to know of a TCP segment before smoltcp sees it.
+
+use smoltcp::wire::{
+    IpAddress, IpEndpoint, IpProtocol, IpVersion, Ipv4Packet, Ipv6Packet, TcpPacket, TcpSeqNumber,
+};
+
+/// Both ends of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Peer {
+    /// The guest's end.
+    pub remote: IpEndpoint,
+    /// Our end.
+    pub local: IpEndpoint,
+}
+
+/// One segment's header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Segment {
+    /// Whose it is.
+    pub peer: Peer,
+    /// Sequence number of its first byte.
+    pub sequence: TcpSeqNumber,
+    /// Sequence number behind its last byte, SYN and FIN counted.
+    pub end: TcpSeqNumber,
+    /// What it acknowledges.
+    pub acknowledges: Option<TcpSeqNumber>,
+    /// The SYN flag.
+    pub syn: bool,
+    /// The FIN flag.
+    pub fin: bool,
+    /// The RST flag.
+    pub rst: bool,
+}
+
+impl Segment {
+    /// Reads the headers, or nothing if the packet is not one whole TCP segment.
+    pub fn parse(packet: &[u8]) -> Option<Self> {
+        // smoltcp's `of_packet` panics on nothing at all.
+        if packet.is_empty() {
+            return None;
+        }
+        let (source, destination, payload): (IpAddress, IpAddress, &[u8]) = match IpVersion::of_packet(packet).ok()? {
+            IpVersion::Ipv4 => {
+                let packet = Ipv4Packet::new_checked(packet).ok()?;
+                if packet.next_header() != IpProtocol::Tcp {
+                    return None;
+                }
+                (packet.src_addr().into(), packet.dst_addr().into(), packet.payload())
+            }
+            IpVersion::Ipv6 => {
+                let packet = Ipv6Packet::new_checked(packet).ok()?;
+                if packet.next_header() != IpProtocol::Tcp {
+                    return None;
+                }
+                (packet.src_addr().into(), packet.dst_addr().into(), packet.payload())
+            }
+        };
+        let tcp = TcpPacket::new_checked(payload).ok()?;
+        #[expect(clippy::arithmetic_side_effects, reason = "sequence numbers wrap, and a segment is under 64 KiB")]
+        let end = tcp.seq_number() + tcp.segment_len();
+        Some(Self {
+            peer: Peer {
+                remote: IpEndpoint::new(source, tcp.src_port()),
+                local: IpEndpoint::new(destination, tcp.dst_port()),
+            },
+            sequence: tcp.seq_number(),
+            end,
+            acknowledges: tcp.ack().then(|| tcp.ack_number()),
+            syn: tcp.syn(),
+            fin: tcp.fin(),
+            rst: tcp.rst(),
+        })
+    }
+
+    /// Whether it asks for a new connection.
+    pub fn opens(&self) -> bool {
+        self.syn && self.acknowledges.is_none() && !self.rst && !self.fin
+    }
+}

@@ -1,0 +1,177 @@
+//! The real agent, started on records that the test writes.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use crate::netns::Namespace;
+
+/// How long the agent may take to say that it serves, or to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A host's files: configuration and registry, in a temporary directory, and pins of its own.
+#[derive(Debug)]
+pub struct HostFiles {
+    directory: tempfile::TempDir,
+    pins: PathBuf,
+}
+
+impl HostFiles {
+    /// Writes a configuration with `extra` TOML lines at its end.
+    pub fn new(extra: &str) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("imds-host-").tempdir()?;
+        let name = directory.path().file_name().context("a temporary directory has a name")?;
+        let pins = Path::new("/sys/fs/bpf").join(name);
+        let files = Self { directory, pins };
+        for kind in ["instances", "roles", "instance-profiles"] {
+            fs::create_dir_all(files.state().join(kind))?;
+        }
+        let config = format!(
+            "state_directory = {:?}\npin_directory = {:?}\n{extra}\n",
+            files.state(),
+            files.pins,
+        );
+        fs::write(files.config(), config)?;
+        Ok(files)
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.directory.path().join("config.toml")
+    }
+
+    /// The state directory.
+    pub fn state(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// The directory of the agent's pins.
+    pub fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    /// Writes a record the way an operator should: beside, then renamed into place.
+    pub fn put(&self, kind: &str, name: &str, record: &Value) -> Result<()> {
+        let path = self.state().join(kind).join(format!("{name}.json"));
+        let beside = path.with_extension("tmp");
+        fs::write(&beside, serde_json::to_vec_pretty(record)?)?;
+        fs::rename(&beside, &path)?;
+        Ok(())
+    }
+
+    /// Removes a record.
+    pub fn delete(&self, kind: &str, name: &str) -> Result<()> {
+        Ok(fs::remove_file(self.state().join(kind).join(format!("{name}.json")))?)
+    }
+}
+
+impl Drop for HostFiles {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.pins);
+    }
+}
+
+/// A running agent. Killed when dropped.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+    /// Every line it has logged so far that was looked at.
+    pub log: Vec<String>,
+}
+
+impl Agent {
+    /// Starts `program run --config ...` in `namespace` and waits until it serves.
+    pub fn start(program: &Path, namespace: &Namespace, files: &HostFiles) -> Result<Self> {
+        let mut command = namespace.command(program);
+        command.arg("run").arg("--config").arg(files.config());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+        let mut child = command.spawn().context("cannot start the agent")?;
+        let stderr = child.stderr.take().context("the agent's log is piped")?;
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if std::env::var_os("IMDS_TEST_LOG").is_some() {
+                    eprintln!("agent: {line}");
+                }
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut agent = Self { child, lines, log: Vec::new() };
+        agent.wait_for_log("ready")?;
+        Ok(agent)
+    }
+
+    /// Waits for a line that contains `text`, and returns it.
+    pub fn wait_for_log(&mut self, text: &str) -> Result<String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    let is_it = line.contains(text);
+                    self.log.push(line.clone());
+                    if is_it {
+                        return Ok(line);
+                    }
+                }
+                Err(error) => bail!("the agent logged no {text:?} ({error}); it said:\n{}", self.log.join("\n")),
+            }
+        }
+    }
+
+    /// Asks it to end, and returns how it did.
+    pub fn stop(mut self) -> Result<(ExitStatus, Vec<String>)> {
+        kill(self.pid()?, Signal::SIGTERM)?;
+        let status = self.wait()?;
+        while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
+            self.log.push(line);
+        }
+        Ok((status, std::mem::take(&mut self.log)))
+    }
+
+    /// Kills it without warning.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Result<Pid> {
+        Ok(Pid::from_raw(self.child.id().try_into()?))
+    }
+
+    fn wait(&mut self) -> Result<ExitStatus> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        bail!("the agent did not end within {PATIENCE:?}")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,68 @@
+//! A whole host: a namespace with taps, records, and the real agent on them.
+
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::{Context as _, Result};
+use imds_ebpf::abi::MacAddr;
+
+use crate::{
+    agent::{Agent, HostFiles},
+    kernel_guest::KernelGuest,
+    netns::Namespace,
+    records,
+    tap::{Tap, guest_mac},
+};
+
+/// The instance that [`Host::with_guest`] describes.
+pub const INSTANCE_ID: &str = "i-0123456789abcdef0";
+
+/// Its address.
+pub const ADDRESS: &str = "10.0.0.2";
+
+/// A host. Fields are dropped in order: the agent first, its namespace last.
+#[derive(Debug)]
+pub struct Host {
+    /// The running agent.
+    pub agent: Agent,
+    /// Its files.
+    pub files: HostFiles,
+    /// The tap of the first guest.
+    pub tap: Arc<Tap>,
+    /// Where the agent and the taps are.
+    pub namespace: Namespace,
+}
+
+impl Host {
+    /// A host with one tap `tap0`, whose instance's record `change` may change before the agent starts.
+    pub fn new(extra_config: &str, change: impl FnOnce(&mut serde_json::Value)) -> Result<Self> {
+        let namespace = Namespace::new()?;
+        let tap = Arc::new(Tap::new(&namespace, "tap0")?);
+        let files = HostFiles::new(extra_config)?;
+        let mut record = records::instance(INSTANCE_ID, guest_mac(2), "tap0", ADDRESS);
+        change(&mut record);
+        files.put("roles", records::ROLE, &records::role())?;
+        files.put("instance-profiles", records::INSTANCE_PROFILE, &records::instance_profile())?;
+        files.put("instances", INSTANCE_ID, &record)?;
+        let agent = Agent::start(&program()?, &namespace, &files)?;
+        Ok(Self { agent, files, tap, namespace })
+    }
+
+    /// The same, with a guest on the tap whose TCP is the kernel's.
+    pub fn with_guest(change: impl FnOnce(&mut serde_json::Value)) -> Result<(Self, KernelGuest)> {
+        let host = Self::new("", change)?;
+        let guest = KernelGuest::new(Arc::clone(&host.tap), guest_mac(2), &format!("{ADDRESS}/24"))?;
+        Ok((host, guest))
+    }
+
+    /// Another tap with a guest behind it.
+    pub fn add_guest(&self, tap: &str, mac: MacAddr, address: &str) -> Result<KernelGuest> {
+        KernelGuest::new(Arc::new(Tap::new(&self.namespace, tap)?), mac, address)
+    }
+}
+
+/// The agent's binary, beside the test's own.
+pub fn program() -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let program = own.ancestors().map(|directory| directory.join("imds-agent")).find(|program| program.is_file());
+    program.context("imds-agent is not built: `cargo xtask test` does it, or `cargo build -p imds-agent`")
+}

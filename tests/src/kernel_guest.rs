@@ -1,0 +1,90 @@
+//! A guest without a virtual machine: a network namespace whose only interface is wired to a tap of the host.
+//!
+//! The kernel's own TCP is the guest's TCP, so any program can be the client: curl, Python, the AWS SDKs.
+
+use std::{
+    io,
+    os::fd::AsFd as _,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use anyhow::Result;
+use imds_ebpf::abi::MacAddr;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::{netns::Namespace, tap::Tap};
+
+/// The guest. Its wire is cut when it is dropped.
+#[derive(Debug)]
+pub struct KernelGuest {
+    /// The namespace that the guest's programs run in.
+    pub namespace: Namespace,
+    stop: Arc<AtomicBool>,
+    pump: Option<thread::JoinHandle<()>>,
+}
+
+impl KernelGuest {
+    /// Wires a new guest with `mac` and `address` (CIDR notation) to the host's tap. The metadata address is on-link.
+    pub fn new(host: Arc<Tap>, mac: MacAddr, address: &str) -> Result<Self> {
+        let namespace = Namespace::new()?;
+        let guest = Tap::new(&namespace, "eth0")?;
+        namespace.ip(&format!("link set eth0 address {mac}"))?;
+        namespace.ip(&format!("address add {address} dev eth0"))?;
+        namespace.ip("route add 169.254.169.254 dev eth0")?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let pump = thread::spawn({
+            let stop = Arc::clone(&stop);
+            move || pump(&host, &guest, &stop)
+        });
+        Ok(Self { namespace, stop, pump: Some(pump) })
+    }
+
+    /// A command that will run in the guest.
+    pub fn command(&self, program: &str) -> Command {
+        self.namespace.command(program)
+    }
+}
+
+impl Drop for KernelGuest {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(pump) = self.pump.take() {
+            let _ = pump.join();
+        }
+    }
+}
+
+/// Carries frames both ways until told to stop. A frame that a tap refuses is lost, as on a wire.
+fn pump(host: &Tap, guest: &Tap, stop: &AtomicBool) {
+    let mut buffer = vec![0; 65_536 + 64];
+    while !stop.load(Ordering::Relaxed) {
+        let mut descriptors =
+            [PollFd::new(host.as_fd(), PollFlags::POLLIN), PollFd::new(guest.as_fd(), PollFlags::POLLIN)];
+        // Wakes up now and then to see whether it is to stop.
+        if poll(&mut descriptors, PollTimeout::from(100_u16)).is_err() {
+            continue;
+        }
+        for (from, to) in [(host, guest), (guest, host)] {
+            if carry(from, to, &mut buffer).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn carry(from: &Tap, to: &Tap, buffer: &mut [u8]) -> io::Result<()> {
+    loop {
+        match from.read(buffer) {
+            Ok(count) => {
+                let _ = to.send(buffer.get(..count).unwrap_or_default());
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}

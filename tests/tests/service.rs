@@ -1,0 +1,224 @@
+//! The service through a tap, as programs in a guest see it. The guest's TCP is the kernel's.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Shutdown, TcpStream},
+    process::Output,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use imds_tests::{
+    host::{Host, INSTANCE_ID},
+    kernel_guest::KernelGuest,
+    records::{ROLE, USER_DATA},
+    tap::guest_mac,
+};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn connect() -> TcpStream {
+    let stream = TcpStream::connect_timeout(&"169.254.169.254:80".parse().unwrap(), PATIENCE).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Sends `request` on a connection of its own and returns all that comes back.
+fn exchange(request: &str) -> String {
+    let mut stream = connect();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    response
+}
+
+fn body(response: &str) -> &str {
+    response.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_else(|| panic!("no head in {response:?}"))
+}
+
+fn token() -> String {
+    let response = exchange("PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n");
+    assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
+    body(&response).to_owned()
+}
+
+fn get(token: &str, path: &str) -> String {
+    exchange(&format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n"))
+}
+
+fn run(guest: &KernelGuest, program: &str, arguments: &[&str]) -> Result<String> {
+    let mut command = guest.command(program);
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("AWS_") || name.ends_with("_proxy")) {
+        command.env_remove(name);
+    }
+    let Output { status, stdout, stderr } = command.args(arguments).output().with_context(|| format!("no {program}"))?;
+    let stderr = String::from_utf8_lossy(&stderr);
+    ensure!(status.success(), "{program} {arguments:?} failed: {status}\n{stderr}");
+    Ok(String::from_utf8(stdout)?)
+}
+
+/// Waits until `probe` returns something.
+fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what} did not happen");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_guest_gets_token_identity_and_role_credentials() -> Result<()> {
+    let (_host, guest) = Host::with_guest(|_| ())?;
+    guest.namespace.enter(|| {
+        let token = token();
+        assert_eq!(token.len(), 56);
+        assert_eq!(body(&get(&token, "/latest/meta-data/instance-id")), INSTANCE_ID);
+        assert_eq!(body(&get(&token, "/latest/meta-data/placement/region")), "eu-central-1");
+        assert_eq!(body(&get(&token, "/latest/meta-data/tags/instance/team")), "blue");
+        assert_eq!(body(&get(&token, "/latest/user-data")), USER_DATA);
+        let roles = "/latest/meta-data/iam/security-credentials/";
+        assert_eq!(body(&get(&token, roles)), ROLE);
+        let credentials = eventually("the first set of credentials", || {
+            let response = get(&token, &format!("{roles}{ROLE}"));
+            response.starts_with("HTTP/1.1 200").then_some(response)
+        });
+        let credentials: serde_json::Value = serde_json::from_str(body(&credentials)).unwrap();
+        assert_eq!(credentials["Code"], "Success");
+        assert!(credentials["AccessKeyId"].as_str().unwrap().starts_with("ASIA"));
+    });
+    Ok(())
+}
+
+#[test]
+fn who_brings_no_token_or_a_wrong_one_is_refused() -> Result<()> {
+    let (_host, guest) = Host::with_guest(|_| ())?;
+    guest.namespace.enter(|| {
+        assert!(exchange("GET /latest/meta-data/ HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 401 "));
+        let mut wrong = token().into_bytes();
+        wrong[20] = if wrong[20] == b'A' { b'B' } else { b'A' };
+        let wrong = String::from_utf8(wrong).unwrap();
+        assert!(get(&wrong, "/latest/meta-data/").starts_with("HTTP/1.1 401 "));
+    });
+    Ok(())
+}
+
+#[test]
+fn a_token_is_good_for_its_own_instance_only() -> Result<()> {
+    let (host, guest) = Host::with_guest(|_| ())?;
+    // The other tenant uses the same IP address.
+    let other = host.add_guest("tap1", guest_mac(3), "10.0.0.2/24")?;
+    let mut record = imds_tests::records::instance("i-0fedcba9876543210", guest_mac(3), "tap1", "10.0.0.2");
+    record["UserData"] = "b3RoZXI=".into();
+    host.files.put("instances", "other", &record)?;
+    let token_of_one = guest.namespace.enter(token);
+    other.namespace.enter(|| {
+        let own = token();
+        assert_eq!(body(&get(&own, "/latest/meta-data/instance-id")), "i-0fedcba9876543210");
+        assert_eq!(body(&get(&own, "/latest/user-data")), "other");
+        assert!(get(&token_of_one, "/latest/meta-data/instance-id").starts_with("HTTP/1.1 401 "));
+    });
+    Ok(())
+}
+
+#[test]
+fn a_request_may_come_in_pieces_and_end_in_a_half_close() -> Result<()> {
+    let (_host, guest) = Host::with_guest(|_| ())?;
+    guest.namespace.enter(|| {
+        let token = token();
+        let mut stream = connect();
+        stream.set_nodelay(true).unwrap();
+        let request = format!("GET /latest/user-data HTTP/1.1\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n");
+        for byte in request.as_bytes() {
+            stream.write_all(&[*byte]).unwrap();
+        }
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        assert_eq!(body(&response), USER_DATA);
+    });
+    Ok(())
+}
+
+#[test]
+fn one_kept_alive_connection_serves_many_requests() -> Result<()> {
+    let (_host, guest) = Host::with_guest(|_| ())?;
+    guest.namespace.enter(|| {
+        let mut stream = connect();
+        let ask = |stream: &mut TcpStream, request: &str| {
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut response = Vec::new();
+            let mut piece = [0; 4096];
+            loop {
+                let count = stream.read(&mut piece).unwrap();
+                assert!(count > 0, "closed after {:?}", String::from_utf8_lossy(&response));
+                response.extend_from_slice(&piece[..count]);
+                let text = String::from_utf8_lossy(&response);
+                if let Some((head, body)) = text.split_once("\r\n\r\n") {
+                    let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).unwrap();
+                    if body.len() == length.parse::<usize>().unwrap() {
+                        return body.to_owned();
+                    }
+                }
+            }
+        };
+        let put = "PUT /latest/api/token HTTP/1.1\r\nConnection: keep-alive\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n";
+        let token = ask(&mut stream, put);
+        for _ in 0..300 {
+            let request = format!(
+                "GET /latest/meta-data/instance-id HTTP/1.1\r\nConnection: keep-alive\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n"
+            );
+            assert_eq!(ask(&mut stream, &request), INSTANCE_ID);
+        }
+    });
+    Ok(())
+}
+
+#[test]
+fn two_hundred_requests_at_once_are_all_answered() -> Result<()> {
+    let (_host, guest) = Host::with_guest(|_| ())?;
+    let token = guest.namespace.enter(token);
+    // More connections at once than an interface may have: a client that is reset tries again, as the SDKs do.
+    let workers: Vec<_> = (0..200)
+        .map(|_| {
+            let token = token.clone();
+            guest.namespace.spawn(move || {
+                let request = format!("GET /latest/meta-data/instance-id HTTP/1.1\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n");
+                (0..5).find_map(|_| {
+                    let mut stream = TcpStream::connect_timeout(&"169.254.169.254:80".parse().unwrap(), PATIENCE).ok()?;
+                    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+                    stream.write_all(request.as_bytes()).ok()?;
+                    let mut response = String::new();
+                    stream.read_to_string(&mut response).ok()?;
+                    Some(response)
+                })
+            })
+        })
+        .collect::<Result<_>>()?;
+    for worker in workers {
+        let response = worker.join().unwrap().expect("one of five tries succeeds");
+        assert_eq!(body(&response), INSTANCE_ID);
+    }
+    Ok(())
+}
+
+#[test]
+fn curl_wget_and_urllib_get_right_answers() -> Result<()> {
+    let (_host, guest) = Host::with_guest(|_| ())?;
+    let url = "http://169.254.169.254/latest";
+    let put = ["-sS", "--fail", "-m", "10", "-X", "PUT", "-H", "X-aws-ec2-metadata-token-ttl-seconds: 60"];
+    let token = run(&guest, "curl", &[&put[..], &[&format!("{url}/api/token")]].concat())?;
+    let header = format!("X-aws-ec2-metadata-token: {token}");
+    let id = format!("{url}/meta-data/instance-id");
+    assert_eq!(run(&guest, "curl", &["-sS", "--fail", "-m", "10", "-H", &header, &id])?, INSTANCE_ID);
+    assert_eq!(run(&guest, "wget", &["-q", "-T", "10", "-O", "-", "--header", &header, &id])?, INSTANCE_ID);
+    let script = "
+import sys, urllib.request
+request = urllib.request.Request(sys.argv[1], headers={'X-aws-ec2-metadata-token': sys.argv[2]})
+sys.stdout.write(urllib.request.urlopen(request, timeout=10).read().decode())
+";
+    assert_eq!(run(&guest, "python3", &["-c", script, &id, &token])?, INSTANCE_ID);
+    Ok(())
+}
