@@ -228,10 +228,10 @@ fn write_field(field: Field, response: &Response, now: Now, framing: Framing, ou
         },
         Field::ContentLength => push_number(out, "Content-Length", response.body.len()),
         Field::ContentType => push(out, "Content-Type", response.content_type.mime()),
-        Field::Date => push_date(out, "Date", &DATE, now.unix),
+        Field::Date => DATE.with(|memo| push_date(out, "Date", memo, now.unix)),
         Field::LastModified => {
             if let Some(time) = response.last_modified {
-                push_date(out, "Last-Modified", &LAST_MODIFIED, time);
+                LAST_MODIFIED.with(|memo| push_date(out, "Last-Modified", memo, time));
             }
         }
         Field::RetryAfter => {
@@ -265,22 +265,23 @@ const DATE_BYTES: usize = 29;
 /// records that its guests ask for rarely change at all.
 type DateMemo = Cell<(u64, [u8; DATE_BYTES])>;
 
+const EPOCH: (u64, [u8; DATE_BYTES]) = (0, *b"Thu, 01 Jan 1970 00:00:00 GMT");
+
 thread_local! {
-    static DATE: DateMemo = const { Cell::new((0, *b"Thu, 01 Jan 1970 00:00:00 GMT")) };
-    static LAST_MODIFIED: DateMemo = const { Cell::new((0, *b"Thu, 01 Jan 1970 00:00:00 GMT")) };
+    static DATE: DateMemo = const { Cell::new(EPOCH) };
+    static LAST_MODIFIED: DateMemo = const { Cell::new(EPOCH) };
 }
 
-fn push_date(out: &mut Vec<u8>, name: &str, memo: &'static std::thread::LocalKey<DateMemo>, time: Duration) {
+fn push_date(out: &mut Vec<u8>, name: &str, memo: &DateMemo, time: Duration) {
     let second = time.as_secs();
     let (memo_second, mut text) = memo.get();
     if memo_second != second {
         text = date(second);
         memo.set((second, text));
     }
-    out.extend_from_slice(name.as_bytes());
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(&text);
-    out.extend_from_slice(b"\r\n");
+    for part in [name.as_bytes(), b": ", &text, b"\r\n"] {
+        out.extend_from_slice(part);
+    }
 }
 
 /// An HTTP date; a time past the year 9999 is that year's last second.

@@ -139,7 +139,8 @@ pub static ROWS: &[Row] = &[
     row(eni!("ipv4-prefix"), "2021-07-15", List(|_, k, l| l.each(k.eni(), |e| e.ipv4_prefixes.iter().map(|p| &p.ipv4_prefix)))),
     row(eni!("ipv6-prefix"), "2021-07-15", List(|_, k, l| l.each(k.eni(), |e| e.ipv6_prefixes.iter().map(|p| &p.ipv6_prefix)))),
     row(eni!("ipv6s"), "2016-06-30", List(|_, k, l| l.each(k.eni(), |e| e.ipv6_addresses.iter().map(|a| a.ipv6_address)))),
-    row(eni!("local-hostname"), "2007-01-19", Text(|v, k| v.interface_local_hostname(k.interface?))),
+    // Documented with a date of 2007, which is that of the instance's: nothing per interface is older than its directory.
+    row(eni!("local-hostname"), "2011-01-01", Text(|v, k| v.interface_local_hostname(k.interface?))),
     row(eni!("local-ipv4s"), "2011-01-01", List(|_, k, l| l.each(k.interface, |i| i.local_ipv4s()))),
     row(eni!("mac"), "2011-01-01", List(|_, k, l| l.extend(k.eni().map(|e| e.mac_address)))),
     row(eni!("network-card"), "2020-11-01", List(|_, k, l| l.extend(k.interface.and_then(|i| i.network_card())))),
