@@ -7,6 +7,7 @@
 mod contract;
 mod crawl;
 mod script;
+mod streams;
 mod world;
 
 use std::{fs, path::Path};

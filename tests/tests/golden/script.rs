@@ -5,6 +5,7 @@
 //! as web                    the caller is golden/instances/web.json; `as web 1`: through its second interface
 //! > GET / HTTP/1.0\r\n      bytes of the guest, escapes as in Rust; the lines up to the next event are sent together
 //! < HTTP/1.1 200 OK\r\n     bytes to the guest; `<1 ` says that they leave with hop limit 1
+//! = V2 SessionToken         what is counted: how it was asked, what was handed out or why not
 //! closed                    nothing more will follow on this connection
 //! after 5 s                 time passes
 //! end                       the guest sends its last byte
@@ -40,7 +41,7 @@ pub fn run(text: &str, piece_bytes: usize) -> String {
         }
         run.send(&mut request, piece_bytes);
         // What was observed is written anew; all other lines stay.
-        if !line.starts_with('<') && line != "closed" {
+        if !line.starts_with(['<', '=']) && line != "closed" {
             _ = writeln!(run.observed, "{line}");
             if number > 0 {
                 run.play(line);
@@ -153,6 +154,14 @@ impl Run {
             for line in bytes.split_inclusive(|byte| *byte == b'\n') {
                 _ = writeln!(self.observed, "<{hop_limit} {}", line.escape_ascii());
             }
+        }
+        for outcome in self.server.outcomes.drain(..) {
+            let version = outcome.version;
+            let forwarded = if outcome.is_forwarded { " forwarded" } else { "" };
+            _ = match outcome.refusal {
+                Some(refusal) => writeln!(self.observed, "= {version:?}{forwarded} {refusal:?}"),
+                None => writeln!(self.observed, "= {version:?}{forwarded} {:?}", outcome.delivery),
+            };
         }
         if self.connection.is_last() && !self.is_closed {
             self.is_closed = true;

@@ -134,6 +134,7 @@ impl Server {
             "PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: {ttl_seconds}\r\n\r\n"
         );
         let response = String::from_utf8(self.exchange(now, request.as_bytes())).expect("text");
+        self.outcomes.clear();
         let (_, token) = response.split_once("\r\n\r\n").expect("a whole response");
         token.to_owned()
     }
