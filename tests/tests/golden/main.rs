@@ -4,6 +4,7 @@
 //! [`crawl`]; `golden/instances/` has the instances. `GOLDEN_BLESS=1` writes what is observed instead of comparing it:
 //! then the difference is to be read against the wire contract.
 
+mod allocations;
 mod contract;
 mod crawl;
 mod script;

@@ -72,7 +72,7 @@ fn answers(stream: &[u8], pieces: &[usize], takes: &[usize]) -> (Vec<(Option<u8>
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn the_cut_of_a_stream_changes_nothing(
