@@ -4,7 +4,9 @@
 //! is incomplete is kept. A request is answered when its body is complete too, so that the next one is found where it
 //! begins. Nothing is answered while too much waits to be sent: then the stream is left unread.
 
-use std::{collections::VecDeque, mem::MaybeUninit, time::Duration};
+use std::{collections::VecDeque, fmt, mem::MaybeUninit, time::Duration};
+
+use zeroize::Zeroizing;
 
 use super::{
     Response, Service, Status,
@@ -33,10 +35,9 @@ pub struct Transmit<'a> {
 }
 
 /// The state of one connection.
-#[derive(Debug)]
 pub struct Connection {
-    /// An incomplete request, or requests that wait for room in `outbound`.
-    inbound: Vec<u8>,
+    /// An incomplete request, or requests that wait for room in `outbound`. Wiped in the end, as session tokens are in them.
+    inbound: Zeroizing<Vec<u8>>,
     outbound: Outbound,
     response: Response,
     /// When the first byte of an incomplete request came.
@@ -50,11 +51,23 @@ pub struct Connection {
     is_closing: bool,
 }
 
+impl fmt::Debug for Connection {
+    /// Neither requests nor responses are for logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("inbound_bytes", &self.inbound.len())
+            .field("outbound_bytes", &self.outbound.unsent())
+            .field("is_ended", &self.is_ended)
+            .field("is_closing", &self.is_closing)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Connection {
     /// A connection that was just accepted.
     pub fn new(now: Now) -> Self {
         Self {
-            inbound: Vec::new(),
+            inbound: Zeroizing::default(),
             outbound: Outbound::default(),
             response: Response::default(),
             request_began: None,
@@ -151,8 +164,8 @@ impl Connection {
 
     fn answer_inbound(&mut self, now: Now, service: &mut impl Service) {
         let mut inbound = std::mem::take(&mut self.inbound);
-        let answered = self.answer(now, &inbound, service);
-        inbound.drain(..answered.min(inbound.len()));
+        let answered = self.answer(now, &inbound, service).min(inbound.len());
+        inbound.drain(..answered);
         self.inbound = inbound;
     }
 
@@ -253,15 +266,16 @@ impl Connection {
 
     fn close(&mut self) {
         self.is_closing = true;
-        self.inbound = Vec::new();
+        self.inbound = Zeroizing::default();
         self.request_began = None;
     }
 }
 
 /// Bytes on their way out, in runs of one hop limit each.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Outbound {
-    bytes: Vec<u8>,
+    /// Wiped in the end, as they may be credentials.
+    bytes: Zeroizing<Vec<u8>>,
     /// How many of `bytes` are sent.
     sent: usize,
     /// Their lengths add up to the unsent part of `bytes`; none is empty.
@@ -276,7 +290,11 @@ struct Run {
 
 impl Outbound {
     fn has_room(&self) -> bool {
-        self.bytes.len().saturating_sub(self.sent) < QUEUED_BYTES_MAX
+        self.unsent() < QUEUED_BYTES_MAX
+    }
+
+    fn unsent(&self) -> usize {
+        self.bytes.len().saturating_sub(self.sent)
     }
 
     fn front(&self) -> Option<Transmit<'_>> {
@@ -313,8 +331,8 @@ impl Outbound {
         }
         // A peer that always leaves something unread must not make the sent part grow for ever.
         if self.runs.is_empty() || self.sent >= QUEUED_BYTES_MAX {
-            self.bytes.drain(..self.sent.min(self.bytes.len()));
-            self.sent = 0;
+            let sent = std::mem::take(&mut self.sent).min(self.bytes.len());
+            self.bytes.drain(..sent);
         }
     }
 }
@@ -353,7 +371,7 @@ mod tests {
     }
 
     fn queued(connection: &Connection) -> usize {
-        connection.outbound.bytes.len() - connection.outbound.sent
+        connection.outbound.unsent()
     }
 
     #[test]
