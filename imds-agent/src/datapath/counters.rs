@@ -1,6 +1,6 @@
 //! What happened to a tap's metadata frames.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use imds_ebpf::abi::{HAIRPINNED_SLOT, PUNTED_SLOT, Reason, TapCounters};
 
@@ -43,6 +43,23 @@ impl Counters {
     /// Frames dropped for any reason.
     pub fn dropped_total(&self) -> u64 {
         self.dropped.values().sum()
+    }
+}
+
+impl fmt::Display for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} punted, {} hairpinned, {} dropped",
+            self.punted,
+            self.hairpinned,
+            self.dropped_total()
+        )?;
+        for (index, (reason, count)) in self.dropped.iter().enumerate() {
+            let separator = if index == 0 { ": " } else { ", " };
+            write!(f, "{separator}{count} {}", reason.name())?;
+        }
+        Ok(())
     }
 }
 

@@ -38,6 +38,8 @@ pub enum LinkEvent {
         /// The index that it had.
         index: TapIndex,
     },
+    /// Every link that was there when the watch began (or began again) has been told.
+    Listed,
 }
 
 /// Links cannot be watched.
@@ -127,6 +129,7 @@ impl Known {
             }
         }
         links.iter().for_each(|link| self.appeared(link));
+        self.events.push_back(LinkEvent::Listed);
     }
 
     /// The kernel notifies of every change of a link; a new name is the only one that matters here.

@@ -296,12 +296,12 @@ mod tests {
         });
         let over = format!("{start}{}\r\n\r\n", "x".repeat(fill + 1));
         with_head(over.as_bytes(), |head| {
-            assert_eq!(head.unwrap_err(), Malformed::HeadTooLarge)
+            assert_eq!(head.unwrap_err(), Malformed::HeadTooLarge);
         });
 
         let fields = |count: usize| format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(count));
         with_head(fields(HEADERS_MAX).as_bytes(), |head| {
-            assert!(head.unwrap().is_some())
+            assert!(head.unwrap().is_some());
         });
         with_head(fields(HEADERS_MAX + 1).as_bytes(), |head| {
             assert_eq!(head.unwrap_err(), Malformed::HeadTooLarge);
