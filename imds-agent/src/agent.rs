@@ -58,7 +58,8 @@ pub async fn run(config: Config) -> Result<()> {
     let issuer_key: keys::IssuerKey = Key::load_or_create(&config.issuer_key_path(), Purpose::Issuer)?;
     let settings = config.credentials();
     let duration_seconds = settings.duration_seconds;
-    let sources = Sources::new(settings, Issuer::new(&issuer_key, &[]));
+    let issuer = Arc::new(Issuer::new(&issuer_key, &[]));
+    let sources = Sources::new(settings, issuer);
     let refresher = Refresher::new(Arc::new(sources), Arc::clone(&credentials), duration_seconds);
 
     let mut classifier = Classifier::load(&config.bpf_directory)?;

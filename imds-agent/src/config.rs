@@ -1,20 +1,21 @@
 //! The configuration file, read into a validated [`Config`]. `docs/examples/config.toml` shows every field with its default.
 
+mod credentials;
+
 use std::{
-    collections::BTreeMap,
     fmt, io,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use serde::{Deserialize, Deserializer, de};
 
+use self::credentials::Credentials;
 use crate::{
-    credentials::{process::Environment, sources},
+    credentials::sources,
     glob,
     registry::{
         HttpEndpoint, HttpProtocolIpv6, HttpTokens, InstanceMetadataTags, MetadataOptions, Rules,
-        record::USER_DATA_BYTES_MAX, role::RoleSource,
+        record::USER_DATA_BYTES_MAX,
     },
 };
 
@@ -129,23 +130,7 @@ impl Config {
 
     /// What holds for role credentials.
     pub fn credentials(&self) -> sources::Settings {
-        let Credentials {
-            source,
-            duration_seconds,
-            process,
-        } = &self.credentials;
-        sources::Settings {
-            default_source: match source {
-                SourceName::Issuer => RoleSource::Issuer,
-                SourceName::Process => RoleSource::Process {
-                    command: process.command.clone(),
-                    timeout_seconds: None,
-                },
-            },
-            duration_seconds: u32::try_from(*duration_seconds).unwrap_or(u32::MAX),
-            process_timeout: Duration::from_secs(process.timeout_seconds),
-            process_environment: process.environment.clone(),
-        }
+        self.credentials.settings()
     }
 
     /// The file of the key that authenticates session tokens.
@@ -180,9 +165,8 @@ impl Config {
             let (place, message) = syntax(error.inner());
             invalid(place, field.trim_matches('.').to_owned(), message)
         })?;
-        if config.credentials.source == SourceName::Process && config.credentials.process.command.is_empty() {
-            let message = "names no program, but credentials.source is \"process\"".to_owned();
-            return Err(invalid(None, "credentials.process.command".to_owned(), message));
+        if let Some((field, message)) = config.credentials.contradiction() {
+            return Err(invalid(None, field.to_owned(), message.to_owned()));
         }
         Ok(config)
     }
@@ -197,34 +181,6 @@ struct MetadataDefaults {
     http_put_response_hop_limit: u64,
     http_protocol_ipv6: HttpProtocolIpv6,
     instance_metadata_tags: InstanceMetadataTags,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Credentials {
-    source: SourceName,
-    #[serde(deserialize_with = "within::<_, 900, 43200>")]
-    duration_seconds: u64,
-    process: Process,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum SourceName {
-    #[default]
-    Issuer,
-    Process,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Process {
-    #[serde(deserialize_with = "command")]
-    command: Vec<String>,
-    #[serde(deserialize_with = "within::<_, 1, 300>")]
-    timeout_seconds: u64,
-    #[serde(deserialize_with = "environment")]
-    environment: Environment,
 }
 
 impl Default for Config {
@@ -250,27 +206,6 @@ impl Default for MetadataDefaults {
             http_put_response_hop_limit: options.http_put_response_hop_limit.into(),
             http_protocol_ipv6: options.http_protocol_ipv6,
             instance_metadata_tags: options.instance_metadata_tags,
-        }
-    }
-}
-
-impl Default for Credentials {
-    /// Six hours, as on EC2.
-    fn default() -> Self {
-        Self {
-            source: SourceName::default(),
-            duration_seconds: 6 * 3600,
-            process: Process::default(),
-        }
-    }
-}
-
-impl Default for Process {
-    fn default() -> Self {
-        Self {
-            command: Vec::new(),
-            timeout_seconds: 30,
-            environment: Environment::default(),
         }
     }
 }
@@ -345,31 +280,6 @@ fn within<'de, D: Deserializer<'de>, const MIN: u64, const MAX: u64>(
             Ok(number.unsigned_abs())
         }
         number => Err(de::Error::custom(format_args!("{number} is not {MIN} to {MAX}"))),
-    }
-}
-
-fn command<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    let command = Vec::<String>::deserialize(deserializer)?;
-    if command.first().is_some_and(|program| !program.starts_with('/')) {
-        return Err(de::Error::custom("does not begin with an absolute path"));
-    }
-    if command.iter().any(|argument| argument.contains('\0')) {
-        return Err(de::Error::custom("holds a NUL character"));
-    }
-    Ok(command)
-}
-
-fn environment<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Environment, D::Error> {
-    let environment = BTreeMap::<String, String>::deserialize(deserializer)?;
-    let legal = |(name, value): (&String, &String)| {
-        !name.is_empty() && !name.contains(['=', '\0']) && !name.starts_with("IMDS_") && !value.contains('\0')
-    };
-    if environment.iter().all(legal) {
-        Ok(Environment(environment))
-    } else {
-        Err(de::Error::custom(
-            "a name is empty, holds '=' or begins with IMDS_, or something holds a NUL character",
-        ))
     }
 }
 

@@ -78,8 +78,6 @@ impl Source for Issuer {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use secrecy::ExposeSecret as _;
 
     use super::*;
@@ -87,10 +85,9 @@ mod tests {
     fn request(role_arn: &str) -> RoleSessionRequest {
         let role = format!(r#"{{"RoleName":"web","Arn":"{role_arn}"}}"#);
         RoleSessionRequest {
-            role: Arc::new(serde_json::from_str(&role).unwrap()),
             instance: "i-0123456789abcdef0".parse().unwrap(),
             now: "2026-11-21T08:00:00.75Z".parse().unwrap(),
-            duration_seconds: 3600,
+            ..RoleSessionRequest::of(&role)
         }
     }
 

@@ -7,9 +7,10 @@ pub mod process;
 pub mod refresh;
 pub mod schedule;
 pub mod sources;
+pub mod sts;
 mod trust;
 
-use std::{collections::HashMap, pin::Pin, sync::Arc};
+use std::{collections::HashMap, net::IpAddr, pin::Pin, sync::Arc};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
@@ -19,7 +20,7 @@ pub use issuer::Issuer;
 pub use refresh::Refresher;
 pub use sources::Sources;
 
-use crate::registry::{InstanceId, Role, RoleName};
+use crate::registry::{InstanceId, Role, RoleName, instance::Tag, snapshot::Member};
 
 /// One set of temporary credentials of a role session.
 #[derive(Debug)]
@@ -98,6 +99,10 @@ pub struct RoleSessionRequest {
     pub role: Arc<Role>,
     /// The instance, whose id becomes the session name.
     pub instance: InstanceId,
+    /// The instance's private address, as far as its record says one.
+    pub address: Option<IpAddr>,
+    /// The instance's tags.
+    pub tags: Vec<Tag>,
     /// When the set is asked for.
     pub now: Timestamp,
     /// How long the set should live, where the source can be told.
@@ -108,16 +113,69 @@ pub struct RoleSessionRequest {
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The source said no: asking again soon will not help.
-    #[error("the role is refused: {message}")]
+    #[error("the role is refused: {why}")]
     Refused {
         /// `Code` of the failure document.
         code: &'static str,
-        /// `Message` of the failure document.
+        /// `Message` of the failure document: a guest reads it, so it tells nothing of the host.
         message: String,
+        /// What operators are told.
+        why: String,
     },
     /// The source could not be asked, or its answer could not be read. Never carries what a source printed.
     #[error("the source failed: {0}")]
     Unavailable(String),
+}
+
+impl RoleSessionRequest {
+    /// Asks for a session of `role` for the instance that `member` is.
+    pub fn new(role: Arc<Role>, member: &Member, now: Timestamp, duration_seconds: u32) -> Self {
+        let instance = &member.instance;
+        let v4 = || {
+            let interface = instance.network_interfaces.first()?;
+            interface.private_ip_address
+        };
+        Self {
+            role,
+            instance: instance.instance_id.clone(),
+            address: instance
+                .private_ip_address
+                .or_else(v4)
+                .map(IpAddr::V4)
+                .or_else(|| instance.ipv6_address.map(IpAddr::V6)),
+            tags: instance.tags.clone(),
+            now,
+            duration_seconds,
+        }
+    }
+
+    /// The role alone, for the instance `i-1`.
+    #[cfg(test)]
+    fn of(role: &str) -> Self {
+        Self {
+            role: Arc::new(serde_json::from_str(role).unwrap()),
+            instance: "i-1".parse().unwrap(),
+            address: None,
+            tags: Vec::new(),
+            now: "2026-11-21T08:00:00Z".parse().unwrap(),
+            duration_seconds: 3600,
+        }
+    }
+}
+
+impl FetchError {
+    /// EC2's words for every role that it may not assume, as seen on instances. The two spaces are EC2's.
+    fn unauthorized(role: &Role, why: impl Into<String>) -> Self {
+        Self::Refused {
+            code: "AssumeRoleUnauthorizedAccess",
+            message: format!(
+                "EC2 cannot assume the role {}.  Please see documentation at \
+                 https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_iam-ec2.html#troubleshoot_iam-ec2_errors-info-doc.",
+                role.role_name
+            ),
+            why: why.into(),
+        }
+    }
 }
 
 /// A fetch under way.

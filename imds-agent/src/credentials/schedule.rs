@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     now::Now,
-    registry::{InstanceId, Role, Snapshot},
+    registry::{InstanceId, Role, Snapshot, snapshot::Member},
 };
 
 /// SDKs begin to complain when less than ten minutes are left (wire contract, fact 12).
@@ -76,6 +76,7 @@ pub struct Ticket {
 
 #[derive(Debug)]
 struct Session {
+    member: Arc<Member>,
     role: Arc<Role>,
     slot: RoleSlot,
     generation: u64,
@@ -129,6 +130,12 @@ impl<R: Rng> Schedule<R> {
         for instance in &gone {
             self.end(instance);
         }
+        for (instance, session) in &mut self.sessions {
+            // What else there is to say of the instance goes into its next set.
+            if let Some(member) = snapshot.instances.get(instance) {
+                session.member = Arc::clone(member);
+            }
+        }
         for (instance, role) in changed {
             self.renew(now, &instance, role);
         }
@@ -137,7 +144,7 @@ impl<R: Rng> Schedule<R> {
             if let Some(role) = &member.role
                 && !self.sessions.contains_key(instance)
             {
-                self.begin(now, instance, Arc::clone(role));
+                self.begin(now, Arc::clone(member), Arc::clone(role));
                 begun = true;
             }
         }
@@ -174,15 +181,16 @@ impl<R: Rng> Schedule<R> {
         self.set_due(&instance, None);
         let session = self.sessions.get(&instance)?;
         self.fetches += 1;
-        let request = RoleSessionRequest {
-            role: Arc::clone(&session.role),
-            instance: instance.clone(),
-            now: timestamp(now),
-            duration_seconds: session
-                .role
-                .max_session_duration
-                .map_or(self.duration_seconds, |max| max.min(self.duration_seconds)),
-        };
+        let duration_seconds = session
+            .role
+            .max_session_duration
+            .map_or(self.duration_seconds, |max| max.min(self.duration_seconds));
+        let request = RoleSessionRequest::new(
+            Arc::clone(&session.role),
+            &session.member,
+            timestamp(now),
+            duration_seconds,
+        );
         Some((
             Ticket {
                 instance,
@@ -236,13 +244,13 @@ impl<R: Rng> Schedule<R> {
                     why,
                 )
             }
-            Err(FetchError::Refused { code, message }) => {
+            Err(FetchError::Refused { code, message, why }) => {
                 session.failures = 0;
                 if session.set.is_none() || session.outdated {
                     let last_updated = whole_seconds(timestamp(now));
                     let refusal = Refusal {
                         code,
-                        message: message.clone(),
+                        message,
                         last_updated,
                     };
                     session.set = None;
@@ -251,7 +259,7 @@ impl<R: Rng> Schedule<R> {
                 (
                     REFUSED_RETRY.mul_f64(chance(&mut self.random)),
                     Some(Trouble::Refused),
-                    message,
+                    why,
                 )
             }
         };
@@ -278,9 +286,11 @@ impl<R: Rng> Schedule<R> {
             .min()
     }
 
-    fn begin(&mut self, now: Now, instance: &InstanceId, role: Arc<Role>) {
+    fn begin(&mut self, now: Now, member: Arc<Member>, role: Arc<Role>) {
+        let instance = member.instance.instance_id.clone();
         self.generations += 1;
         let session = Session {
+            member,
             role,
             slot: RoleSlot::default(),
             generation: self.generations,
@@ -291,7 +301,7 @@ impl<R: Rng> Schedule<R> {
             outdated: false,
         };
         self.sessions.insert(instance.clone(), session);
-        self.set_due(instance, Some(now.monotonic));
+        self.set_due(&instance, Some(now.monotonic));
     }
 
     /// The same role in a new version: its set goes on being served until there is word from the source.

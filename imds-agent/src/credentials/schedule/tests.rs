@@ -143,6 +143,7 @@ impl Simulation {
                 Source::Refuses => Err(FetchError::Refused {
                     code: "No",
                     message: "no".to_owned(),
+                    why: "no".to_owned(),
                 }),
                 Source::Gives(life) => Ok(self.set(life)),
             };
