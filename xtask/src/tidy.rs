@@ -111,6 +111,10 @@ const UNSAFE: &[(&str, &str)] = &[
         "imds-ebpf/src/punt.rs",
         "the edge to the kernel: the ring's records",
     ),
+    (
+        "tests/src/kernel.rs",
+        "BPF_PROG_TEST_RUN is a system call without a safe wrapper",
+    ),
     ("tests/src/tap.rs", "the tun driver is set up by ioctl"),
 ];
 
