@@ -41,6 +41,7 @@ pub mod datapath;
 pub mod http;
 pub mod imds;
 pub mod now;
+pub mod observe;
 pub mod registry;
 pub mod stack;
 pub mod worker;

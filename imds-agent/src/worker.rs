@@ -13,7 +13,7 @@ use std::{
 
 use imds_ebpf::abi::{MacAddr, TapIndex};
 use rand::Rng as _;
-use tokio::{io::unix::AsyncFd, sync::mpsc};
+use tokio::sync::mpsc;
 
 use crate::{
     credentials,
@@ -21,6 +21,7 @@ use crate::{
     http::{Request, Response, Service},
     imds::{Caller, Imds},
     now::Now,
+    observe::Requests,
     registry::{self, Snapshot},
     stack::{Stack, Transmit},
 };
@@ -60,6 +61,8 @@ pub struct Worker {
     pub registry: Arc<registry::Published>,
     /// The role sessions.
     pub credentials: Arc<credentials::Published>,
+    /// What became of requests.
+    pub requests: Arc<Requests>,
 }
 
 /// A running worker.
@@ -99,13 +102,14 @@ impl Worker {
     }
 
     async fn run(self, mut inbox: mpsc::UnboundedReceiver<Command>) -> io::Result<()> {
-        let Self { ring, mut injector, imds, registry, credentials } = self;
-        let mut ring = AsyncFd::register(ring)?;
+        let Self { ring, mut injector, imds, registry, credentials, requests } = self;
+        let mut ring = ring.into_async()?;
         let mut interfaces = Interfaces {
             clock: Clock::new(),
             imds,
             registry,
             credentials,
+            requests,
             stacks: HashMap::new(),
             deadlines: BTreeSet::new(),
             touched: Vec::new(),
@@ -137,6 +141,7 @@ struct Interfaces {
     imds: Imds,
     registry: Arc<registry::Published>,
     credentials: Arc<credentials::Published>,
+    requests: Arc<Requests>,
     /// Only of taps with connections: an idle instance has nothing here.
     stacks: HashMap<TapIndex, InterfaceStack>,
     deadlines: BTreeSet<(Duration, TapIndex)>,
@@ -190,6 +195,7 @@ impl Interfaces {
             imds: &mut self.imds,
             snapshot: &self.registry.load(),
             credentials: &self.credentials,
+            requests: &self.requests,
             mac: punt.mac,
         };
         let mut transmit = TapTransmit { injector, tap: punt.tap, mac: punt.mac };
@@ -219,6 +225,7 @@ impl Interfaces {
                 imds: &mut self.imds,
                 snapshot: &self.registry.load(),
                 credentials: &self.credentials,
+                requests: &self.requests,
                 mac: interface.mac,
             };
             let mut transmit = TapTransmit { injector, tap, mac: interface.mac };
@@ -271,19 +278,23 @@ struct Answer<'a> {
     imds: &'a mut Imds,
     snapshot: &'a Snapshot,
     credentials: &'a credentials::Published,
+    requests: &'a Requests,
     mac: MacAddr,
 }
 
 impl Service for Answer<'_> {
     fn respond(&mut self, now: Now, request: &Request<'_>, response: &mut Response) {
-        let Some((member, interface)) = self.snapshot.interface(self.mac) else {
-            self.imds.respond(now, None, request, response);
-            return;
+        let outcome = match self.snapshot.interface(self.mac) {
+            None => self.imds.respond(now, None, request, response),
+            Some((member, interface)) => {
+                let role = member.role.as_ref();
+                let state =
+                    role.and_then(|role| self.credentials.state(&member.instance.instance_id, &role.role_name));
+                let caller = Caller { member, interface, role_state: state.as_ref() };
+                self.imds.respond(now, Some(&caller), request, response)
+            }
         };
-        let role = member.role.as_ref();
-        let state = role.and_then(|role| self.credentials.state(&member.instance.instance_id, &role.role_name));
-        let caller = Caller { member, interface, role_state: state.as_ref() };
-        self.imds.respond(now, Some(&caller), request, response);
+        self.requests.count(&outcome);
     }
 }
 

@@ -68,6 +68,9 @@ pub const LARGE_FRAME_MAX: usize = 8192 + 14 + 60 + 60;
 /// is two full bursts of what one tap may send in a second.
 pub const RING_BYTES: u32 = 1 << 20;
 
+/// Taps that one host may have: what the architecture promises, and some.
+pub const TAPS_MAX: u32 = 16384;
+
 /// Why the classifier dropped a frame. Numbers are written to metrics and never reused.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -112,6 +115,49 @@ pub const HAIRPINNED_SLOT: u32 = 62;
 /// Value of the `COUNTERS` map, per CPU and keyed by [`TapIndex`]: frames by reason number, and the two slots above.
 /// Frames that pass are nobody's business and are not counted.
 pub type TapCounters = [u64; COUNTERS];
+
+impl TapBinding {
+    /// Binds `mac` and nothing else.
+    pub const fn to(mac: MacAddr) -> Self {
+        Self {
+            mac,
+            reserved: [0; 2],
+        }
+    }
+
+    /// The bytes of the map's value.
+    pub const fn to_bytes(self) -> [u8; size_of::<Self>()] {
+        let (MacAddr([a, b, c, d, e, f]), [g, h]) = (self.mac, self.reserved);
+        [a, b, c, d, e, f, g, h]
+    }
+
+    /// The binding that the map's value means.
+    pub const fn from_bytes([a, b, c, d, e, f, g, h]: [u8; size_of::<Self>()]) -> Self {
+        Self {
+            mac: MacAddr([a, b, c, d, e, f]),
+            reserved: [g, h],
+        }
+    }
+}
+
+impl PuntHeader {
+    /// Takes a ring record apart into its head and its frame, or nothing when the record is shorter than it says.
+    pub fn split(record: &[u8]) -> Option<(Self, &[u8])> {
+        let (&arrived_ns, rest) = record.split_first_chunk()?;
+        let (&tap, rest) = rest.split_first_chunk()?;
+        let (&frame_length, rest) = rest.split_first_chunk()?;
+        let (&mac, rest) = rest.split_first_chunk()?;
+        let (&reserved, rest) = rest.split_first_chunk()?;
+        let header = Self {
+            arrived_ns: u64::from_ne_bytes(arrived_ns),
+            tap: TapIndex(u32::from_ne_bytes(tap)),
+            frame_length: u32::from_ne_bytes(frame_length),
+            mac: MacAddr(mac),
+            reserved,
+        };
+        Some((header, rest.get(..usize::try_from(header.frame_length).ok()?)?))
+    }
+}
 
 impl Reason {
     /// Every reason, in the order of their numbers.
@@ -226,6 +272,41 @@ mod tests {
         ] {
             assert_eq!(text.parse::<MacAddr>(), Err(MacAddrError), "{text}");
         }
+    }
+
+    #[test]
+    fn binding_round_trip() {
+        let binding = TapBinding::to(IMDS_MAC);
+        assert_eq!(TapBinding::from_bytes(binding.to_bytes()), binding);
+    }
+
+    #[test]
+    fn record_is_taken_apart_as_it_is_laid_out() {
+        assert_eq!(core::mem::offset_of!(PuntHeader, tap), 8);
+        assert_eq!(core::mem::offset_of!(PuntHeader, frame_length), 12);
+        assert_eq!(core::mem::offset_of!(PuntHeader, mac), 16);
+        assert_eq!(PUNT_HEADER_BYTES, 24);
+
+        let mut record = [0; PUNT_HEADER_BYTES + 4];
+        record[..8].copy_from_slice(&7u64.to_ne_bytes());
+        record[8..12].copy_from_slice(&8u32.to_ne_bytes());
+        record[12..16].copy_from_slice(&3u32.to_ne_bytes());
+        record[16..22].copy_from_slice(&IMDS_MAC.0);
+        record[24..].copy_from_slice(b"abcd");
+        let (header, frame) = PuntHeader::split(&record).unwrap();
+        assert_eq!(
+            (header.arrived_ns, header.tap, header.mac),
+            (7, TapIndex(8), IMDS_MAC)
+        );
+        assert_eq!(frame, b"abc");
+    }
+
+    #[test]
+    fn record_shorter_than_it_says_is_refused() {
+        let mut record = [0; PUNT_HEADER_BYTES + 4];
+        record[12..16].copy_from_slice(&5u32.to_ne_bytes());
+        assert_eq!(PuntHeader::split(&record), None);
+        assert_eq!(PuntHeader::split(&record[..PUNT_HEADER_BYTES - 1]), None);
     }
 
     #[test]

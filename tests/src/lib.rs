@@ -5,5 +5,7 @@ pub mod host;
 pub mod kernel_guest;
 pub mod load;
 pub mod netns;
+pub mod qemu;
 pub mod records;
 pub mod tap;
+pub mod vm_host;

@@ -1,3 +1,76 @@
-//! Everything a developer runs.
+//! Everything a developer runs: `cargo xtask <command>`.
+//!
+//! Read in this order: [`setup`] (what the machine needs), [`build_ebpf`], [`guest_image`] and [`prepare`] (what is built
+//! of it), [`demo`] and [`vm`] (the product at work), [`test`](mod@test), [`tidy`] and [`ci`] (what keeps it right).
 
-fn main() {}
+mod build_ebpf;
+mod ci;
+mod demo;
+mod guest_image;
+mod host_command;
+mod prepare;
+mod setup;
+mod test;
+mod tidy;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Find what the machine lacks and install it (Debian, as root)
+    Setup {
+        /// Only report what is missing; exit code 1 if something is
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build the classifier that the agent embeds
+    BuildEbpf,
+    /// Boot a guest behind a tap and show it getting its role credentials
+    Demo,
+    /// Boot the demo's guest with a shell on its console
+    Vm,
+    /// Run the tests
+    Test(test::Options),
+    /// Check the rules of the code that no compiler checks
+    Tidy,
+    /// Check format, lints and tidiness: all that CI runs besides `test`
+    Ci,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Setup { check } => setup::run(check),
+        Command::BuildEbpf => build_ebpf(),
+        Command::Demo => demo::run(),
+        Command::Vm => vm::run(),
+        Command::Test(options) => test::run(&options),
+        Command::Tidy => tidy::run(),
+        Command::Ci => ci::run(),
+    }
+}
+
+fn build_ebpf() -> anyhow::Result<()> {
+    setup::run(false)?;
+    println!("built {}", build_ebpf::run(&host_command::workspace())?.display());
+    Ok(())
+}

@@ -1,28 +1,202 @@
 //! Agent to tap: frames in batches, through one packet socket for all taps.
+//!
+//! Read first: packet(7). The socket's protocol is zero, so that nothing is ever received on it. Frames take the ordinary
+//! way through the tap's queueing discipline, because `PACKET_QDISC_BYPASS` would hide them from `tcpdump`. Nothing waits
+//! for a guest: a frame that its tap does not take at once is lost, like on any wire.
 
-use std::io;
+#![expect(
+    unsafe_code,
+    reason = "sendmmsg with an address per frame has no safe wrapper that needs no allocation"
+)]
 
-use imds_ebpf::abi::{MacAddr, TapIndex};
+use std::{
+    array, io, mem,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use imds_ebpf::abi::{IMDS_MAC, MacAddr, TapIndex};
+use nix::{
+    errno::Errno,
+    libc,
+    sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt},
+};
+use thiserror::Error;
+
+/// The `SO_MARK` of every injected frame, by which an egress classifier tells the agent's frames from a forger's. It spells
+/// 169.254, twice.
+pub const INJECT_MARK: u32 = 0xa9fe_a9fe;
+
+/// Frames per system call: the message headers of so many fit on the stack in seven kilobytes.
+const BATCH: usize = 64;
+
+const ETHERNET_BYTES: usize = 14;
+
+/// The packet socket cannot be made.
+#[derive(Debug, Error)]
+pub enum InjectorError {
+    /// No such socket.
+    #[error("cannot open a packet socket, which needs CAP_NET_RAW")]
+    Socket(#[source] Errno),
+    /// Its frames cannot be marked.
+    #[error("cannot mark the packet socket's frames, which needs CAP_NET_ADMIN or CAP_NET_RAW")]
+    Mark(#[source] Errno),
+}
 
 /// Collects inbound frames and sends them in batches.
 #[derive(Debug)]
-pub struct Injector {}
+pub struct Injector {
+    socket: OwnedFd,
+    /// The queued frames' bytes, one after the other.
+    bytes: Vec<u8>,
+    queue: Vec<Queued>,
+    sent: u64,
+    lost: u64,
+}
+
+/// Where a queued frame lies, and where it goes.
+#[derive(Clone, Copy, Debug)]
+struct Queued {
+    start: usize,
+    length: usize,
+    tap: TapIndex,
+    ethertype: u16,
+}
 
 impl Injector {
+    /// Opens the socket in the network namespace of the calling thread.
+    pub fn new() -> Result<Self, InjectorError> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket =
+            socket(AddressFamily::Packet, SockType::Raw, flags, None).map_err(InjectorError::Socket)?;
+        setsockopt(&socket, sockopt::Mark, &INJECT_MARK).map_err(InjectorError::Mark)?;
+        Ok(Self {
+            socket,
+            bytes: Vec::new(),
+            queue: Vec::new(),
+            sent: 0,
+            lost: 0,
+        })
+    }
+
     /// Queues one frame for the guest behind `tap`: Ethernet header from the service's MAC to `destination`, then `length`
     /// bytes of IP packet that `fill` writes. EtherType follows the packet's version.
     pub fn push<R>(
         &mut self,
-        _tap: TapIndex,
-        _destination: MacAddr,
+        tap: TapIndex,
+        destination: MacAddr,
         length: usize,
         fill: impl FnOnce(&mut [u8]) -> R,
     ) -> R {
-        fill(&mut vec![0; length])
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&destination.0);
+        self.bytes.extend_from_slice(&IMDS_MAC.0);
+        self.bytes.extend_from_slice(&[0; 2]);
+        let packet_start = self.bytes.len();
+        self.bytes.resize(packet_start + length, 0);
+        let packet = &mut self.bytes[packet_start..];
+        let result = fill(packet);
+        let ethertype = match packet.first() {
+            Some(first) if first >> 4 == 6 => libc::ETH_P_IPV6 as u16,
+            _ => libc::ETH_P_IP as u16,
+        };
+        self.bytes[packet_start - 2..packet_start].copy_from_slice(&ethertype.to_be_bytes());
+        self.queue.push(Queued {
+            start,
+            length: ETHERNET_BYTES + length,
+            tap,
+            ethertype,
+        });
+        result
     }
 
-    /// Sends what is queued. A frame that a tap refuses is counted and lost, like on any wire; TCP sends it again.
+    /// Sends what is queued. A frame that a tap refuses is counted and lost, like on any wire; TCP sends it again. An
+    /// error is the socket's own.
     pub fn flush(&mut self) -> io::Result<()> {
+        let result = self.send_queue();
+        self.queue.clear();
+        self.bytes.clear();
+        result
+    }
+
+    /// Frames that taps took.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Frames that taps refused: gone, down, without a guest, or with a full queue.
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    fn send_queue(&mut self) -> io::Result<()> {
+        let mut rest = &self.queue[..];
+        while !rest.is_empty() {
+            let batch = &rest[..rest.len().min(BATCH)];
+            let done = match send_batch(self.socket.as_fd(), &self.bytes, batch) {
+                Ok(taken) => {
+                    self.sent += taken as u64;
+                    taken
+                }
+                Err(Errno::EINTR) => 0,
+                // The error is the first frame's; those behind it have not been tried.
+                Err(errno) if is_of_the_tap(errno) => {
+                    self.lost += 1;
+                    1
+                }
+                Err(errno) => return Err(errno.into()),
+            };
+            rest = &rest[done..];
+        }
         Ok(())
     }
+}
+
+/// Whether a frame was refused by its tap, rather than the socket being broken.
+fn is_of_the_tap(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::ENXIO
+            | Errno::ENODEV
+            | Errno::ENETDOWN
+            | Errno::ENOBUFS
+            | Errno::EAGAIN
+            | Errno::EMSGSIZE
+            | Errno::ENOMEM
+            | Errno::EIO
+    )
+}
+
+/// Sends up to [`BATCH`] frames: how many were taken, or why the first one was not.
+fn send_batch(socket: BorrowedFd<'_>, bytes: &[u8], batch: &[Queued]) -> Result<usize, Errno> {
+    // SAFETY: for these plain C structures all zeroes are a valid value, and mean empty.
+    let (mut addresses, mut slices, mut messages): (
+        [libc::sockaddr_ll; BATCH],
+        [libc::iovec; BATCH],
+        [libc::mmsghdr; BATCH],
+    ) = unsafe { (mem::zeroed(), mem::zeroed(), array::from_fn(|_| mem::zeroed())) };
+
+    let headers = addresses.iter_mut().zip(&mut slices).zip(&mut messages);
+    for (frame, ((address, slice), message)) in batch.iter().zip(headers) {
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = frame.ethertype.to_be();
+        address.sll_ifindex = frame.tap.0 as i32;
+        let frame = &bytes[frame.start..frame.start + frame.length];
+        slice.iov_base = frame.as_ptr().cast_mut().cast();
+        slice.iov_len = frame.len();
+        message.msg_hdr.msg_name = (&raw mut *address).cast();
+        message.msg_hdr.msg_namelen = size_of::<libc::sockaddr_ll>() as u32;
+        message.msg_hdr.msg_iov = slice;
+        message.msg_hdr.msg_iovlen = 1;
+    }
+    let count = batch.len().min(BATCH) as u32;
+    // SAFETY: `count` messages are filled in; their addresses, slices and frames outlive the call, which only reads them.
+    let taken = unsafe {
+        libc::sendmmsg(
+            socket.as_raw_fd(),
+            messages.as_mut_ptr(),
+            count,
+            libc::MSG_DONTWAIT,
+        )
+    };
+    usize::try_from(taken).map_err(|_| Errno::last())
 }

@@ -1,1 +1,234 @@
 //! Tells when links come and go.
+//!
+//! Read first: rtnetlink(7). The subscription starts before the first listing, so that nothing is missed between the two.
+//! When the kernel says that notifications were lost (`ENOBUFS`), everything is listed and told again.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt, io,
+};
+
+use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
+use imds_ebpf::abi::TapIndex;
+use rtnetlink::{
+    Handle, MulticastGroup, new_multicast_connection,
+    packet_core::{NetlinkMessage, NetlinkPayload},
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage,
+        link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
+    },
+};
+use thiserror::Error;
+
+/// A link came or went.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LinkEvent {
+    /// It is there: told once for each link at the start, for each new one, under its new name when it is renamed, and
+    /// once more for every link after notifications were lost (it may be another device by now, with the same index).
+    Appeared {
+        /// Its index.
+        index: TapIndex,
+        /// Its name at this time.
+        name: String,
+        /// Whether it is a tap: a TUN/TAP device that carries Ethernet frames.
+        is_tap: bool,
+    },
+    /// It is no more.
+    Gone {
+        /// The index that it had.
+        index: TapIndex,
+    },
+}
+
+/// Links cannot be watched.
+#[derive(Debug, Error)]
+pub enum LinkWatchError {
+    /// No netlink socket.
+    #[error("cannot open a netlink socket")]
+    Socket(#[source] io::Error),
+    /// The kernel does not list its links.
+    #[error("cannot list network links")]
+    List(#[source] rtnetlink::Error),
+    /// The netlink socket broke.
+    #[error("the netlink socket was closed")]
+    Closed,
+}
+
+/// The links of one network namespace.
+pub struct LinkWatch {
+    handle: Handle,
+    messages: BoxStream<'static, NetlinkMessage<RouteNetlinkMessage>>,
+    known: Known,
+    /// To be listed (again) before anything else.
+    unlisted: bool,
+}
+
+impl LinkWatch {
+    /// Watches the network namespace of the calling thread. To be called within a tokio runtime.
+    pub fn new() -> Result<Self, LinkWatchError> {
+        let (connection, handle, messages) =
+            new_multicast_connection(&[MulticastGroup::Link]).map_err(LinkWatchError::Socket)?;
+        // It ends when the handle and the messages are dropped.
+        tokio::spawn(connection);
+        let messages = messages.map(|(message, _)| message).boxed();
+        Ok(Self {
+            handle,
+            messages,
+            known: Known::default(),
+            unlisted: true,
+        })
+    }
+
+    /// The next event. A call that is cancelled loses nothing.
+    pub async fn next(&mut self) -> Result<LinkEvent, LinkWatchError> {
+        loop {
+            if let Some(event) = self.known.events.pop_front() {
+                return Ok(event);
+            }
+            if self.unlisted {
+                let links = self.handle.link().get().execute().try_collect::<Vec<_>>().await;
+                self.known.relist(&links.map_err(LinkWatchError::List)?);
+                self.unlisted = false;
+                continue;
+            }
+            match self.messages.next().await.ok_or(LinkWatchError::Closed)?.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+                    self.known.appeared(&link)
+                }
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => self.known.gone(&link),
+                NetlinkPayload::Overrun(_) => self.unlisted = true,
+                _ => {}
+            }
+        }
+    }
+}
+
+impl fmt::Debug for LinkWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LinkWatch")
+            .field("known", &self.known)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The links that were told, and the events that were not yet.
+#[derive(Default, Debug)]
+struct Known {
+    names: BTreeMap<TapIndex, String>,
+    events: VecDeque<LinkEvent>,
+}
+
+impl Known {
+    fn relist(&mut self, links: &[LinkMessage]) {
+        let listed: Vec<_> = links.iter().map(|link| TapIndex(link.header.index)).collect();
+        for (index, _) in std::mem::take(&mut self.names) {
+            if !listed.contains(&index) {
+                self.events.push_back(LinkEvent::Gone { index });
+            }
+        }
+        links.iter().for_each(|link| self.appeared(link));
+    }
+
+    /// The kernel notifies of every change of a link; a new name is the only one that matters here.
+    fn appeared(&mut self, link: &LinkMessage) {
+        let Some(name) = name_of(link) else { return };
+        let index = TapIndex(link.header.index);
+        if self.names.get(&index) != Some(name) {
+            self.names.insert(index, name.clone());
+            self.events.push_back(LinkEvent::Appeared {
+                index,
+                name: name.clone(),
+                is_tap: is_tap(link),
+            });
+        }
+    }
+
+    /// A bridge also says "deleted" of a port that leaves it, in its own address family: that link lives on.
+    fn gone(&mut self, link: &LinkMessage) {
+        let index = TapIndex(link.header.index);
+        if link.header.interface_family == AddressFamily::Unspec && self.names.remove(&index).is_some() {
+            self.events.push_back(LinkEvent::Gone { index });
+        }
+    }
+}
+
+fn name_of(link: &LinkMessage) -> Option<&String> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name),
+        _ => None,
+    })
+}
+
+/// Layer 3 "tun" devices are of the same kind, but carry no Ethernet.
+fn is_tap(link: &LinkMessage) -> bool {
+    let is_tun_kind = link.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::Tun)),
+        _ => false,
+    });
+    is_tun_kind && link.header.link_layer_type == LinkLayerType::Ether
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, name: &str, family: AddressFamily) -> LinkMessage {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.header.interface_family = family;
+        link.header.link_layer_type = LinkLayerType::Ether;
+        link.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        link.attributes
+            .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Tun)]));
+        link
+    }
+
+    fn tap(index: u32, name: &str) -> LinkMessage {
+        link(index, name, AddressFamily::Unspec)
+    }
+
+    fn appeared(index: u32, name: &str) -> LinkEvent {
+        LinkEvent::Appeared {
+            index: TapIndex(index),
+            name: name.to_owned(),
+            is_tap: true,
+        }
+    }
+
+    fn gone(index: u32) -> LinkEvent {
+        LinkEvent::Gone {
+            index: TapIndex(index),
+        }
+    }
+
+    #[test]
+    fn link_is_told_once_and_again_under_a_new_name() {
+        let mut known = Known::default();
+        known.appeared(&tap(7, "vnet0"));
+        known.appeared(&tap(7, "vnet0"));
+        known.appeared(&tap(7, "web"));
+        known.gone(&tap(7, "web"));
+        known.gone(&tap(7, "web"));
+        assert_eq!(known.events, [appeared(7, "vnet0"), appeared(7, "web"), gone(7)]);
+    }
+
+    #[test]
+    fn port_that_leaves_its_bridge_is_not_gone() {
+        let mut known = Known::default();
+        known.appeared(&tap(7, "vnet0"));
+        known.gone(&link(7, "vnet0", AddressFamily::Bridge));
+        assert_eq!(known.events, [appeared(7, "vnet0")]);
+    }
+
+    #[test]
+    fn relisting_tells_who_went_and_everyone_who_is_there() {
+        let mut known = Known::default();
+        known.relist(&[tap(7, "vnet0"), tap(8, "vnet1")]);
+        known.events.clear();
+        known.relist(&[tap(8, "vnet1"), tap(9, "vnet2")]);
+        assert_eq!(
+            known.events,
+            [gone(7), appeared(8, "vnet1"), appeared(9, "vnet2")]
+        );
+    }
+}

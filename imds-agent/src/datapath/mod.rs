@@ -1,13 +1,24 @@
 //! Between kernel and agent: the classifier's life, the taps, frames out of the ring and frames into the taps.
 //!
 //! Nothing in here knows what a request is. The only room with `unsafe` in it.
+//!
+//! Read in this order: [`program`] (what the agent does with the classifier), [`hook`] (how it hangs on a tap), [`pins`]
+//! (what outlives the agent), [`punt`] and [`inject`] (the frames), [`link_watch`] and [`tap`] (the devices).
 
+mod bpf;
+pub mod counters;
+pub mod hook;
 pub mod inject;
 pub mod link_watch;
+mod object;
+pub mod pins;
 pub mod program;
 pub mod punt;
 pub mod tap;
 
+pub use counters::Counters;
+pub use hook::Hook;
 pub use inject::Injector;
-pub use program::Classifier;
+pub use link_watch::{LinkEvent, LinkWatch};
+pub use program::{Classifier, LoadError};
 pub use punt::{Punt, PuntRing};

@@ -1,5 +1,350 @@
 //! Loads, attaches and adopts the classifier, binds taps, reads counters.
+//!
+//! The classifier outlives the agent: its maps and links are pinned. What a starting agent finds there it goes on with, so
+//! that counters count on, bound taps stay bound, and no frame for the address slips by:
+//! 1. maps of the same layout are used again, others replaced;
+//! 2. the program is loaded anew and takes the old one's place on every tap that is still there, atomically;
+//! 3. what belongs to a tap that is gone is removed.
 
-/// The loaded classifier.
-#[derive(Debug)]
-pub struct Classifier {}
+use std::{
+    collections::BTreeSet,
+    fmt, io,
+    mem::size_of,
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, MapData, MapError, PerCpuHashMap, PerCpuValues},
+    programs::{ProgramError, SchedClassifier},
+    util::{KernelVersion, nr_cpus},
+};
+use imds_ebpf::abi::{COUNTERS, MacAddr, TapBinding, TapCounters, TapIndex};
+use thiserror::Error;
+
+pub use super::object::LoadError;
+use super::{
+    Counters, Hook, PuntRing,
+    hook::HookError,
+    object::{self, refused},
+    pins::{Pins, PinsError},
+    tap::describe,
+};
+
+const PROGRAM: &str = "imds_classify";
+
+/// Ring buffers came with 5.8, memory accounting for maps without `RLIMIT_MEMLOCK` with 5.11.
+const KERNEL_MIN: KernelVersion = KernelVersion::new(5, 11, 0);
+
+/// TCX came with 6.6.
+const KERNEL_TCX: KernelVersion = KernelVersion::new(6, 6, 0);
+
+/// The classifier cannot be attached.
+#[derive(Debug, Error)]
+#[error("cannot attach the classifier to tap {tap}")]
+pub struct AttachError {
+    /// The tap's name and index.
+    pub tap: String,
+    /// Why not.
+    #[source]
+    pub source: TapOperationError,
+}
+
+/// The classifier cannot be detached.
+#[derive(Debug, Error)]
+#[error("cannot detach the classifier from tap {tap}")]
+pub struct DetachError {
+    /// The tap's name and index.
+    pub tap: String,
+    /// Why not.
+    #[source]
+    pub source: TapOperationError,
+}
+
+/// What attaching and detaching can fail at.
+#[derive(Debug, Error)]
+pub enum TapOperationError {
+    /// The hook.
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    /// The tap's entries in the maps.
+    #[error("cannot change the classifier's maps")]
+    Maps(#[from] MapError),
+}
+
+/// A tap's binding cannot be changed or read.
+#[derive(Debug, Error)]
+#[error("cannot change or read what MAC is bound to tap {tap}")]
+pub struct BindError {
+    /// The tap's name and index.
+    pub tap: String,
+    /// Why not.
+    #[source]
+    pub source: MapError,
+}
+
+/// A tap's counters cannot be read.
+#[derive(Debug, Error)]
+#[error("cannot read the counters of tap {tap}")]
+pub struct CountersError {
+    /// The tap's name and index.
+    pub tap: String,
+    /// Why not. A tap that the classifier is not attached to has none.
+    #[source]
+    pub source: MapError,
+}
+
+/// The classifier cannot be removed as a whole.
+#[derive(Debug, Error)]
+pub enum DetachAllError {
+    /// It does not come off a tap.
+    #[error(transparent)]
+    Detach(#[from] DetachError),
+    /// Its pins cannot be removed.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
+}
+
+/// The loaded classifier. Dropping it leaves it on its taps, where metadata traffic is then dropped or piles up in the
+/// ring, and never falls through to the network.
+pub struct Classifier {
+    hook: Hook,
+    ebpf: Ebpf,
+    taps: HashMap<MapData, u32, [u8; size_of::<TapBinding>()]>,
+    counters: PerCpuHashMap<MapData, u32, TapCounters>,
+    rings: Vec<PuntRing>,
+    attached: BTreeSet<TapIndex>,
+    pins: Pins,
+}
+
+impl Classifier {
+    /// Loads the classifier, pinned under `root`, and adopts what an earlier agent left there. The taps are those of the
+    /// calling thread's network namespace.
+    pub fn load(root: &Path) -> Result<Self, LoadError> {
+        let kernel = KernelVersion::current().map_err(|_| LoadError::KernelTooOld)?;
+        let hook = if kernel < KERNEL_TCX {
+            Hook::Clsact
+        } else {
+            Hook::Tcx
+        };
+        if kernel < KERNEL_MIN {
+            return Err(LoadError::KernelTooOld);
+        }
+        Self::load_on(root, hook)
+    }
+
+    /// Like [`Self::load`], on a kind of hook that need not be the kernel's best.
+    pub fn load_on(root: &Path, hook: Hook) -> Result<Self, LoadError> {
+        let pins = Pins::open(root)?;
+        let mut ebpf = object::load(&pins)?;
+        let taps = object::take_map(&mut ebpf, "TAPS")?.try_into()?;
+        let counters = object::take_map(&mut ebpf, "COUNTERS")?.try_into()?;
+        let rings = object::take_rings(&mut ebpf)?;
+        let mut classifier = Self {
+            hook,
+            ebpf,
+            taps,
+            counters,
+            rings,
+            attached: BTreeSet::new(),
+            pins,
+        };
+        classifier
+            .program()?
+            .load()
+            .map_err(|error| refused(error.into()))?;
+        classifier.adopt()?;
+        Ok(classifier)
+    }
+
+    /// The kind of hook that the classifier hangs on.
+    pub fn hook(&self) -> Hook {
+        self.hook
+    }
+
+    /// The taps that the classifier hangs on.
+    pub fn attached(&self) -> impl Iterator<Item = TapIndex> {
+        self.attached.iter().copied()
+    }
+
+    /// Puts the classifier on a tap's ingress hook. Until a MAC is bound to the tap its metadata traffic is dropped. On a
+    /// tap that has the classifier already nothing changes; what another device with this index left behind is removed.
+    pub fn attach(&mut self, tap: TapIndex) -> Result<(), AttachError> {
+        self.try_attach(tap).map_err(|source| AttachError {
+            tap: describe(tap),
+            source,
+        })
+    }
+
+    /// Has `mac`'s metadata traffic on this tap served, and no other's.
+    pub fn bind(&mut self, tap: TapIndex, mac: MacAddr) -> Result<(), BindError> {
+        let bound = self.taps.insert(tap.0, TapBinding::to(mac).to_bytes(), 0);
+        bound.map_err(|source| BindError {
+            tap: describe(tap),
+            source,
+        })
+    }
+
+    /// Has all metadata traffic on this tap dropped.
+    pub fn unbind(&mut self, tap: TapIndex) -> Result<(), BindError> {
+        removed(self.taps.remove(&tap.0)).map_err(|source| BindError {
+            tap: describe(tap),
+            source,
+        })
+    }
+
+    /// The MAC bound to a tap, by this agent or an earlier one.
+    pub fn binding(&self, tap: TapIndex) -> Result<Option<MacAddr>, BindError> {
+        match self.taps.get(&tap.0, 0) {
+            Ok(value) => Ok(Some(TapBinding::from_bytes(value).mac)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(BindError {
+                tap: describe(tap),
+                source,
+            }),
+        }
+    }
+
+    /// Takes the classifier off a tap, which may be gone already, and forgets its binding and counters. From here on the
+    /// guest's metadata traffic goes wherever its other traffic goes.
+    pub fn detach(&mut self, tap: TapIndex) -> Result<(), DetachError> {
+        self.try_detach(tap).map_err(|source| DetachError {
+            tap: describe(tap),
+            source,
+        })
+    }
+
+    /// Takes the classifier off all taps and removes every trace of it.
+    pub fn detach_all(mut self) -> Result<(), DetachAllError> {
+        for tap in std::mem::take(&mut self.attached) {
+            self.detach(tap)?;
+        }
+        Ok(self.pins.remove_all()?)
+    }
+
+    /// What happened to a tap's metadata frames since it was attached.
+    pub fn counters(&self, tap: TapIndex) -> Result<Counters, CountersError> {
+        match self.counters.get(&tap.0, 0) {
+            Ok(cpus) => Ok(Counters::sum(cpus.iter())),
+            Err(source) => Err(CountersError {
+                tap: describe(tap),
+                source,
+            }),
+        }
+    }
+
+    /// The rings, one per worker, each in the order of its worker. The second call returns none.
+    pub fn rings(&mut self) -> Vec<PuntRing> {
+        std::mem::take(&mut self.rings)
+    }
+
+    /// The loaded program, for `BPF_PROG_TEST_RUN`.
+    pub fn program_fd(&self) -> Result<BorrowedFd<'_>, LoadError> {
+        let program = self.ebpf.program(PROGRAM).ok_or(LoadError::Incomplete(PROGRAM))?;
+        Ok(program.fd().map_err(|error| refused(error.into()))?.as_fd())
+    }
+
+    /// Takes over what an earlier agent left, and clears away what its taps left.
+    fn adopt(&mut self) -> Result<(), LoadError> {
+        let mut candidates: BTreeSet<TapIndex> = self.pins.links()?.into_iter().collect();
+        for key in self.counters.keys().chain(self.taps.keys()) {
+            candidates.insert(TapIndex(key?));
+        }
+        for tap in candidates {
+            let pin = self.pins.link(tap);
+            let hook = self.hook;
+            let adopted = hook.adopt(self.program()?, tap, &pin);
+            if adopted.map_err(|source| LoadError::Adopt {
+                tap: describe(tap),
+                source,
+            })? {
+                self.count_from_now(tap, KEEP_COUNTING)?;
+                self.attached.insert(tap);
+            } else {
+                self.forget(tap)?;
+            }
+        }
+        Ok(self.pins.remove_other_versions()?)
+    }
+
+    fn try_attach(&mut self, tap: TapIndex) -> Result<(), TapOperationError> {
+        let (hook, pin) = (self.hook, self.pins.link(tap));
+        let Ok(program) = self.program() else {
+            return Err(MapError::ProgramNotLoaded.into());
+        };
+        if hook.adopt(program, tap, &pin)? {
+            self.count_from_now(tap, KEEP_COUNTING)?;
+        } else {
+            self.forget(tap)?;
+            self.count_from_now(tap, 0)?;
+            let Ok(program) = self.program() else {
+                return Err(MapError::ProgramNotLoaded.into());
+            };
+            hook.attach(program, tap, &pin)?;
+        }
+        self.attached.insert(tap);
+        Ok(())
+    }
+
+    fn try_detach(&mut self, tap: TapIndex) -> Result<(), TapOperationError> {
+        self.hook.detach(tap, &self.pins.link(tap))?;
+        self.attached.remove(&tap);
+        Ok(self.forget(tap)?)
+    }
+
+    /// Makes room for a tap's counters, all zero, or leaves those that it has.
+    fn count_from_now(&mut self, tap: TapIndex, flags: u64) -> Result<(), MapError> {
+        let cpus = nr_cpus().map_err(|(_, error)| error)?;
+        let zeroes = PerCpuValues::try_from(vec![[0; COUNTERS]; cpus])?;
+        match self.counters.insert(tap.0, zeroes, flags) {
+            Err(MapError::SyscallError(error))
+                if flags == KEEP_COUNTING && error.io_error.kind() == io::ErrorKind::AlreadyExists =>
+            {
+                Ok(())
+            }
+            inserted => inserted,
+        }
+    }
+
+    fn forget(&mut self, tap: TapIndex) -> Result<(), MapError> {
+        removed(self.taps.remove(&tap.0))?;
+        removed(self.counters.remove(&tap.0))
+    }
+
+    fn program(&mut self) -> Result<&mut SchedClassifier, LoadError> {
+        let program = self
+            .ebpf
+            .program_mut(PROGRAM)
+            .ok_or(LoadError::Incomplete(PROGRAM))?;
+        program
+            .try_into()
+            .map_err(|error: ProgramError| refused(error.into()))
+    }
+}
+
+impl fmt::Debug for Classifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            hook, attached, pins, ..
+        } = self;
+        let mut debug = f.debug_struct("Classifier");
+        debug
+            .field("hook", hook)
+            .field("attached", attached)
+            .field("pins", pins)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `BPF_NOEXIST`: an entry that is there already stays.
+const KEEP_COUNTING: u64 = 1;
+
+/// Removing what is not there is fine.
+fn removed(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(MapError::KeyNotFound) => Ok(()),
+        result => result,
+    }
+}

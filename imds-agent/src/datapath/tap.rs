@@ -1,1 +1,56 @@
-//! Tap devices by name and index.
+//! Tap devices by name and index, in the network namespace of the calling thread.
+
+use imds_ebpf::abi::TapIndex;
+use nix::{
+    errno::Errno,
+    net::if_::{if_indextoname, if_nametoindex},
+};
+use thiserror::Error;
+
+/// A device cannot be told.
+#[derive(Debug, Error)]
+pub enum TapError {
+    /// There is none of this name.
+    #[error("there is no network device {name:?}")]
+    NoSuchName {
+        /// The name asked for.
+        name: String,
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// There is none of this index.
+    #[error("there is no network device with index {tap}")]
+    NoSuchIndex {
+        /// The index asked for.
+        tap: TapIndex,
+        /// What the kernel said.
+        source: Errno,
+    },
+}
+
+/// The index of the device called `name`.
+pub fn index_of(name: &str) -> Result<TapIndex, TapError> {
+    match if_nametoindex(name) {
+        Ok(index) => Ok(TapIndex(index)),
+        Err(source) => Err(TapError::NoSuchName {
+            name: name.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// The name of the device with index `tap`.
+pub fn name_of(tap: TapIndex) -> Result<String, TapError> {
+    match if_indextoname(tap.0) {
+        Ok(name) => Ok(name.to_string_lossy().into_owned()),
+        Err(source) => Err(TapError::NoSuchIndex { tap, source }),
+    }
+}
+
+/// A device as messages name it: its name when it still has one, and its index.
+pub fn describe(tap: TapIndex) -> String {
+    match name_of(tap) {
+        Ok(name) => format!("{name} (index {tap})"),
+        Err(_) => format!("index {tap}"),
+    }
+}

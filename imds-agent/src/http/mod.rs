@@ -2,6 +2,16 @@
 //!
 //! Read first: RFC 9112 (HTTP/1.1), and section 0 and B.6 of the project's wire contract for the limits.
 //! Nothing in here knows what a path means.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
 pub mod connection;
 pub mod encode;

@@ -2,6 +2,16 @@
 //!
 //! Read first: the EC2 user guide, "Use instance metadata", and the project's wire contract in `docs/`.
 //! The order of refusals is the contract's: method, `X-Forwarded-For`, endpoint, token, path.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
 pub mod access;
 pub mod documents;
@@ -9,14 +19,22 @@ pub mod path;
 pub mod token;
 pub mod tree;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
+
+use rand::{Rng as _, rngs::StdRng};
+
+pub use access::{Allow, Refusal};
+pub use token::{TokenError, TokenKey, TokenKeys};
 
 use crate::{
     credentials::RoleState,
-    http::{Request, Response},
+    http::{Request, Response, Status},
     now::Now,
     registry::{NetworkInterface, snapshot::Member},
 };
+use access::{Offer, Operation};
+use path::Path;
+use tree::{Answer, View};
 
 /// Who is asking, as the tap tells it.
 #[derive(Clone, Copy, Debug)]
@@ -29,18 +47,143 @@ pub struct Caller<'a> {
     pub role_state: Option<&'a Arc<RoleState>>,
 }
 
+/// What became of one request: for counters and the audit trail, which are somebody else's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Outcome {
+    /// How the guest asked.
+    pub version: ImdsVersion,
+    /// The status of the response.
+    pub status: Status,
+    /// Why it was refused, if it was.
+    pub refusal: Option<Refusal>,
+    /// What was handed out.
+    pub delivery: Delivery,
+    /// Whether the request carries `X-Forwarded-For`.
+    pub is_forwarded: bool,
+}
+
+/// The two ways to ask.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum ImdsVersion {
+    /// Without a session token.
+    V1,
+    /// For or with a session token, whatever it is worth.
+    V2,
+}
+
+/// What is worth an entry in an audit trail.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Delivery {
+    /// Nothing, because the request was refused or asked for no content.
+    Nothing,
+    /// Metadata.
+    Metadata,
+    /// A session token.
+    SessionToken,
+    /// Role credentials.
+    RoleCredentials,
+}
+
 /// The meaning of requests. One per worker.
-#[derive(Debug)]
-pub struct Imds {}
+pub struct Imds {
+    keys: Arc<TokenKeys>,
+    nonces: StdRng,
+}
+
+impl fmt::Debug for Imds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Imds")
+            .field("keys", &self.keys)
+            .finish_non_exhaustive()
+    }
+}
 
 impl Imds {
+    /// Session tokens are minted with `keys` and with nonces from `nonces`.
+    pub fn new(keys: Arc<TokenKeys>, nonces: StdRng) -> Self {
+        Self { keys, nonces }
+    }
+
     /// Fills `response` for `caller`, or for a caller that the registry does not know (yet).
     pub fn respond(
         &mut self,
-        _now: Now,
-        _caller: Option<&Caller<'_>>,
-        _request: &Request<'_>,
-        _response: &mut Response,
-    ) {
+        now: Now,
+        caller: Option<&Caller<'_>>,
+        request: &Request<'_>,
+        response: &mut Response,
+    ) -> Outcome {
+        let offer = Offer::of(request);
+        let is_forwarded = access::is_forwarded(request);
+        let operation = access::operation(request);
+        let result = operation.and_then(|operation| {
+            if let (Operation::Mint, Some(caller)) = (operation, caller) {
+                // It holds for whatever the response is: one that tells more than another is of no use to who is too far.
+                response.hop_limit = Some(caller.member.options.http_put_response_hop_limit);
+            }
+            let caller = access::admit(operation, is_forwarded, offer, caller)?;
+            match operation {
+                Operation::Mint => self.mint(now, caller, request, response),
+                Operation::DescribeMint => {
+                    response.allow = Some(Allow::OptionsPut.methods());
+                    Ok(Delivery::Nothing)
+                }
+                Operation::Read => self.read(now, caller, offer, request, response),
+            }
+        });
+        if let Err(refusal) = result {
+            access::refuse(refusal, response);
+        }
+        let asks_for_token = matches!(operation, Ok(Operation::Mint) | Err(Refusal::TokenPath));
+        Outcome {
+            version: if asks_for_token || offer != Offer::Nothing {
+                ImdsVersion::V2
+            } else {
+                ImdsVersion::V1
+            },
+            status: response.status,
+            refusal: result.err(),
+            delivery: result.unwrap_or(Delivery::Nothing),
+            is_forwarded,
+        }
+    }
+
+    fn mint(
+        &mut self,
+        now: Now,
+        caller: &Caller<'_>,
+        request: &Request<'_>,
+        response: &mut Response,
+    ) -> Result<Delivery, Refusal> {
+        let ttl_seconds = access::asked_ttl_seconds(request)?;
+        let mut nonce = [0; 12];
+        self.nonces.fill_bytes(&mut nonce);
+        let token = self
+            .keys
+            .mint(now.unix, ttl_seconds, access::bearer(caller), nonce)?;
+        response.token_ttl_seconds = Some(ttl_seconds);
+        response.body.extend_from_slice(&token);
+        Ok(Delivery::SessionToken)
+    }
+
+    fn read(
+        &self,
+        now: Now,
+        caller: &Caller<'_>,
+        offer: Offer<'_>,
+        request: &Request<'_>,
+        response: &mut Response,
+    ) -> Result<Delivery, Refusal> {
+        response.token_ttl_seconds = access::authorize(now.unix, &self.keys, offer, caller)?;
+        let path = Path::of(request.target).ok_or(Refusal::NotFound)?;
+        match tree::answer(&View::new(now, caller), path, &mut response.body) {
+            Answer::Absent => Err(Refusal::NotFound),
+            Answer::Pending => Err(Refusal::CredentialsPending),
+            Answer::Found(found) => {
+                let last_modified = found.last_modified.unwrap_or(caller.member.last_modified);
+                response.content_type = found.content_type;
+                response.last_modified = Some(tree::since_epoch(last_modified));
+                Ok(found.delivery)
+            }
+        }
     }
 }

@@ -329,10 +329,13 @@ impl<'de> Deserialize<'de> for UserData {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         use base64::Engine as _;
         let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        let bytes = base64::engine::general_purpose::STANDARD.decode(text.as_bytes());
-        bytes
+        // `base64` wraps its lines unless told otherwise.
+        let text: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+        // The decoder's own error would show a byte of the user data.
+        base64::engine::general_purpose::STANDARD
+            .decode(text)
             .map(Self)
-            .map_err(|error| de::Error::custom(format_args!("user data is not base64: {error}")))
+            .map_err(|_| de::Error::custom("user data is not base64"))
     }
 }
 

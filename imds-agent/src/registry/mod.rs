@@ -1,13 +1,21 @@
 //! Which instances, roles and instance profiles exist: an immutable view, published whole.
 
+mod check;
+mod claim;
 pub mod directory;
 pub mod instance;
+pub mod problem;
+pub mod record;
+pub mod records;
 pub mod role;
 pub mod snapshot;
 
+pub use directory::{Directory, OpenError};
 pub use instance::{
     HttpEndpoint, HttpProtocolIpv6, HttpTokens, Instance, InstanceId, InstanceMetadataTags, InterfaceId,
     MetadataOptions, NetworkInterface,
 };
-pub use role::{AccountId, InstanceProfile, InstanceProfileName, Role, RoleName};
+pub use problem::Problem;
+pub use record::Rules;
+pub use role::{AccountId, IamArn, InstanceProfile, InstanceProfileName, Role, RoleName};
 pub use snapshot::{Published, Snapshot};

@@ -34,7 +34,8 @@ pub struct Role {
     /// `arn:<partition>:iam::<account>:role/<path><name>`; private clouds leave the account out.
     pub arn: String,
     pub path: Option<String>,
-    /// The trust policy.
+    /// The trust policy: an object, or text that holds one (IAM's API gives it percent-encoded).
+    #[serde(default, deserialize_with = "policy_document")]
     pub assume_role_policy_document: Option<serde_json::Value>,
     /// Seconds.
     pub max_session_duration: Option<u32>,
@@ -88,4 +89,114 @@ pub struct InstanceProfile {
 )]
 pub struct InstanceProfileRole {
     pub role_name: RoleName,
+    /// Absent means: the role of that name in the instance profile's account.
+    pub arn: Option<String>,
+}
+
+/// The parts of `arn:<partition>:iam::<account>:<kind><path><name>`. The account may be empty: private clouds leave it out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(missing_docs, reason = "the names are those of the IAM user guide")]
+pub struct IamArn<'a> {
+    pub partition: &'a str,
+    pub account: &'a str,
+    /// Begins and ends with `/`.
+    pub path: &'a str,
+    pub name: &'a str,
+}
+
+impl<'a> IamArn<'a> {
+    /// The parts of `text`, if it names something of `kind`: `role`, `instance-profile`.
+    pub fn parse(text: &'a str, kind: &str) -> Option<Self> {
+        let mut parts = text.splitn(6, ':');
+        let mut next = || parts.next();
+        let (arn, partition, service, region, account) = (next()?, next()?, next()?, next()?, next()?);
+        let path_and_name = next()?.strip_prefix(kind)?;
+        let (path, name) = path_and_name.split_at(path_and_name.rfind('/')? + 1);
+        let legal = arn == "arn"
+            && service == "iam"
+            && region.is_empty()
+            && !partition.is_empty()
+            && path.starts_with('/')
+            && !name.is_empty()
+            && text.len() <= 2048
+            && text.bytes().all(|byte| byte.is_ascii_graphic());
+        legal.then_some(Self {
+            partition,
+            account,
+            path,
+            name,
+        })
+    }
+}
+
+fn policy_document<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<serde_json::Value>, D::Error> {
+    let document = Option::<serde_json::Value>::deserialize(deserializer)?;
+    let Some(serde_json::Value::String(text)) = document else {
+        return Ok(document);
+    };
+    let text = percent_encoding::percent_decode_str(&text)
+        .decode_utf8()
+        .map_err(de::Error::custom)?;
+    serde_json::from_str(&text)
+        .map(Some)
+        .map_err(|error| de::Error::custom(format_args!("the text is no policy document: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn iam_arns() {
+        let arn = IamArn::parse("arn:aws-cn:iam::123456789012:role/a/b/web", "role").unwrap();
+        assert_eq!(
+            (arn.partition, arn.account, arn.path, arn.name),
+            ("aws-cn", "123456789012", "/a/b/", "web")
+        );
+        let accountless = IamArn::parse("arn:aws:iam:::role/x", "role").unwrap();
+        assert_eq!(
+            (accountless.account, accountless.path, accountless.name),
+            ("", "/", "x")
+        );
+        for wrong in [
+            "",
+            "role/x",
+            "arn:aws:iam::1:role",
+            "arn:aws:iam::1:role/",
+            "arn:aws:iam::1:roles/x",
+            "arn:aws:iam::1:user/x",
+            "arn:aws:iam:eu:1:role/x",
+            "arn::iam::1:role/x",
+            "arn:aws:sts::1:role/x",
+            "arn:aws:iam::1:role/x y",
+        ] {
+            assert_eq!(IamArn::parse(wrong, "role"), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn trust_policy_as_object_text_or_percent_encoded() {
+        let role = |document: &str| -> Role {
+            serde_json::from_str(&format!(
+                r#"{{"RoleName":"x","Arn":"arn:aws:iam::1:role/x","AssumeRolePolicyDocument":{document}}}"#
+            ))
+            .unwrap()
+        };
+        let expected = Some(serde_json::json!({"Statement": "100%"}));
+        assert_eq!(
+            role(r#"{"Statement":"100%"}"#).assume_role_policy_document,
+            expected
+        );
+        assert_eq!(
+            role(r#""{\"Statement\":\"100%\"}""#).assume_role_policy_document,
+            expected
+        );
+        assert_eq!(
+            role(r#""%7B%22Statement%22%3A%22100%25%22%7D""#).assume_role_policy_document,
+            expected
+        );
+        assert_eq!(role("null").assume_role_policy_document, None);
+    }
 }

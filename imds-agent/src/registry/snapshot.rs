@@ -7,7 +7,7 @@ use imds_ebpf::abi::MacAddr;
 
 use super::{
     instance::{Instance, InstanceId, MetadataOptions, NetworkInterface},
-    role::{InstanceProfile, InstanceProfileName, Role, RoleName},
+    role::{InstanceProfile, Role},
 };
 
 /// Everything that exists, at one revision.
@@ -19,14 +19,16 @@ pub struct Snapshot {
     pub instances: HashMap<InstanceId, Arc<Member>>,
     /// Who owns a MAC: the instance, and the index of the interface within it.
     pub by_mac: HashMap<MacAddr, (Arc<Member>, usize)>,
-    /// Roles by name.
-    pub roles: HashMap<RoleName, Arc<Role>>,
-    /// Instance profiles by name.
-    pub instance_profiles: HashMap<InstanceProfileName, Arc<InstanceProfile>>,
+    /// The interface that a tap, by name, is expected to carry, as far as records say so.
+    pub by_tap: HashMap<String, (Arc<Member>, usize)>,
+    /// Roles by ARN: two accounts on one host may use the same name.
+    pub roles: HashMap<String, Arc<Role>>,
+    /// Instance profiles by ARN.
+    pub instance_profiles: HashMap<String, Arc<InstanceProfile>>,
 }
 
 /// One instance with what the rest of the snapshot says about it, so that the request path follows no names.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Member {
     /// The record.
     pub instance: Instance,
@@ -59,7 +61,7 @@ impl Published {
     }
 
     /// Replaces the current snapshot.
-    pub fn publish(&self, snapshot: Snapshot) {
-        self.0.store(Arc::new(snapshot));
+    pub fn publish(&self, snapshot: impl Into<Arc<Snapshot>>) {
+        self.0.store(snapshot.into());
     }
 }

@@ -1,0 +1,99 @@
+//! The three commands of bpf(2) that aya does not offer: what a pinned link hangs on, and taking it off at once.
+//!
+//! Read first: `union bpf_attr` and `struct bpf_link_info` in the kernel's `include/uapi/linux/bpf.h`.
+
+#![expect(unsafe_code, reason = "system calls without a safe wrapper")]
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use imds_ebpf::abi::TapIndex;
+use nix::libc;
+
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_DETACH: libc::c_long = 34;
+const BPF_LINK_TYPE_TCX: u32 = 11;
+
+/// Opens the link that is pinned at `path`.
+pub fn open_link(path: &Path) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
+    }
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = Attributes {
+        pathname: path.as_ptr() as u64,
+        bpf_fd: 0,
+        file_flags: 0,
+    };
+    // SAFETY: these are the attributes of this command, and the path outlives the call.
+    let fd = unsafe { bpf(BPF_OBJ_GET, &mut attributes) }?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The device that a TCX link hangs on, or nothing when that device is gone: the kernel then takes the link off, and a
+/// later device with the same index is not on it.
+pub fn link_tap(link: BorrowedFd<'_>) -> io::Result<Option<TapIndex>> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        link_type: u32,
+        id: u32,
+        program_id: u32,
+        padding: u32,
+        tcx_ifindex: u32,
+        tcx_attach_type: u32,
+    }
+    #[repr(C)]
+    struct Attributes {
+        bpf_fd: RawFd,
+        info_length: u32,
+        info: u64,
+    }
+    let mut info = Info::default();
+    let mut attributes = Attributes {
+        bpf_fd: link.as_raw_fd(),
+        info_length: size_of::<Info>() as u32,
+        info: &raw mut info as u64,
+    };
+    // SAFETY: these are the attributes of this command; the kernel writes at most `info_length` bytes to `info`.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    if info.link_type != BPF_LINK_TYPE_TCX {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the pinned link is of another kind than TCX",
+        ));
+    }
+    Ok((info.tcx_ifindex != 0).then_some(TapIndex(info.tcx_ifindex)))
+}
+
+/// Takes a link off its device now. (Removing the last pin does so too, but some time later.)
+pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = link.as_raw_fd();
+    // SAFETY: the one attribute of this command is the link's descriptor.
+    unsafe { bpf(BPF_LINK_DETACH, &mut attributes) }?;
+    Ok(())
+}
+
+/// # Safety
+/// `attributes` must be laid out as `command` has them, and what they point to must be valid as it demands.
+unsafe fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<RawFd> {
+    // SAFETY: the kernel reads `size_of::<T>()` bytes of attributes and takes the rest as zero; the caller vouches for
+    // what they say.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>()) };
+    match RawFd::try_from(result) {
+        Ok(value) if value >= 0 => Ok(value),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,262 @@
+//! How the classifier hangs on a tap's ingress hook.
+//!
+//! With TCX (kernel 6.6 and later) a link per tap, pinned: it stays when the agent dies, and an adopting agent swaps its
+//! program atomically. A link belongs to the device itself; when the device goes, the kernel takes the link off and its
+//! info names no device any more. That is how a reused interface index is recognised.
+//!
+//! Before 6.6 a clsact filter per tap, under a priority and handle of our own: it stays by nature, and is replaced
+//! atomically by a new one under the same handle. A device that reuses an index has no such filter.
+
+use std::{
+    io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    pin::PinError,
+    programs::{
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+        links::{FdLink, Link, LinkError, PinnedLink},
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
+    },
+};
+use imds_ebpf::abi::TapIndex;
+use nix::errno::Errno;
+use thiserror::Error;
+
+use super::{
+    bpf,
+    pins::{PinsError, remove_pin},
+    tap::{self, TapError},
+};
+
+/// The clsact filter's priority: before everyone who does not insist.
+const CLSACT_PRIORITY: u16 = 1;
+
+/// The clsact filter's handle under that priority: "a9fe" as in 169.254, which nobody gets by automatic numbering.
+const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0xa9fe);
+
+/// The kind of hook.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hook {
+    /// TCX link.
+    Tcx,
+    /// Filter of the clsact queueing discipline.
+    Clsact,
+}
+
+/// The classifier cannot be put on or taken off a tap.
+#[derive(Debug, Error)]
+pub enum HookError {
+    /// The device is not there (any more).
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The index went over to another device meanwhile.
+    #[error("another device took over index {tap} meanwhile")]
+    Reused {
+        /// The index.
+        tap: TapIndex,
+    },
+    /// The clsact queueing discipline cannot be added.
+    #[error("cannot add the clsact queueing discipline")]
+    Clsact(#[source] TcError),
+    /// The kernel refuses.
+    #[error("the kernel refuses to attach the classifier")]
+    Program(#[source] ProgramError),
+    /// The link cannot be pinned.
+    #[error("cannot pin the link at {path}")]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: PinError,
+    },
+    /// A pinned link cannot be opened or asked.
+    #[error("cannot use the pinned link at {path}")]
+    PinnedLink {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A pinned link is none of ours.
+    #[error("what is pinned at {path} is no TCX link")]
+    ForeignPin {
+        /// Where.
+        path: PathBuf,
+        /// What it is.
+        source: LinkError,
+    },
+    /// A pin cannot be removed.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
+}
+
+impl Hook {
+    /// Puts `program` on `tap` in place of the one that hangs there already. False when none does; a dead link's pin is
+    /// removed then.
+    pub(super) fn adopt(
+        self,
+        program: &mut SchedClassifier,
+        tap: TapIndex,
+        pin: &Path,
+    ) -> Result<bool, HookError> {
+        match self {
+            Self::Tcx => adopt_link(program, tap, pin),
+            Self::Clsact => adopt_filter(program, tap),
+        }
+    }
+
+    /// Puts `program` on `tap`, before every other program there: nobody else is to see metadata traffic.
+    pub(super) fn attach(
+        self,
+        program: &mut SchedClassifier,
+        tap: TapIndex,
+        pin: &Path,
+    ) -> Result<(), HookError> {
+        match self {
+            Self::Tcx => attach_link(program, tap, pin),
+            Self::Clsact => attach_filter(program, tap),
+        }
+    }
+
+    /// Takes the classifier off `tap`, which may be gone already.
+    pub(super) fn detach(self, tap: TapIndex, pin: &Path) -> Result<(), HookError> {
+        match self {
+            Self::Tcx => detach_link(pin),
+            Self::Clsact => detach_filter(tap),
+        }
+    }
+}
+
+fn adopt_link(program: &mut SchedClassifier, tap: TapIndex, pin: &Path) -> Result<bool, HookError> {
+    match pinned_tap(pin)? {
+        Some(pinned) if pinned == tap => {}
+        _ => {
+            remove_pin(pin)?;
+            return Ok(false);
+        }
+    }
+    let foreign = |source| HookError::ForeignPin {
+        path: pin.to_owned(),
+        source,
+    };
+    let link = FdLink::from(PinnedLink::from_pin(pin).map_err(foreign)?);
+    let link = SchedClassifierLink::try_from(link).map_err(foreign)?;
+    let id = program.attach_to_link(link).map_err(HookError::Program)?;
+    // Closing our descriptor leaves the link to its pin.
+    drop(program.take_link(id).map_err(HookError::Program)?);
+    Ok(true)
+}
+
+/// The device that the pinned link hangs on, if there is such a link and such a device.
+fn pinned_tap(pin: &Path) -> Result<Option<TapIndex>, HookError> {
+    match bpf::open_link(pin).and_then(|link| bpf::link_tap(link.as_fd())) {
+        Ok(tap) => Ok(tap),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(HookError::PinnedLink {
+            path: pin.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn attach_link(program: &mut SchedClassifier, tap: TapIndex, pin: &Path) -> Result<(), HookError> {
+    let name = tap::name_of(tap)?;
+    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = program
+        .attach_with_options(&name, TcAttachType::Ingress, order)
+        .map_err(HookError::Program)?;
+    let link = program.take_link(id).map_err(HookError::Program)?;
+    let link = FdLink::try_from(link).map_err(|source| HookError::ForeignPin {
+        path: pin.to_owned(),
+        source,
+    })?;
+    link.pin(pin).map_err(|source| HookError::Pin {
+        path: pin.to_owned(),
+        source,
+    })?;
+    // Aya attaches by name, and names move: only the link itself tells what it hangs on.
+    if pinned_tap(pin)? != Some(tap) {
+        detach_link(pin)?;
+        return Err(HookError::Reused { tap });
+    }
+    Ok(())
+}
+
+fn detach_link(pin: &Path) -> Result<(), HookError> {
+    match bpf::open_link(pin) {
+        // A link whose device is gone says ENOLINK or the like: there is nothing to take it off of.
+        Ok(link) => drop(bpf::detach_link(link.as_fd())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => {
+            return Err(HookError::PinnedLink {
+                path: pin.to_owned(),
+                source,
+            });
+        }
+    }
+    Ok(remove_pin(pin)?)
+}
+
+fn adopt_filter(program: &mut SchedClassifier, tap: TapIndex) -> Result<bool, HookError> {
+    let Some(filter) = filter_of(tap) else {
+        return Ok(false);
+    };
+    match program.attach_to_link(filter) {
+        Ok(id) => {
+            // Dropping it would take the filter off; it is to stay when the agent ends.
+            std::mem::forget(program.take_link(id).map_err(HookError::Program)?);
+            Ok(true)
+        }
+        Err(ProgramError::TcError(TcError::NetlinkError(error)))
+            if matches!(
+                error.raw_os_error().map(Errno::from_raw),
+                Some(Errno::ENOENT | Errno::EINVAL)
+            ) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(HookError::Program(error)),
+    }
+}
+
+fn attach_filter(program: &mut SchedClassifier, tap: TapIndex) -> Result<(), HookError> {
+    let name = tap::name_of(tap)?;
+    match qdisc_add_clsact(&name) {
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(Errno::EEXIST as i32) => {}
+        added => added.map_err(HookError::Clsact)?,
+    }
+    let options = NlOptions {
+        priority: CLSACT_PRIORITY,
+        handle: CLSACT_HANDLE,
+        ..NlOptions::default()
+    };
+    let id = program
+        .attach_with_options(&name, TcAttachType::Ingress, TcAttachOptions::Netlink(options))
+        .map_err(HookError::Program)?;
+    std::mem::forget(program.take_link(id).map_err(HookError::Program)?);
+    Ok(())
+}
+
+fn detach_filter(tap: TapIndex) -> Result<(), HookError> {
+    match filter_of(tap).map(Link::detach) {
+        Some(Err(ProgramError::NetlinkError(error)))
+            if !matches!(
+                error.raw_os_error().map(Errno::from_raw),
+                Some(Errno::ENOENT | Errno::EINVAL | Errno::ENODEV)
+            ) =>
+        {
+            Err(HookError::Program(ProgramError::NetlinkError(error)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Our filter on `tap`, whether it is there or not. Nothing when the device is gone. Never to be dropped lightly: that
+/// takes the filter off.
+fn filter_of(tap: TapIndex) -> Option<SchedClassifierLink> {
+    let name = tap::name_of(tap).ok()?;
+    SchedClassifierLink::attached(&name, TcAttachType::Ingress, CLSACT_PRIORITY, CLSACT_HANDLE, None).ok()
+}

@@ -1,0 +1,155 @@
+//! The classifier's object, which this build carries: into the kernel, onto the maps that are pinned already.
+
+use std::{error::Error as _, io, mem::size_of, time::Duration};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Map, MapError, MapInfo, RingBuf},
+};
+use imds_ebpf::abi::{RING_BYTES, TAPS_MAX, TapBinding, TapCounters, TapIndex};
+use nix::{
+    errno::Errno,
+    time::{ClockId, clock_gettime},
+};
+use thiserror::Error;
+
+use super::{
+    PuntRing,
+    hook::HookError,
+    pins::{Pins, PinsError, remove_pin},
+};
+
+/// The object that `cargo xtask build-ebpf` made, or nothing when it was not run before this build.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/imds-ebpf.o"));
+
+/// How old a frame may be that a starting agent still answers: TCP sends a SYN again after one second (RFC 6298).
+const STALE_AFTER: Duration = Duration::from_secs(1);
+
+/// The rings, one per worker.
+const RINGS: [&str; 1] = ["RING_0"];
+
+/// Every map with its key size, value size and number of entries: what must match for a pinned one to be used again.
+const MAP_LAYOUTS: [(&str, usize, usize, u32); 3] = [
+    ("TAPS", size_of::<TapIndex>(), size_of::<TapBinding>(), TAPS_MAX),
+    (
+        "COUNTERS",
+        size_of::<TapIndex>(),
+        size_of::<TapCounters>(),
+        TAPS_MAX,
+    ),
+    ("RING_0", 0, 0, RING_BYTES),
+];
+
+/// The classifier cannot be loaded.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// This build of the agent carries none.
+    #[error("this build has no classifier in it: run `cargo xtask build-ebpf`, then build the agent again")]
+    ObjectMissing,
+    /// The kernel lacks what it needs.
+    #[error("this kernel is too old: the classifier needs Linux 5.11 or later")]
+    KernelTooOld,
+    /// The process lacks what it needs.
+    #[error(
+        "loading the classifier is not permitted: it needs root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+    )]
+    NotPermitted(#[source] EbpfError),
+    /// The kernel refuses the program or a map.
+    #[error("the kernel refuses the classifier")]
+    Refused(#[source] EbpfError),
+    /// The object is not the one that this agent belongs to.
+    #[error("the classifier in this build has no {0}")]
+    Incomplete(&'static str),
+    /// The place for the pins cannot be used.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
+    /// A map cannot be read or written.
+    #[error("cannot use the classifier's maps")]
+    Maps(#[from] MapError),
+    /// A tap that carries the classifier already cannot be taken over.
+    #[error("cannot take over the classifier on tap {tap}")]
+    Adopt {
+        /// The tap's name and index.
+        tap: String,
+        /// Why not.
+        source: HookError,
+    },
+}
+
+/// Makes the maps, or takes the pinned ones, and readies the program for loading.
+pub(super) fn load(pins: &Pins) -> Result<Ebpf, LoadError> {
+    if OBJECT.is_empty() {
+        return Err(LoadError::ObjectMissing);
+    }
+    remove_other_layouts(pins)?;
+    let mut loader = EbpfLoader::new();
+    // Nothing in the classifier depends on the kernel's own types.
+    loader.btf(None);
+    for (name, ..) in MAP_LAYOUTS {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    loader.load(OBJECT).map_err(refused)
+}
+
+/// A pinned map of another layout under this version's name is a developer's leftover; the program could not use it.
+fn remove_other_layouts(pins: &Pins) -> Result<(), LoadError> {
+    for (name, key_size, value_size, entries) in MAP_LAYOUTS {
+        let path = pins.map(name);
+        if !path.exists() {
+            continue;
+        }
+        let info = MapInfo::from_pin(&path)?;
+        let pinned = (
+            info.key_size() as usize,
+            info.value_size() as usize,
+            info.max_entries(),
+        );
+        if pinned != (key_size, value_size, entries) {
+            log::warn!(
+                "replacing the map pinned at {}, which has another layout",
+                path.display()
+            );
+            remove_pin(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes a map out of the object.
+pub(super) fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
+    ebpf.take_map(name).ok_or(LoadError::Incomplete(name))
+}
+
+/// Takes the rings out of the object, one per worker.
+pub(super) fn take_rings(ebpf: &mut Ebpf) -> Result<Vec<PuntRing>, LoadError> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    let fresh_from = now.saturating_sub(STALE_AFTER);
+    let ring = |name| {
+        Ok(PuntRing::new(
+            RingBuf::try_from(take_map(ebpf, name)?)?,
+            fresh_from,
+        ))
+    };
+    RINGS.into_iter().map(ring).collect()
+}
+
+/// Tells a lack of privileges from other failures, by the errno at the bottom of it.
+pub(super) fn refused(error: EbpfError) -> LoadError {
+    if is_not_permitted(&error) {
+        LoadError::NotPermitted(error)
+    } else {
+        LoadError::Refused(error)
+    }
+}
+
+/// `EPERM`; the verifier's own refusals are `EACCES`.
+fn is_not_permitted(error: &EbpfError) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if error.downcast_ref().and_then(io::Error::raw_os_error) == Some(Errno::EPERM as i32) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}

@@ -1,0 +1,70 @@
+//! What only one file may have, so that nobody is two instances and no name means two things.
+
+use std::fmt;
+
+use imds_ebpf::abi::MacAddr;
+
+use super::{
+    instance::{Instance, InstanceId},
+    record::Record,
+    role::IamArn,
+};
+
+/// One such thing.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Claim {
+    InstanceId(InstanceId),
+    Mac(MacAddr),
+    Tap(String),
+    /// Account and name.
+    Role(String, String),
+    /// Account and name.
+    InstanceProfile(String, String),
+}
+
+impl Claim {
+    pub fn of(record: &Record) -> Vec<Self> {
+        match record {
+            Record::Role(role) => vec![Self::Role(
+                account_of(&role.arn, "role"),
+                role.role_name.to_string(),
+            )],
+            Record::InstanceProfile(profile) => {
+                let account = account_of(&profile.arn, "instance-profile");
+                vec![Self::InstanceProfile(
+                    account,
+                    profile.instance_profile_name.to_string(),
+                )]
+            }
+            Record::Instance(instance) => Self::of_instance(instance),
+        }
+    }
+
+    fn of_instance(instance: &Instance) -> Vec<Self> {
+        let mut claims = vec![Self::InstanceId(instance.instance_id.clone())];
+        for interface in &instance.network_interfaces {
+            claims.push(Self::Mac(interface.mac_address));
+            claims.extend(interface.tap.clone().map(Self::Tap));
+        }
+        claims
+    }
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InstanceId(id) => write!(f, "InstanceId {id}"),
+            Self::Mac(mac) => write!(f, "MacAddress {mac}"),
+            Self::Tap(tap) => write!(f, "Tap {tap}"),
+            Self::Role(account, name) => write!(f, "RoleName {name} of account {account:?}"),
+            Self::InstanceProfile(account, name) => {
+                write!(f, "InstanceProfileName {name} of account {account:?}")
+            }
+        }
+    }
+}
+
+/// The account in an IAM ARN; empty where a private cloud leaves it out.
+pub(super) fn account_of(arn: &str, kind: &str) -> String {
+    IamArn::parse(arn, kind).map_or_else(String::new, |arn| arn.account.to_owned())
+}

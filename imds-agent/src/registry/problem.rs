@@ -1,0 +1,63 @@
+//! What is wrong with the registry's files, in words for an operator.
+
+use std::{fmt, path::PathBuf};
+
+/// One thing wrong in one file, or with one directory. Stands until the file is mended.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Problem {
+    /// What it costs.
+    pub severity: Severity,
+    /// The file.
+    pub file: PathBuf,
+    /// What is wrong.
+    pub finding: Finding,
+}
+
+/// What a problem costs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Severity {
+    /// The newest version of the file is not in force: the last good one, if there was one, goes on serving.
+    Error,
+    /// The file is in force; something in it has no effect.
+    Warning,
+}
+
+/// What is wrong, and where in the file.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Finding {
+    /// Line and column, from 1, where the JSON reader noticed it.
+    pub place: Option<(usize, usize)>,
+    /// `NetworkInterfaces[0].MacAddress`, or empty for the file as a whole.
+    pub field: String,
+    /// One sentence without a full stop.
+    pub message: String,
+}
+
+impl Finding {
+    /// A finding about the file as a whole.
+    pub fn whole(message: impl Into<String>) -> Self {
+        Self::field("", message)
+    }
+
+    /// A finding about one field.
+    pub fn field(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            place: None,
+            field: field.into(),
+            message: message.into(),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some((line, column)) = self.finding.place {
+            write!(f, ":{line}:{column}")?;
+        }
+        if !self.finding.field.is_empty() {
+            write!(f, ": {}", self.finding.field)?;
+        }
+        write!(f, ": {}", self.finding.message)
+    }
+}

@@ -1,0 +1,432 @@
+//! All files' records, and the snapshot that they make together. Pure: bytes go in, snapshots and problems come out.
+//!
+//! A file's newest version waits as a *candidate* until [`Records::commit`], which puts all candidates in force together
+//! unless one claims what another file holds: an instance id, a MAC, a tap, a role's or an instance profile's name.
+//! Together, so that two files may swap their taps. A loser stays a candidate and is tried again with every commit, while
+//! the version before it goes on serving.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    ffi::OsString,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+
+use super::{
+    claim::{Claim, account_of},
+    problem::{Finding, Problem, Severity},
+    record::{self, Kind, Record, Rules},
+    role::{InstanceProfile, Role},
+    snapshot::{Member, Snapshot},
+};
+
+/// Names one file.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct FileKey {
+    /// Which directory.
+    pub kind: Kind,
+    /// Its name in there.
+    pub name: OsString,
+}
+
+/// Every file's state.
+#[derive(Debug)]
+pub struct Records {
+    rules: Rules,
+    files: BTreeMap<FileKey, File>,
+    /// Who holds what, by the versions in force.
+    claims: HashMap<Claim, FileKey>,
+    snapshot: Arc<Snapshot>,
+    /// Whether the versions in force differ from the snapshot.
+    dirty: bool,
+    commits: u64,
+}
+
+#[derive(Default, Debug)]
+struct File {
+    in_force: Option<InForce>,
+    candidate: Option<Candidate>,
+    /// What is wrong with the newest version.
+    errors: Vec<Finding>,
+    /// What the version in force says without effect.
+    warnings: Vec<Finding>,
+    /// What the version in force names and is not there.
+    dangling: Option<Finding>,
+}
+
+#[derive(Debug)]
+struct InForce {
+    item: Item,
+    claims: Vec<Claim>,
+    modified: Timestamp,
+    /// The commit that first put a version of this file in force: the earlier file wins.
+    since: u64,
+}
+
+#[derive(Debug)]
+enum Item {
+    /// The only place that owns the instance record, with its links.
+    Instance(Arc<Member>),
+    Role(Arc<Role>),
+    InstanceProfile(Arc<InstanceProfile>),
+}
+
+#[derive(Debug)]
+struct Candidate {
+    record: Record,
+    claims: Vec<Claim>,
+    modified: Timestamp,
+    warnings: Vec<Finding>,
+}
+
+impl Records {
+    /// No files yet.
+    pub fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            files: BTreeMap::new(),
+            claims: HashMap::new(),
+            snapshot: Arc::default(),
+            dirty: false,
+            commits: 0,
+        }
+    }
+
+    /// Takes a file's newest bytes. Nothing is in force before [`Self::commit`].
+    pub fn handle_file(&mut self, key: FileKey, bytes: &[u8], modified: Timestamp) {
+        let parsed = record::parse(key.kind, bytes, &self.rules);
+        let file = self.files.entry(key).or_default();
+        file.candidate = None;
+        file.errors.clear();
+        match parsed {
+            Err(findings) => file.errors = findings,
+            Ok((record, warnings))
+                if file
+                    .in_force
+                    .as_ref()
+                    .is_some_and(|current| current.item.is(&record)) =>
+            {
+                file.warnings = warnings;
+            }
+            Ok((record, warnings)) => {
+                let claims = Claim::of(&record);
+                file.candidate = Some(Candidate {
+                    record,
+                    claims,
+                    modified,
+                    warnings,
+                });
+            }
+        }
+    }
+
+    /// Takes note that a file is there but cannot be read.
+    pub fn handle_unreadable(&mut self, key: FileKey, why: String) {
+        let file = self.files.entry(key).or_default();
+        file.candidate = None;
+        file.errors = vec![Finding::whole(why)];
+    }
+
+    /// Takes note that a file is gone.
+    pub fn handle_removed(&mut self, key: &FileKey) {
+        let Some(file) = self.files.remove(key) else {
+            return;
+        };
+        if let Some(in_force) = file.in_force {
+            self.release(&in_force.claims, key);
+            self.dirty = true;
+        }
+    }
+
+    /// The files of `kind` that are known, good or bad.
+    pub fn files(&self, kind: Kind) -> impl Iterator<Item = &FileKey> {
+        self.files.keys().filter(move |key| key.kind == kind)
+    }
+
+    /// Puts in force what can be; the new snapshot, if it differs from the last one.
+    pub fn commit(&mut self) -> Option<Arc<Snapshot>> {
+        self.commits += 1;
+        self.resolve_candidates();
+        if !std::mem::take(&mut self.dirty) {
+            return None;
+        }
+        self.link();
+        self.snapshot = Arc::new(self.build_snapshot());
+        Some(Arc::clone(&self.snapshot))
+    }
+
+    /// The snapshot of the last commit that changed anything.
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+
+    /// Everything wrong at present, by file.
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for (key, file) in &self.files {
+            let errors = file.errors.iter().map(|finding| (Severity::Error, finding));
+            let warnings = file
+                .warnings
+                .iter()
+                .chain(&file.dangling)
+                .map(|finding| (Severity::Warning, finding));
+            problems.extend(errors.chain(warnings).map(|(severity, finding)| Problem {
+                severity,
+                file: key.path(),
+                finding: finding.clone(),
+            }));
+        }
+        problems
+    }
+
+    /// Applies every candidate that claims nothing of a file that stays as it is, nor of an earlier candidate.
+    fn resolve_candidates(&mut self) {
+        let mut order: Vec<FileKey> = self
+            .files
+            .iter()
+            .filter(|(_, file)| file.candidate.is_some())
+            .map(|(key, _)| key.clone())
+            .collect();
+        order.sort_by_key(|key| {
+            self.files[key]
+                .in_force
+                .as_ref()
+                .map_or(u64::MAX, |in_force| in_force.since)
+        });
+        let mut moving: HashSet<FileKey> = order.iter().cloned().collect();
+        loop {
+            let mut taken: HashMap<&Claim, &FileKey> = HashMap::new();
+            let mut lost = Vec::new();
+            for key in order.iter().filter(|key| moving.contains(key)) {
+                let candidate = self.files[key].candidate.iter();
+                let claims = candidate.flat_map(|candidate| &candidate.claims);
+                let staying = |claim| self.claims.get(claim).filter(|holder| !moving.contains(*holder));
+                let rival = claims
+                    .clone()
+                    .find_map(|claim| Some((claim, taken.get(claim).copied().or_else(|| staying(claim))?)));
+                match rival {
+                    Some((claim, holder)) => lost.push((key.clone(), conflict(claim, holder))),
+                    None => taken.extend(claims.map(|claim| (claim, key))),
+                }
+            }
+            if lost.is_empty() {
+                break;
+            }
+            // What a loser holds is held again, so the rest is weighed once more.
+            for (key, conflict) in lost {
+                moving.remove(&key);
+                if let Some(file) = self.files.get_mut(&key) {
+                    file.errors = vec![conflict];
+                }
+            }
+        }
+        order.retain(|key| moving.contains(key));
+        self.apply(&order);
+    }
+
+    fn apply(&mut self, winners: &[FileKey]) {
+        // All let go before any takes hold, for what they swap.
+        for key in winners {
+            if let Some(in_force) = self.files.get_mut(key).and_then(|file| file.in_force.as_mut()) {
+                let claims = std::mem::take(&mut in_force.claims);
+                self.release(&claims, key);
+            }
+        }
+        for key in winners {
+            let Some(file) = self.files.get_mut(key) else {
+                continue;
+            };
+            let Some(Candidate {
+                record,
+                claims,
+                modified,
+                warnings,
+            }) = file.candidate.take()
+            else {
+                continue;
+            };
+            self.claims
+                .extend(claims.iter().map(|claim| (claim.clone(), key.clone())));
+            let since = file
+                .in_force
+                .as_ref()
+                .map_or(self.commits, |in_force| in_force.since);
+            let item = Item::of(record, modified, &self.rules);
+            file.in_force = Some(InForce {
+                item,
+                claims,
+                modified,
+                since,
+            });
+            file.errors.clear();
+            file.warnings = warnings;
+            self.dirty = true;
+        }
+    }
+
+    fn release(&mut self, claims: &[Claim], holder: &FileKey) {
+        for claim in claims {
+            if self.claims.get(claim) == Some(holder) {
+                self.claims.remove(claim);
+            }
+        }
+    }
+
+    /// Renews the members whose instance profile or role is no longer the one they are linked to, and only those.
+    fn link(&mut self) {
+        let mut roles: HashMap<(String, String), (Arc<Role>, Timestamp)> = HashMap::new();
+        let mut profiles: HashMap<String, (Arc<InstanceProfile>, Timestamp)> = HashMap::new();
+        for in_force in self.files.values().filter_map(|file| file.in_force.as_ref()) {
+            match &in_force.item {
+                Item::Instance(_) => {}
+                Item::Role(role) => {
+                    let account = account_of(&role.arn, "role");
+                    let name = role.role_name.to_string();
+                    roles.insert((account, name), (Arc::clone(role), in_force.modified));
+                }
+                Item::InstanceProfile(profile) => {
+                    profiles.insert(profile.arn.clone(), (Arc::clone(profile), in_force.modified));
+                }
+            }
+        }
+        let role_of = |profile: &InstanceProfile| {
+            let named = profile.roles.first()?;
+            let account = match &named.arn {
+                Some(arn) => account_of(arn, "role"),
+                None => account_of(&profile.arn, "instance-profile"),
+            };
+            let found = roles.get(&(account, named.role_name.to_string()))?;
+            named
+                .arn
+                .as_ref()
+                .is_none_or(|arn| *arn == found.0.arn)
+                .then_some(found)
+        };
+        for file in self.files.values_mut() {
+            let Some(in_force) = &mut file.in_force else {
+                continue;
+            };
+            file.dangling = None;
+            match &mut in_force.item {
+                Item::Role(_) => {}
+                Item::InstanceProfile(profile) => {
+                    if !profile.roles.is_empty() && role_of(profile).is_none() {
+                        file.dangling =
+                            Some(Finding::field("Roles[0]", "names a role that no file describes"));
+                    }
+                }
+                Item::Instance(member) => {
+                    let named = member.instance.iam_instance_profile.as_ref();
+                    let profile = named.and_then(|named| profiles.get(&named.arn));
+                    if named.is_some() && profile.is_none() {
+                        let message = "names an instance profile that no file describes";
+                        file.dangling = Some(Finding::field("IamInstanceProfile.Arn", message));
+                    }
+                    let role = profile.and_then(|(profile, _)| role_of(profile));
+                    relink(member, in_force.modified, profile, role);
+                }
+            }
+        }
+    }
+
+    fn build_snapshot(&self) -> Snapshot {
+        let mut snapshot = Snapshot {
+            revision: self.snapshot.revision + 1,
+            ..Snapshot::default()
+        };
+        for in_force in self.files.values().filter_map(|file| file.in_force.as_ref()) {
+            match &in_force.item {
+                Item::Instance(member) => {
+                    for (index, interface) in member.instance.network_interfaces.iter().enumerate() {
+                        snapshot
+                            .by_mac
+                            .insert(interface.mac_address, (Arc::clone(member), index));
+                        if let Some(tap) = &interface.tap {
+                            snapshot.by_tap.insert(tap.clone(), (Arc::clone(member), index));
+                        }
+                    }
+                    snapshot
+                        .instances
+                        .insert(member.instance.instance_id.clone(), Arc::clone(member));
+                }
+                Item::Role(role) => {
+                    snapshot.roles.insert(role.arn.clone(), Arc::clone(role));
+                }
+                Item::InstanceProfile(profile) => {
+                    snapshot
+                        .instance_profiles
+                        .insert(profile.arn.clone(), Arc::clone(profile));
+                }
+            }
+        }
+        snapshot
+    }
+}
+
+/// Shares the member as it is if its links are still right, else makes it anew.
+fn relink(
+    member: &mut Arc<Member>,
+    modified: Timestamp,
+    profile: Option<&(Arc<InstanceProfile>, Timestamp)>,
+    role: Option<&(Arc<Role>, Timestamp)>,
+) {
+    let same_profile =
+        member.instance_profile.as_ref().map(Arc::as_ptr) == profile.map(|(profile, _)| Arc::as_ptr(profile));
+    let same_role = member.role.as_ref().map(Arc::as_ptr) == role.map(|(role, _)| Arc::as_ptr(role));
+    if same_profile && same_role {
+        return;
+    }
+    let times = [
+        profile.map(|(_, time)| *time),
+        role.map(|(_, time)| *time),
+        Some(modified),
+    ];
+    let newest = times.into_iter().flatten().max();
+    let member = Arc::make_mut(member);
+    member.instance_profile = profile.map(|(profile, _)| Arc::clone(profile));
+    member.role = role.map(|(role, _)| Arc::clone(role));
+    // A link that went away must not take the time back with it.
+    member.last_modified = newest.map_or(member.last_modified, |newest| newest.max(member.last_modified));
+}
+
+fn conflict(claim: &Claim, holder: &FileKey) -> Finding {
+    Finding::whole(format!("{claim} is already taken by {}", holder.path().display()))
+}
+
+impl FileKey {
+    /// The file's path below the state directory.
+    pub fn path(&self) -> PathBuf {
+        Path::new(self.kind.directory()).join(&self.name)
+    }
+}
+
+impl Item {
+    fn of(record: Record, modified: Timestamp, rules: &Rules) -> Self {
+        match record {
+            Record::Role(role) => Self::Role(Arc::from(role)),
+            Record::InstanceProfile(profile) => Self::InstanceProfile(Arc::from(profile)),
+            Record::Instance(instance) => Self::Instance(Arc::new(Member {
+                options: instance.metadata_options.or(rules.options),
+                instance: *instance,
+                instance_profile: None,
+                role: None,
+                last_modified: modified,
+            })),
+        }
+    }
+
+    /// Whether a version says nothing new.
+    fn is(&self, record: &Record) -> bool {
+        match (self, record) {
+            (Self::Instance(member), Record::Instance(instance)) => member.instance == **instance,
+            (Self::Role(current), Record::Role(role)) => **current == **role,
+            (Self::InstanceProfile(current), Record::InstanceProfile(profile)) => **current == **profile,
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,176 @@
+//! The test guest's kernel and its initramfs: a static init of our own, the modules of a virtio network and of a
+//! container's bridge, a busybox for the shell.
+
+use std::{
+    fs::{self, File},
+    io::{BufWriter, Write as _},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::host_command::{ask, cargo, run, target};
+
+/// What init is compiled for.
+const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+
+/// What the guest's kernel does not have built in. What these depend on is found.
+const MODULES: &[&str] = &["virtio_pci", "virtio_net", "bridge", "veth"];
+
+/// Builds `target/guest/vmlinuz` and `target/guest/initramfs.cpio`, where the tests look for them.
+pub fn build() -> Result<()> {
+    let guest = target().join("guest");
+    let boot = guest.join("kernel/boot");
+    let kernel = only_entry(&boot, "vmlinuz-")?;
+    fs::copy(&kernel, guest.join("vmlinuz")).context("cannot copy the guest's kernel")?;
+    write_initramfs(&guest, &build_init()?)
+}
+
+fn build_init() -> Result<PathBuf> {
+    run(cargo()
+        .env(
+            "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+            "-C target-feature=+crt-static",
+        )
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "imds-guest-init",
+            "--profile",
+            "guest-init",
+            "--target",
+            TRIPLE,
+        ]))?;
+    Ok(target().join(TRIPLE).join("guest-init/imds-guest-init"))
+}
+
+fn write_initramfs(guest: &Path, init: &Path) -> Result<()> {
+    let mut image = Image::create(&guest.join("initramfs.cpio.new"))?;
+    for directory in ["bin", "dev", "modules", "proc", "sys"] {
+        image.add(directory, 0o040_755, &[])?;
+    }
+    image.add(
+        "init",
+        0o100_755,
+        &fs::read(init).context("cannot read the guest's init")?,
+    )?;
+    image.add("bin/imds", 0o120_777, b"/init")?;
+    image.add(
+        "bin/busybox",
+        0o100_755,
+        &fs::read(guest.join("busybox/bin/busybox"))?,
+    )?;
+    for (place, module) in modules(&guest.join("kernel"))?.iter().enumerate() {
+        let name = module
+            .file_name()
+            .and_then(|name| name.to_str())
+            .context("a module without a name")?;
+        let name = format!("modules/{place:02}-{}", name.trim_end_matches(".xz"));
+        image.add(&name, 0o100_644, &read_module(module)?)?;
+    }
+    image.finish()?;
+    // In one step, so that a guest which boots meanwhile gets the old image or the new one.
+    fs::rename(guest.join("initramfs.cpio.new"), guest.join("initramfs.cpio"))?;
+    Ok(())
+}
+
+/// The modules' files, each after those that it depends on.
+fn modules(kernel: &Path) -> Result<Vec<PathBuf>> {
+    let versions = kernel.join("lib/modules");
+    let version = only_entry(&versions, "")?;
+    let name = version.file_name().unwrap_or_default();
+    ask(Command::new("depmod").arg("--basedir").arg(kernel).arg(name))?;
+    let dependencies =
+        fs::read_to_string(version.join("modules.dep")).context("depmod wrote no modules.dep")?;
+    let built_in =
+        fs::read_to_string(version.join("modules.builtin")).context("the kernel lists no built-ins")?;
+
+    let mut ordered: Vec<PathBuf> = Vec::new();
+    for module in MODULES {
+        let is_it = |path: &str| path.rsplit('/').next().is_some_and(|file| stem(file) == *module);
+        if built_in.lines().any(is_it) {
+            continue;
+        }
+        let line = dependencies
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(path, _)| is_it(path));
+        let (path, needs) = line.with_context(|| format!("the guest's kernel has no module {module}"))?;
+        // depmod lists what is needed in the order of unloading.
+        for file in needs
+            .split_ascii_whitespace()
+            .rev()
+            .chain([path])
+            .map(|path| version.join(path))
+        {
+            if !ordered.contains(&file) {
+                ordered.push(file);
+            }
+        }
+    }
+    Ok(ordered)
+}
+
+/// A module's name in the kernel, from its file's.
+fn stem(file: &str) -> String {
+    file.split('.').next().unwrap_or(file).replace('-', "_")
+}
+
+fn read_module(path: &Path) -> Result<Vec<u8>> {
+    if path.extension().is_none_or(|extension| extension != "xz") {
+        return fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    }
+    let output = Command::new("xz")
+        .args(["--decompress", "--stdout"])
+        .arg(path)
+        .output()
+        .context("cannot start xz")?;
+    Ok(output.stdout)
+}
+
+/// The one entry of `directory` whose name starts with `prefix`.
+fn only_entry(directory: &Path, prefix: &str) -> Result<PathBuf> {
+    fs::read_dir(directory)
+        .with_context(|| format!("cannot read {}", directory.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| {
+            path.file_name()
+                .is_some_and(|name| name.as_encoded_bytes().starts_with(prefix.as_bytes()))
+        })
+        .with_context(|| format!("{} has no {prefix}*", directory.display()))
+}
+
+/// A cpio archive in the kernel's "newc" form (Documentation/driver-api/early-userspace/buffer-format.rst).
+struct Image {
+    file: BufWriter<File>,
+    entries: u32,
+}
+
+impl Image {
+    fn create(path: &Path) -> Result<Self> {
+        let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(Self {
+            file: BufWriter::new(file),
+            entries: 0,
+        })
+    }
+
+    fn add(&mut self, name: &str, mode: u32, content: &[u8]) -> Result<()> {
+        self.entries += 1;
+        let header = cpio::newc::Builder::new(name)
+            .ino(self.entries)
+            .mode(mode)
+            .nlink(1);
+        let mut entry = header.write(&mut self.file, u32::try_from(content.len())?);
+        entry.write_all(content)?;
+        entry.finish()?;
+        Ok(())
+    }
+
+    fn finish(self) -> Result<()> {
+        cpio::newc::trailer(self.file)?.flush()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,340 @@
+//! What the machine needs, found or installed.
+//!
+//! The host gets Debian packages of tools and nothing that runs by itself: the guest's kernel, its busybox and the
+//! nginx of the benchmark are only unpacked under `target/`. A check of everything costs a few milliseconds, because
+//! `demo` and `test` do it each time.
+
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::host_command::{self, ask, cargo, run_shown, target};
+
+/// The version that reads the bitcode of LLVM 22, which is what the compilers below write.
+const BPF_LINKER: &str = "0.13.0";
+
+/// Where Debian puts LLVM 22.
+const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
+
+/// A Debian package, and the program by which another system shows that it has the same.
+type Package = (&'static str, Option<&'static str>);
+
+/// What everything needs.
+const PACKAGES: &[Package] = &[
+    // To build bpf-linker, and to link anything at all.
+    ("llvm-22-dev", None),
+    ("libpolly-22-dev", None),
+    ("libzstd-dev", None),
+    ("zlib1g-dev", None),
+    ("gcc", Some("gcc")),
+    ("g++", Some("g++")),
+    // Taps, namespaces, captures and guests.
+    ("qemu-system-x86", Some("qemu-system-x86_64")),
+    ("iproute2", Some("ip")),
+    ("kmod", Some("depmod")),
+    ("tcpdump", Some("tcpdump")),
+    ("xz-utils", Some("xz")),
+    // The clients that the tests let loose on the service.
+    ("ca-certificates", None),
+    ("curl", Some("curl")),
+    ("wget", Some("wget")),
+    ("python3", Some("python3")),
+    ("python3-venv", None),
+];
+
+/// The compiler for the classifier, where rustup has no nightly with its sources.
+const COMPILER_PACKAGES: &[Package] = &[("rustc-web", None), ("cargo-web", None), ("rust-web-src", None)];
+
+/// Debian packages that are unpacked instead of installed, and where to. The kernel's name changes with every update:
+/// it is found through the package that depends on the newest.
+const UNPACKED: &[(&str, &str)] = &[
+    ("linux-image-cloud-amd64", "guest/kernel"),
+    ("busybox-static", "guest/busybox"),
+    ("nginx", "nginx"),
+];
+
+/// Something that is missing, and the way to it.
+struct Item {
+    what: String,
+    install: Box<dyn Fn() -> Result<()>>,
+}
+
+/// Installs what is missing, or with `check_only` says what is and fails.
+pub fn run(check_only: bool) -> Result<()> {
+    let missing = missing()?;
+    if missing.is_empty() {
+        if check_only {
+            println!("nothing is missing");
+        }
+        return Ok(());
+    }
+    if check_only {
+        bail!(
+            "missing:\n{}\n`cargo xtask setup` installs what is missing",
+            list(&missing)
+        );
+    }
+    ensure!(
+        is_debian(),
+        "this is not Debian, so please provide:\n{}",
+        list(&missing)
+    );
+    let remedy = "run it as root, or `sudo -E env PATH=\"$PATH\" cargo xtask setup`";
+    ensure!(
+        is_root(),
+        "setup has to install:\n{}\nwhich needs root: {remedy}",
+        list(&missing)
+    );
+    for item in &missing {
+        println!("setup: {}", item.what);
+        (item.install)()?;
+    }
+    Ok(())
+}
+
+/// Refuses to go on without root, which every tap, namespace and BPF program needs.
+pub fn need_root(what: &str) -> Result<()> {
+    ensure!(
+        is_root(),
+        "{what} needs root for taps, network namespaces and BPF: run it as root, or `sudo -E env PATH=\"$PATH\" {what}`"
+    );
+    Ok(())
+}
+
+fn missing() -> Result<Vec<Item>> {
+    let mut missing = Vec::new();
+    let packages = missing_packages()?;
+    if !packages.is_empty() {
+        missing.push(Item {
+            what: format!("packages, by their Debian names: {}", packages.join(" ")),
+            install: Box::new(move || install_packages(&packages)),
+        });
+    }
+    if !is_debian() && !rustup_has_nightly_sources() {
+        missing.push(Item {
+            what: "a nightly with its sources: `rustup toolchain install nightly --component rust-src`"
+                .to_owned(),
+            install: Box::new(|| Ok(())),
+        });
+    }
+    if !bpf_linker_is_there() {
+        missing.push(Item {
+            what: format!(
+                "bpf-linker {BPF_LINKER} in target/tools, built against LLVM 22 (takes a minute or two)"
+            ),
+            install: Box::new(install_bpf_linker),
+        });
+    }
+    for (package, directory) in UNPACKED {
+        let directory = target().join(directory);
+        if !stamp(&directory).exists() {
+            missing.push(Item {
+                what: format!(
+                    "Debian's {package}, unpacked in {} and not installed",
+                    directory.display()
+                ),
+                install: Box::new(move || unpack(package, &directory)),
+            });
+        }
+    }
+    if !stamp(&venv()).exists() {
+        missing.push(Item {
+            what: format!("boto3, in a Python environment in {}", venv().display()),
+            install: Box::new(install_boto3),
+        });
+    }
+    if !bpffs_is_mounted()? {
+        missing.push(Item {
+            what: "the BPF file system at /sys/fs/bpf".to_owned(),
+            install: Box::new(|| run_shown(Command::new("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"]))),
+        });
+    }
+    Ok(missing)
+}
+
+/// One question to dpkg for all packages; on other systems, a look along PATH.
+fn missing_packages() -> Result<Vec<&'static str>> {
+    if !is_debian() {
+        let missing = PACKAGES
+            .iter()
+            .filter(|(_, program)| program.is_some_and(|program| !is_on_path(program)));
+        return Ok(missing.map(|(package, _)| *package).collect());
+    }
+    let compiler = if rustup_has_nightly_sources() {
+        &[]
+    } else {
+        COMPILER_PACKAGES
+    };
+    let wanted: Vec<_> = PACKAGES
+        .iter()
+        .chain(compiler)
+        .map(|(package, _)| *package)
+        .collect();
+    let output = Command::new("dpkg-query")
+        .args(["--show", "--showformat", "${Package} ${db:Status-Status}\n"])
+        .args(&wanted)
+        .output()
+        .context("cannot start dpkg-query")?;
+    let known = String::from_utf8_lossy(&output.stdout);
+    let is_installed = |package: &str| known.lines().any(|line| line == format!("{package} installed"));
+    Ok(wanted
+        .into_iter()
+        .filter(|package| !is_installed(package))
+        .collect())
+}
+
+fn install_packages(packages: &[&str]) -> Result<()> {
+    update_package_lists_unless(|| {
+        packages
+            .iter()
+            .all(|package| ask(Command::new("apt-cache").args(["show", package])).is_ok())
+    })?;
+    run_shown(
+        Command::new("apt-get")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(["install", "--yes", "--no-install-recommends"])
+            .args(packages),
+    )
+}
+
+fn bpf_linker_is_there() -> bool {
+    let crates = fs::read_to_string(target().join("tools/.crates.toml")).unwrap_or_default();
+    crates.contains(&format!("\"bpf-linker {BPF_LINKER} ")) && target().join("tools/bin/bpf-linker").exists()
+}
+
+fn install_bpf_linker() -> Result<()> {
+    run_shown(
+        cargo()
+            .env("LLVM_PREFIX", LLVM_PREFIX)
+            .args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked"])
+            .args(["--no-default-features", "--features", "llvm-22", "--root"])
+            .arg(target().join("tools")),
+    )
+}
+
+/// Fetches a Debian package and unpacks it in `directory`. The stamp is written last, so that a fetch that was
+/// interrupted is done again.
+fn unpack(package: &str, directory: &Path) -> Result<()> {
+    update_package_lists_unless(|| ask(Command::new("apt-cache").args(["show", package])).is_ok())?;
+    let package = newest_kernel_behind(package)?;
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot clear {}", directory.display()));
+        }
+        _ => fs::create_dir_all(directory)?,
+    }
+    // The lists may be older than the archive, which keeps only the newest of each package.
+    let fetch = || {
+        run_shown(
+            Command::new("apt-get")
+                .current_dir(directory)
+                .args(["download", &package]),
+        )
+    };
+    if fetch().is_err() {
+        update_package_lists()?;
+        fetch()?;
+    }
+    let deb = fs::read_dir(directory)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .with_context(|| format!("apt-get download left no package in {}", directory.display()))?;
+    host_command::run(Command::new("dpkg-deb").arg("--extract").arg(&deb).arg(directory))?;
+    fs::remove_file(&deb)?;
+    fs::write(
+        stamp(directory),
+        deb.file_name().unwrap_or_default().as_encoded_bytes(),
+    )?;
+    Ok(())
+}
+
+/// The kernel that a package without content stands for; any other package is itself.
+fn newest_kernel_behind(package: &str) -> Result<String> {
+    let dependencies = ask(Command::new("apt-cache").args(["depends", package]))?;
+    let kernel = dependencies
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
+    Ok(kernel.map_or_else(|| package.to_owned(), |rest| format!("linux-image-{rest}")))
+}
+
+fn update_package_lists_unless(all_found: impl Fn() -> bool) -> Result<()> {
+    if all_found() {
+        Ok(())
+    } else {
+        update_package_lists()
+    }
+}
+
+fn update_package_lists() -> Result<()> {
+    run_shown(Command::new("apt-get").args(["update", "--quiet"]))
+}
+
+fn venv() -> PathBuf {
+    target().join("venv")
+}
+
+fn install_boto3() -> Result<()> {
+    // Debian's own interpreter: the one that python3-venv belongs to.
+    let python = if is_debian() {
+        "/usr/bin/python3"
+    } else {
+        "python3"
+    };
+    run_shown(Command::new(python).args(["-m", "venv", "--clear"]).arg(venv()))?;
+    let pip = venv().join("bin/pip");
+    run_shown(Command::new(pip).args(["install", "--quiet", "--disable-pip-version-check", "boto3"]))?;
+    fs::write(stamp(&venv()), "boto3")?;
+    Ok(())
+}
+
+fn bpffs_is_mounted() -> Result<bool> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
+    Ok(mounts
+        .lines()
+        .any(|line| line.split(' ').nth(1) == Some("/sys/fs/bpf")))
+}
+
+/// Whether some nightly of rustup's brings the sources of `core`, which a build for the BPF target needs.
+fn rustup_has_nightly_sources() -> bool {
+    let rustup = env::var_os("RUSTUP_HOME").map(PathBuf::from);
+    let Some(rustup) = rustup.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".rustup"))) else {
+        return false;
+    };
+    let toolchains = fs::read_dir(rustup.join("toolchains"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    toolchains
+        .filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"nightly"))
+        .any(|entry| entry.path().join("lib/rustlib/src/rust/library/core").exists())
+}
+
+/// Written into a directory when all of it is there.
+fn stamp(directory: &Path) -> PathBuf {
+    directory.join(".complete")
+}
+
+fn list(items: &[Item]) -> String {
+    items
+        .iter()
+        .map(|item| format!("  - {}", item.what))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+fn is_debian() -> bool {
+    Path::new("/etc/debian_version").exists() && is_on_path("apt-get")
+}
+
+fn is_on_path(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|directory| directory.join(program).exists())
+}
+
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}

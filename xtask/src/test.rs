@@ -1,0 +1,346 @@
+//! The tests, rung by rung, each in bounded time.
+//!
+//! Which rung a test belongs to follows from where it is: the tests of `imds-tests` whose file is called `guest*` boot a
+//! guest (T3), the other ones of that package need root and namespaces (T1), everything else needs nothing (T0).
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{
+    host_command::{self, cargo, workspace},
+    prepare::prepare,
+};
+
+/// What one rung's tests may take together, once built. It is a stop for tests that hang, not a goal.
+const RUNG_LIMIT: Duration = Duration::from_secs(8 * 60);
+
+/// Which tests to run.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Only this rung; may be given more than once
+    #[arg(long, value_enum)]
+    rung: Vec<Rung>,
+    /// Only the tests whose path contains this
+    filter: Option<String>,
+}
+
+/// What the tests need: the cheaper, the lower.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum Rung {
+    /// Nothing
+    T0,
+    /// Root: kernel and namespaces, no virtual machine
+    T1,
+    /// QEMU: a real guest
+    T3,
+}
+
+/// What became of one rung.
+#[derive(Clone, Default, Debug)]
+struct Outcome {
+    passed: u32,
+    failed: u32,
+    ignored: Vec<String>,
+    took: Duration,
+    /// What went wrong besides failed tests: a build, a hang.
+    trouble: Option<String>,
+}
+
+/// Runs the wanted rungs, all to their end, and prints what ran.
+pub fn run(options: &Options) -> Result<()> {
+    let wanted = |rung: Rung| options.rung.is_empty() || options.rung.contains(&rung);
+    if wanted(Rung::T1) || wanted(Rung::T3) {
+        prepare("cargo xtask test")?;
+    }
+    let mut outcomes = Vec::new();
+    for rung in [Rung::T0, Rung::T1, Rung::T3]
+        .into_iter()
+        .filter(|rung| wanted(*rung))
+    {
+        println!("\n== {}: {}", rung.name(), rung.what());
+        let outcome = rung
+            .run(options.filter.as_deref())
+            .unwrap_or_else(|error| Outcome {
+                trouble: Some(format!("{error:#}")),
+                ..Outcome::default()
+            });
+        outcomes.push((rung, outcome));
+    }
+    summarize(&outcomes, options)
+}
+
+impl Rung {
+    fn run(self, filter: Option<&str>) -> Result<Outcome> {
+        let Some(selection) = self.selection()? else {
+            return Ok(Outcome::default());
+        };
+        let test = || {
+            let mut command = cargo();
+            command
+                .args(["test", "--quiet", "--no-fail-fast"])
+                .args(&selection);
+            command
+        };
+        host_command::run(test().arg("--no-run"))?;
+        let mut command = test();
+        command.arg("--").args(["--format=pretty"]).args(filter);
+        follow(&mut command)
+    }
+
+    /// Cargo's words for this rung's tests, or nothing when there are none.
+    fn selection(self) -> Result<Option<Vec<String>>> {
+        if self == Self::T0 {
+            return Ok(Some(
+                ["--workspace", "--exclude", "imds-tests"]
+                    .map(str::to_owned)
+                    .into(),
+            ));
+        }
+        let mut words = vec!["--package".to_owned(), "imds-tests".to_owned()];
+        if self == Self::T1 {
+            words.push("--lib".to_owned());
+        }
+        for file in test_files()? {
+            if file.starts_with("guest") == (self == Self::T3) {
+                words.extend(["--test".to_owned(), file]);
+            }
+        }
+        Ok(if words.len() > 2 { Some(words) } else { None })
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::T0 => "T0",
+            Self::T1 => "T1",
+            Self::T3 => "T3",
+        }
+    }
+
+    fn what(self) -> &'static str {
+        match self {
+            Self::T0 => "pure, on any machine",
+            Self::T1 => "the kernel, in namespaces",
+            Self::T3 => "guests in QEMU",
+        }
+    }
+}
+
+/// The integration tests of `imds-tests`, by the names of their files.
+fn test_files() -> Result<Vec<String>> {
+    let directory = workspace().join("tests/tests");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            names.extend(path.file_stem().and_then(|stem| stem.to_str()).map(str::to_owned));
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Shows what the tests print, and counts their results. A rung that hangs is ended with everything it started.
+fn follow(command: &mut Command) -> Result<Outcome> {
+    let began = Instant::now();
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start cargo")?;
+    let output = child.stdout.take().context("cargo has no output")?;
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        BufReader::new(output)
+            .lines()
+            .map_while(Result::ok)
+            .try_for_each(|line| sender.send(line))
+    });
+    let mut outcome = Outcome::default();
+    loop {
+        match lines.recv_timeout((began + RUNG_LIMIT).saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                println!("{line}");
+                outcome.count(&line);
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                end(&mut child)?;
+                bail!("the tests did not end within {RUNG_LIMIT:?}");
+            }
+        }
+    }
+    let status = child.wait().context("cannot wait for cargo")?;
+    outcome.took = began.elapsed();
+    if !status.success() && outcome.failed == 0 {
+        outcome.trouble = Some(format!("cargo test ended with {status}"));
+    }
+    Ok(outcome)
+}
+
+/// Kills the tests and what they have started. They share this program's process group, so that Ctrl-C reaches all.
+fn end(child: &mut Child) -> Result<()> {
+    let mut doomed = vec![i32::try_from(child.id())?];
+    let parents = parents()?;
+    let mut next = 0;
+    while let Some(&parent) = doomed.get(next) {
+        doomed.extend(
+            parents
+                .iter()
+                .filter(|(_, its)| **its == parent)
+                .map(|(process, _)| *process),
+        );
+        next += 1;
+    }
+    for process in doomed {
+        // Some have ended meanwhile.
+        let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
+    }
+    child.wait().context("cannot wait for cargo")?;
+    Ok(())
+}
+
+/// Every process and its parent (proc(5), `/proc/pid/stat`).
+fn parents() -> Result<HashMap<i32, i32>> {
+    let mut parents = HashMap::new();
+    for entry in fs::read_dir("/proc").context("cannot read /proc")? {
+        let stat = fs::read_to_string(entry?.path().join("stat")).unwrap_or_default();
+        // The program's name may hold anything: what follows starts after its closing parenthesis.
+        let process = stat.split(' ').next().and_then(|word| word.parse().ok());
+        let after_name = stat
+            .rsplit_once(") ")
+            .and_then(|(_, rest)| rest.split(' ').nth(1));
+        if let (Some(process), Some(parent)) = (process, after_name.and_then(|word| word.parse().ok())) {
+            parents.insert(process, parent);
+        }
+    }
+    Ok(parents)
+}
+
+impl Outcome {
+    /// Takes account of one line of libtest's.
+    fn count(&mut self, line: &str) {
+        if let Some((name, reason)) = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.split_once(" ... ignored"))
+        {
+            self.ignored.push(format!("{name}{reason}"));
+        }
+        // test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
+        let Some(counts) = line
+            .strip_prefix("test result: ")
+            .and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
+        for count in counts.1.split("; ") {
+            match count.split_once(' ') {
+                Some((number, "passed")) => self.passed += number.parse().unwrap_or(0),
+                Some((number, "failed")) => self.failed += number.parse().unwrap_or(0),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn summarize(outcomes: &[(Rung, Outcome)], options: &Options) -> Result<()> {
+    println!("\n== summary");
+    println!("rung  passed  failed  skipped  seconds");
+    for (rung, outcome) in outcomes {
+        let Outcome {
+            passed,
+            failed,
+            ignored,
+            took,
+            ..
+        } = outcome;
+        println!(
+            "{:<4}  {passed:>6}  {failed:>6}  {:>7}  {:>7.1}",
+            rung.name(),
+            ignored.len(),
+            took.as_secs_f32()
+        );
+    }
+    for rung in [Rung::T0, Rung::T1, Rung::T3] {
+        if !outcomes.iter().any(|(ran, _)| *ran == rung) {
+            println!("{} was not asked for", rung.name());
+        }
+    }
+    for (rung, outcome) in outcomes {
+        for test in &outcome.ignored {
+            println!("{} skipped {test}", rung.name());
+        }
+        if let Some(trouble) = &outcome.trouble {
+            println!("{}: {trouble}", rung.name());
+        }
+    }
+    let passed: u32 = outcomes.iter().map(|(_, outcome)| outcome.passed).sum();
+    let bad = outcomes
+        .iter()
+        .any(|(_, outcome)| outcome.failed > 0 || outcome.trouble.is_some());
+    ensure!(!bad, "not all tests passed");
+    ensure!(
+        passed > 0,
+        "no test matches {:?}",
+        options.filter.as_deref().unwrap_or_default()
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    #[test]
+    fn results_add_up_and_skipped_tests_keep_their_reason() {
+        let mut outcome = Outcome::default();
+        for line in [
+            "test a::b ... ok",
+            "test c ... ignored, needs another kernel",
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+            "test result: FAILED. 4 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s",
+        ] {
+            outcome.count(line);
+        }
+        assert_eq!((outcome.passed, outcome.failed), (7, 2));
+        assert_eq!(outcome.ignored, ["c, needs another kernel"]);
+    }
+
+    #[test]
+    fn tests_that_hang_are_ended_with_their_children() {
+        let mut command = Command::new("sh");
+        let mut child = command
+            .args(["-c", "sleep 60 & wait"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut output = child.stdout.take().unwrap();
+        let began = Instant::now();
+        // The shell's child has begun when the kernel knows it.
+        let shell = i32::try_from(child.id()).unwrap();
+        while !parents().unwrap().values().any(|parent| *parent == shell) {
+            assert!(
+                began.elapsed() < Duration::from_secs(30),
+                "the shell started nothing"
+            );
+            thread::yield_now();
+        }
+        end(&mut child).unwrap();
+        // The output ends when nobody holds it any more.
+        output.read_to_end(&mut Vec::new()).unwrap();
+        assert!(began.elapsed() < Duration::from_secs(60));
+    }
+}
