@@ -1,1 +1,244 @@
-//! Composes everything and keeps it running.
+//! Composes everything and keeps it running: taps from the kernel, instances from the registry, bindings between the two.
+
+use std::{collections::HashSet, io, sync::Arc};
+
+use anyhow::{Context as _, Result};
+use imds_ebpf::abi::TapIndex;
+use rand::{SeedableRng as _, rngs::StdRng};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::{
+    bindings::{Bindings, Change},
+    config::{Config, Taps},
+    credentials::{self, Issuer, Refresher, Sources},
+    datapath::{
+        Classifier, Injector,
+        link_watch::{LinkEvent, LinkWatch},
+    },
+    imds::{
+        Imds,
+        token::{TokenKey, TokenKeys},
+    },
+    keys::{self, Key, Purpose},
+    observe::Requests,
+    registry::{self, Directory, Problem, Snapshot, problem::Severity},
+    worker::{self, Worker},
+};
+
+/// What wakes the agent.
+enum Event {
+    Link(LinkEvent),
+    Registry(Arc<Snapshot>),
+    Problems(Arc<[Problem]>),
+    RegistryEnded(io::Error),
+    Stop(&'static str),
+}
+
+/// The running agent.
+struct Agent {
+    taps: Taps,
+    classifier: Classifier,
+    bindings: Bindings,
+    snapshot: Arc<Snapshot>,
+    problems: HashSet<Problem>,
+    worker: worker::Handle,
+    requests: Arc<Requests>,
+}
+
+/// Serves until SIGTERM or SIGINT. The classifier stays on the taps then, so that the address goes dark and not astray.
+pub async fn run(config: Config) -> Result<()> {
+    let mut stop = Stop::new()?;
+    let directory = Directory::open(&config.state_directory, config.rules())?;
+    let (mut snapshots, mut problems) = (directory.snapshots(), directory.problems());
+    let registry = Arc::new(registry::Published::default());
+    let credentials = Arc::new(credentials::Published::default());
+    let requests = Arc::new(Requests::default());
+
+    let token_key: keys::TokenKey = Key::load_or_create(&config.token_key_path(), Purpose::Token)?;
+    let token_keys = TokenKeys::new(TokenKey::new(token_key.id, *token_key.secret()), Vec::new());
+    let issuer_key: keys::IssuerKey = Key::load_or_create(&config.issuer_key_path(), Purpose::Issuer)?;
+    let settings = config.credentials();
+    let duration_seconds = settings.duration_seconds;
+    let sources = Sources::new(settings, Issuer::new(&issuer_key, &[]));
+    let refresher = Refresher::new(Arc::new(sources), Arc::clone(&credentials), duration_seconds);
+
+    let mut classifier = Classifier::load(&config.bpf_directory)?;
+    let worker = Worker {
+        ring: classifier
+            .rings()
+            .into_iter()
+            .next()
+            .context("the classifier has no ring")?,
+        injector: Injector::new()?,
+        imds: Imds::new(Arc::new(token_keys), StdRng::from_rng(&mut rand::rng())),
+        registry: Arc::clone(&registry),
+        credentials: Arc::clone(&credentials),
+        requests: Arc::clone(&requests),
+    };
+    let mut agent = Agent {
+        taps: config.taps,
+        classifier,
+        bindings: Bindings::default(),
+        snapshot: Arc::clone(&snapshots.borrow_and_update()),
+        problems: HashSet::new(),
+        worker: worker.start(0).context("cannot start a worker")?,
+        requests,
+    };
+    agent.handle_problems(&Arc::clone(&problems.borrow_and_update()));
+    let refresher = tokio::spawn(refresher.run(directory.snapshots()));
+    let mut registry_watch = tokio::spawn(directory.watch(registry));
+    let mut links = LinkWatch::new()?;
+    loop {
+        let event = tokio::select! {
+            biased;
+            signal = stop.signal() => Event::Stop(signal),
+            event = links.next() => Event::Link(event?),
+            Ok(()) = snapshots.changed() => Event::Registry(Arc::clone(&snapshots.borrow_and_update())),
+            Ok(()) = problems.changed() => Event::Problems(Arc::clone(&problems.borrow_and_update())),
+            ended = &mut registry_watch => Event::RegistryEnded(ended?),
+        };
+        match event {
+            Event::Link(event) => agent.handle_link(event),
+            Event::Registry(snapshot) => agent.handle_snapshot(snapshot),
+            Event::Problems(problems) => agent.handle_problems(&problems),
+            Event::RegistryEnded(error) => {
+                return Err(error).context("the registry can no longer be watched");
+            }
+            Event::Stop(signal) => {
+                log::info!("{signal}: stopping; the classifier stays on its taps, and the address is dark");
+                refresher.abort();
+                agent.stop();
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Agent {
+    fn handle_link(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Appeared {
+                index,
+                name,
+                is_tap: true,
+            } if self.taps.select(&name) => {
+                let changes = self.bindings.handle_tap(index, &name, &self.snapshot);
+                self.apply(changes);
+            }
+            LinkEvent::Appeared { .. } => {}
+            LinkEvent::Listed => log::info!(
+                "ready: {} instances, {} taps",
+                self.snapshot.instances.len(),
+                self.bindings.taps().count()
+            ),
+            LinkEvent::Gone { index } => {
+                let change = self.bindings.handle_gone(index);
+                self.apply(change);
+            }
+        }
+    }
+
+    fn handle_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+        log::info!(
+            "registry revision {}: {} instances",
+            snapshot.revision,
+            snapshot.instances.len()
+        );
+        let changes = self.bindings.handle_snapshot(&snapshot);
+        self.snapshot = snapshot;
+        self.apply(changes);
+    }
+
+    /// Logs each problem once, and its end.
+    fn handle_problems(&mut self, problems: &[Problem]) {
+        let current: HashSet<_> = problems.iter().cloned().collect();
+        for problem in current.difference(&self.problems) {
+            match problem.severity {
+                Severity::Error => log::error!("{problem}; what was read from it before goes on serving"),
+                Severity::Warning => log::warn!("{problem}"),
+            }
+        }
+        for problem in self.problems.difference(&current) {
+            log::info!("mended: {problem}");
+        }
+        self.problems = current;
+    }
+
+    /// Carries changes out. One that the kernel refuses costs its tap the service, and nobody else anything.
+    fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
+        for change in changes {
+            if let Err(error) = self.try_apply(change) {
+                log::error!("{error:#}");
+            }
+        }
+    }
+
+    fn try_apply(&mut self, change: Change) -> Result<()> {
+        match change {
+            Change::Attach(tap) => {
+                self.classifier.attach(tap)?;
+                log::info!("tap {}: attached", self.name(tap));
+            }
+            Change::Bind(tap, mac) => {
+                self.worker.tell(worker::Command::Forget(tap));
+                self.classifier.bind(tap, mac)?;
+                log::info!("tap {}: bound to {mac}", self.name(tap));
+            }
+            Change::Unbind(tap) => {
+                self.classifier.unbind(tap)?;
+                self.worker.tell(worker::Command::Forget(tap));
+                log::info!("tap {}: bound to nobody", self.name(tap));
+            }
+            Change::Detach(tap) => {
+                self.worker.tell(worker::Command::Forget(tap));
+                self.classifier.detach(tap)?;
+                log::info!("tap {tap}: gone");
+            }
+        }
+        Ok(())
+    }
+
+    fn name(&self, tap: TapIndex) -> String {
+        let name = self
+            .bindings
+            .taps()
+            .find(|(index, ..)| *index == tap)
+            .map(|(_, name, _)| name);
+        name.map_or_else(|| tap.to_string(), str::to_owned)
+    }
+
+    /// Ends the worker and tells what was counted.
+    fn stop(self) {
+        self.worker.stop();
+        log::info!("counted: {}", self.requests);
+        for (tap, name, _) in self.bindings.taps() {
+            match self.classifier.counters(tap) {
+                Ok(counters) => log::info!("counted: tap {name}: {counters}"),
+                Err(error) => log::warn!("{error:#}"),
+            }
+        }
+    }
+}
+
+/// The signals that end the agent.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen to signals");
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn signal(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

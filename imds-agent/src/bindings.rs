@@ -35,16 +35,20 @@ pub struct Bindings {
 }
 
 impl Bindings {
-    /// A tap appeared, or changed its name.
+    /// A tap appeared, or changed its name. The first binding of a tap is always said, even if it is to nobody: the
+    /// kernel may still hold that of an earlier agent.
     pub fn handle_tap(&mut self, index: TapIndex, name: &str, snapshot: &Snapshot) -> Vec<Change> {
-        let mut changes = Vec::new();
-        let tap = self.taps.entry(index).or_insert_with(|| {
-            changes.push(Change::Attach(index));
-            Tap { name: String::new(), bound: None }
-        });
-        name.clone_into(&mut tap.name);
-        changes.extend(tap.rebind(index, snapshot));
-        changes
+        if let Some(tap) = self.taps.get_mut(&index) {
+            name.clone_into(&mut tap.name);
+            return tap.rebind(index, snapshot).into_iter().collect();
+        }
+        let mut tap = Tap {
+            name: name.to_owned(),
+            bound: None,
+        };
+        let binding = tap.rebind(index, snapshot).unwrap_or(Change::Unbind(index));
+        self.taps.insert(index, tap);
+        vec![Change::Attach(index), binding]
     }
 
     /// A tap is gone.
@@ -54,7 +58,11 @@ impl Bindings {
 
     /// The registry changed.
     pub fn handle_snapshot(&mut self, snapshot: &Snapshot) -> Vec<Change> {
-        let mut changes: Vec<_> = self.taps.iter_mut().filter_map(|(index, tap)| tap.rebind(*index, snapshot)).collect();
+        let mut changes: Vec<_> = self
+            .taps
+            .iter_mut()
+            .filter_map(|(index, tap)| tap.rebind(*index, snapshot))
+            .collect();
         // A MAC that moves to another tap leaves the old one first: it is never bound twice.
         changes.sort_by_key(|change| !matches!(change, Change::Unbind(_)));
         changes
@@ -62,7 +70,9 @@ impl Bindings {
 
     /// Every tap with its name and the MAC bound to it.
     pub fn taps(&self) -> impl Iterator<Item = (TapIndex, &str, Option<MacAddr>)> {
-        self.taps.iter().map(|(index, tap)| (*index, tap.name.as_str(), tap.bound))
+        self.taps
+            .iter()
+            .map(|(index, tap)| (*index, tap.name.as_str(), tap.bound))
     }
 }
 
@@ -125,8 +135,14 @@ mod tests {
     #[test]
     fn a_tap_without_a_record_is_attached_and_bound_when_the_record_comes() {
         let mut bindings = Bindings::default();
-        assert_eq!(bindings.handle_tap(ONE, "tap0", &snapshot(&[])), [Change::Attach(ONE)]);
-        assert_eq!(bindings.handle_snapshot(&snapshot(&[("tap0", mac(1))])), [Change::Bind(ONE, mac(1))]);
+        assert_eq!(
+            bindings.handle_tap(ONE, "tap0", &snapshot(&[])),
+            [Change::Attach(ONE), Change::Unbind(ONE)]
+        );
+        assert_eq!(
+            bindings.handle_snapshot(&snapshot(&[("tap0", mac(1))])),
+            [Change::Bind(ONE, mac(1))]
+        );
         assert_eq!(bindings.handle_snapshot(&snapshot(&[("tap0", mac(1))])), []);
         assert_eq!(bindings.handle_snapshot(&snapshot(&[])), [Change::Unbind(ONE)]);
     }
@@ -145,8 +161,14 @@ mod tests {
         let mut bindings = Bindings::default();
         let registry = snapshot(&[("tap0", mac(1)), ("tap1", mac(2))]);
         bindings.handle_tap(ONE, "tap0", &registry);
-        assert_eq!(bindings.handle_tap(ONE, "tap1", &registry), [Change::Bind(ONE, mac(2))]);
-        assert_eq!(bindings.handle_tap(ONE, "other", &registry), [Change::Unbind(ONE)]);
+        assert_eq!(
+            bindings.handle_tap(ONE, "tap1", &registry),
+            [Change::Bind(ONE, mac(2))]
+        );
+        assert_eq!(
+            bindings.handle_tap(ONE, "other", &registry),
+            [Change::Unbind(ONE)]
+        );
     }
 
     #[test]
@@ -155,6 +177,9 @@ mod tests {
         bindings.handle_tap(ONE, "tap0", &snapshot(&[]));
         assert_eq!(bindings.handle_gone(ONE), Some(Change::Detach(ONE)));
         assert_eq!(bindings.handle_gone(ONE), None);
-        assert_eq!(bindings.handle_tap(ONE, "tap0", &snapshot(&[])), [Change::Attach(ONE)]);
+        assert_eq!(
+            bindings.handle_tap(ONE, "tap0", &snapshot(&[])),
+            [Change::Attach(ONE), Change::Unbind(ONE)]
+        );
     }
 }

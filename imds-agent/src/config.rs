@@ -1,1 +1,408 @@
-//! Arguments and file into a validated `Config`.
+//! The configuration file, read into a validated [`Config`]. `docs/examples/config.toml` shows every field with its default.
+
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Deserializer, de};
+
+use crate::{
+    credentials::{process::Environment, sources},
+    glob,
+    registry::{
+        HttpEndpoint, HttpProtocolIpv6, HttpTokens, InstanceMetadataTags, MetadataOptions, Rules,
+        record::USER_DATA_BYTES_MAX, role::RoleSource,
+    },
+};
+
+/// Where the configuration is unless the operator says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/imds-agent/config.toml";
+
+/// Everything that can be configured.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Holds the registry's directories and the keys.
+    #[serde(deserialize_with = "absolute")]
+    pub state_directory: PathBuf,
+    /// Where the classifier's links and maps are pinned.
+    #[serde(deserialize_with = "absolute")]
+    pub bpf_directory: PathBuf,
+    /// On which taps the classifier is attached.
+    pub taps: Taps,
+    /// Longest user data, before base64.
+    #[serde(deserialize_with = "within::<_, 0, 524288>")]
+    pub user_data_bytes_max: u64,
+    /// The least severe messages that are logged.
+    pub log_level: LogLevel,
+    /// What holds for an instance whose record does not say.
+    metadata_options: MetadataDefaults,
+    /// Role credentials.
+    credentials: Credentials,
+}
+
+/// Which taps are the agent's business.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Taps {
+    /// Every tap device of the host.
+    #[default]
+    Auto,
+    /// Those whose name matches one of these patterns.
+    Named(Vec<String>),
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names are those of the log crate")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("configuration file {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// What the file says is wrong.
+    #[error("{}{}{}: {message}", path.display(), Place(*place), Named(field))]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Line and column, from 1.
+        place: Option<(usize, usize)>,
+        /// `credentials.source`, or empty.
+        field: String,
+        /// What is wrong, and what would be right.
+        message: String,
+    },
+}
+
+impl Config {
+    /// Reads the file at `path`, which must be there.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(path, &text)
+    }
+
+    /// Reads the file at [`DEFAULT_PATH`]; nothing if it is not there, which leaves the caller to warn and take the defaults.
+    pub fn load_default() -> Result<Option<Self>, ConfigError> {
+        match Self::load(Path::new(DEFAULT_PATH)) {
+            Err(ConfigError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            loaded => loaded.map(Some),
+        }
+    }
+
+    /// What holds for instance records.
+    pub fn rules(&self) -> Rules {
+        let options = self.metadata_options;
+        Rules {
+            options: MetadataOptions {
+                http_endpoint: options.http_endpoint,
+                http_tokens: options.http_tokens,
+                http_put_response_hop_limit: u8::try_from(options.http_put_response_hop_limit)
+                    .unwrap_or(u8::MAX),
+                http_protocol_ipv6: options.http_protocol_ipv6,
+                instance_metadata_tags: options.instance_metadata_tags,
+            },
+            user_data_bytes_max: usize::try_from(self.user_data_bytes_max).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// What holds for role credentials.
+    pub fn credentials(&self) -> sources::Settings {
+        let Credentials {
+            source,
+            duration_seconds,
+            process,
+        } = &self.credentials;
+        sources::Settings {
+            default_source: match source {
+                SourceName::Issuer => RoleSource::Issuer,
+                SourceName::Process => RoleSource::Process {
+                    command: process.command.clone(),
+                    timeout_seconds: None,
+                },
+            },
+            duration_seconds: u32::try_from(*duration_seconds).unwrap_or(u32::MAX),
+            process_timeout: Duration::from_secs(process.timeout_seconds),
+            process_environment: process.environment.clone(),
+        }
+    }
+
+    /// The file of the key that authenticates session tokens.
+    pub fn token_key_path(&self) -> PathBuf {
+        self.state_directory.join("keys/token")
+    }
+
+    /// The file of the embedded issuer's key.
+    pub fn issuer_key_path(&self) -> PathBuf {
+        self.state_directory.join("keys/issuer")
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let invalid = |place, field, message| ConfigError::Invalid {
+            path: path.to_owned(),
+            place,
+            field,
+            message,
+        };
+        let syntax = |error: &toml::de::Error| {
+            (
+                error.span().map(|span| place(text, span.start)),
+                error.message().to_owned(),
+            )
+        };
+        let deserializer = toml::Deserializer::parse(text).map_err(|error| {
+            let (place, message) = syntax(&error);
+            invalid(place, String::new(), message)
+        })?;
+        let config: Self = serde_path_to_error::deserialize(deserializer).map_err(|error| {
+            let field = error.path().to_string();
+            let (place, message) = syntax(error.inner());
+            invalid(place, field.trim_matches('.').to_owned(), message)
+        })?;
+        if config.credentials.source == SourceName::Process && config.credentials.process.command.is_empty() {
+            let message = "names no program, but credentials.source is \"process\"".to_owned();
+            return Err(invalid(None, "credentials.process.command".to_owned(), message));
+        }
+        Ok(config)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "PascalCase")]
+struct MetadataDefaults {
+    http_endpoint: HttpEndpoint,
+    http_tokens: HttpTokens,
+    #[serde(deserialize_with = "within::<_, 1, 64>")]
+    http_put_response_hop_limit: u64,
+    http_protocol_ipv6: HttpProtocolIpv6,
+    instance_metadata_tags: InstanceMetadataTags,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Credentials {
+    source: SourceName,
+    #[serde(deserialize_with = "within::<_, 900, 43200>")]
+    duration_seconds: u64,
+    process: Process,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum SourceName {
+    #[default]
+    Issuer,
+    Process,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Process {
+    #[serde(deserialize_with = "command")]
+    command: Vec<String>,
+    #[serde(deserialize_with = "within::<_, 1, 300>")]
+    timeout_seconds: u64,
+    #[serde(deserialize_with = "environment")]
+    environment: Environment,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state_directory: "/var/lib/imds-agent".into(),
+            bpf_directory: "/sys/fs/bpf/imds-agent".into(),
+            taps: Taps::default(),
+            user_data_bytes_max: USER_DATA_BYTES_MAX as u64,
+            log_level: LogLevel::default(),
+            metadata_options: MetadataDefaults::default(),
+            credentials: Credentials::default(),
+        }
+    }
+}
+
+impl Default for MetadataDefaults {
+    fn default() -> Self {
+        let options = MetadataOptions::default();
+        Self {
+            http_endpoint: options.http_endpoint,
+            http_tokens: options.http_tokens,
+            http_put_response_hop_limit: options.http_put_response_hop_limit.into(),
+            http_protocol_ipv6: options.http_protocol_ipv6,
+            instance_metadata_tags: options.instance_metadata_tags,
+        }
+    }
+}
+
+impl Default for Credentials {
+    /// Six hours, as on EC2.
+    fn default() -> Self {
+        Self {
+            source: SourceName::default(),
+            duration_seconds: 6 * 3600,
+            process: Process::default(),
+        }
+    }
+}
+
+impl Default for Process {
+    fn default() -> Self {
+        Self {
+            command: Vec::new(),
+            timeout_seconds: 30,
+            environment: Environment::default(),
+        }
+    }
+}
+
+impl Taps {
+    /// Whether the tap of this name is the agent's business.
+    pub fn select(&self, name: &str) -> bool {
+        match self {
+            Self::Auto => true,
+            Self::Named(patterns) => patterns.iter().any(|pattern| glob::matches(pattern, name)),
+        }
+    }
+}
+
+impl From<LogLevel> for log::LevelFilter {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::Error,
+            LogLevel::Warn => Self::Warn,
+            LogLevel::Info => Self::Info,
+            LogLevel::Debug => Self::Debug,
+            LogLevel::Trace => Self::Trace,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Taps {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Taps;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"auto\" or a list of names and patterns")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Taps, E> {
+                match text {
+                    "auto" => Ok(Taps::Auto),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+                }
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Taps, A::Error> {
+                let mut patterns = Vec::new();
+                while let Some(pattern) = list.next_element()? {
+                    patterns.push(pattern);
+                }
+                Ok(Taps::Named(patterns))
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+fn absolute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    let path = PathBuf::deserialize(deserializer)?;
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(de::Error::custom("not an absolute path"))
+    }
+}
+
+fn within<'de, D: Deserializer<'de>, const MIN: u64, const MAX: u64>(
+    deserializer: D,
+) -> Result<u64, D::Error> {
+    match i64::deserialize(deserializer)? {
+        number if (MIN..=MAX).contains(&u64::try_from(number).unwrap_or(u64::MAX)) => {
+            Ok(number.unsigned_abs())
+        }
+        number => Err(de::Error::custom(format_args!("{number} is not {MIN} to {MAX}"))),
+    }
+}
+
+fn command<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let command = Vec::<String>::deserialize(deserializer)?;
+    if command.first().is_some_and(|program| !program.starts_with('/')) {
+        return Err(de::Error::custom("does not begin with an absolute path"));
+    }
+    if command.iter().any(|argument| argument.contains('\0')) {
+        return Err(de::Error::custom("holds a NUL character"));
+    }
+    Ok(command)
+}
+
+fn environment<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Environment, D::Error> {
+    let environment = BTreeMap::<String, String>::deserialize(deserializer)?;
+    let legal = |(name, value): (&String, &String)| {
+        !name.is_empty() && !name.contains(['=', '\0']) && !name.starts_with("IMDS_") && !value.contains('\0')
+    };
+    if environment.iter().all(legal) {
+        Ok(Environment(environment))
+    } else {
+        Err(de::Error::custom(
+            "a name is empty, holds '=' or begins with IMDS_, or something holds a NUL character",
+        ))
+    }
+}
+
+/// Line and column of a byte, from 1.
+fn place(text: &str, at: usize) -> (usize, usize) {
+    let before = text.get(..at).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    (
+        before.matches('\n').count() + 1,
+        before.get(line_start..).unwrap_or_default().chars().count() + 1,
+    )
+}
+
+struct Place(Option<(usize, usize)>);
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0
+            .map_or(Ok(()), |(line, column)| write!(f, ":{line}:{column}"))
+    }
+}
+
+struct Named<'a>(&'a str);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            write!(f, ": {}", self.0)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,18 @@
 //! The agent: `imds-agent run`, and what an operator needs around it.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
-use imds_agent::{agent, config::Config};
+use imds_agent::{
+    agent,
+    config::{Config, DEFAULT_PATH, LogLevel},
+    datapath::Classifier,
+    registry::{Directory, problem::Severity},
+};
 
 /// EC2-compatible instance metadata service for KVM hosts.
 #[derive(Parser)]
@@ -12,31 +20,83 @@ use imds_agent::{agent, config::Config};
 struct Arguments {
     #[command(subcommand)]
     command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Serve the instances of this host until SIGTERM.
-    Run(ConfigArgument),
-    /// Say what is wrong with the configuration and the records, and serve nothing.
-    Check(ConfigArgument),
-    /// Take the classifier off every tap and remove its pins. The metadata address is ordinary traffic again.
-    Detach(ConfigArgument),
-}
-
-#[derive(clap::Args)]
-struct ConfigArgument {
-    /// The configuration file [default: /etc/imds-agent/config.toml, if it exists]
-    #[arg(long, value_name = "FILE")]
+    /// The configuration file [default: /etc/imds-agent/config.toml, where it exists]
+    #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
+#[derive(Clone, Copy, Subcommand)]
+enum Command {
+    /// Serve the instances of this host until SIGTERM
+    Run,
+    /// Say what is wrong with the configuration and the records, and serve nothing
+    Check,
+    /// Take the classifier off every tap and remove what is pinned: the metadata address becomes ordinary traffic
+    Detach,
+}
+
 fn main() -> ExitCode {
-    match run(Arguments::parse().command) {
+    let arguments = Arguments::parse();
+    match run(arguments.command, arguments.config.as_deref()) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("imds-agent: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
+    let given = file.map_or_else(Config::load_default, |file| Config::load(file).map(Some))?;
+    let is_given = given.is_some();
+    let config = given.unwrap_or_default();
+    start_log(config.log_level);
+    if !is_given {
+        log::warn!("there is no {DEFAULT_PATH}: everything is as by default");
+    }
+    match command {
+        Command::Run => {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .thread_name("imds-control")
+                .enable_all()
+                .build()
+                .context("cannot start the control threads")?;
+            runtime.block_on(agent::run(config))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Check => check(&config),
+        Command::Detach => {
+            Classifier::load(&config.bpf_directory)?.detach_all()?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// `RUST_LOG` overrules the configuration.
+fn start_log(level: LogLevel) {
+    let level = log::LevelFilter::from(level);
+    let filter = env_logger::Env::default().default_filter_or(format!("warn,imds_agent={level}"));
+    env_logger::Builder::from_env(filter).format_target(false).init();
+}
+
+/// Prints what stands in the way, and fails if any of it is an error.
+fn check(config: &Config) -> Result<ExitCode> {
+    let directory = Directory::open(&config.state_directory, config.rules())?;
+    let (snapshot, problems) = (directory.snapshots(), directory.problems());
+    for problem in problems.borrow().iter() {
+        println!("{problem}");
+    }
+    let instances = snapshot.borrow().instances.len();
+    let errors = problems
+        .borrow()
+        .iter()
+        .filter(|problem| problem.severity == Severity::Error)
+        .count();
+    println!("{instances} instances, {errors} errors");
+    Ok(if errors == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

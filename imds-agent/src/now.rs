@@ -10,3 +10,12 @@ pub struct Now {
     /// Since the Unix epoch: for dates and expiries.
     pub unix: Duration,
 }
+
+impl Now {
+    /// The date, for comparison with other dates. A clock beyond the calendar stands at its end.
+    pub fn timestamp(self) -> jiff::Timestamp {
+        let seconds = i64::try_from(self.unix.as_secs()).unwrap_or(i64::MAX);
+        let nanoseconds = i32::try_from(self.unix.subsec_nanos()).unwrap_or(0);
+        jiff::Timestamp::new(seconds, nanoseconds).unwrap_or(jiff::Timestamp::MAX)
+    }
+}

@@ -92,17 +92,29 @@ impl Worker {
     /// Starts the thread, numbered `number`.
     pub fn start(self, number: usize) -> io::Result<Handle> {
         let (commands, inbox) = mpsc::unbounded_channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-        let thread = thread::Builder::new().name(format!("imds-worker-{number}")).spawn(move || {
-            if let Err(error) = runtime.block_on(self.run(inbox)) {
-                log::error!("worker {number} ended: {error}");
-            }
-        })?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()?;
+        let thread = thread::Builder::new()
+            .name(format!("imds-worker-{number}"))
+            .spawn(move || {
+                if let Err(error) = runtime.block_on(self.run(inbox)) {
+                    log::error!("worker {number} ended: {error}");
+                }
+            })?;
         Ok(Handle { commands, thread })
     }
 
     async fn run(self, mut inbox: mpsc::UnboundedReceiver<Command>) -> io::Result<()> {
-        let Self { ring, mut injector, imds, registry, credentials, requests } = self;
+        let Self {
+            ring,
+            mut injector,
+            imds,
+            registry,
+            credentials,
+            requests,
+        } = self;
         let mut ring = ring.into_async()?;
         let mut interfaces = Interfaces {
             clock: Clock::new(),
@@ -177,15 +189,25 @@ impl Interfaces {
     }
 
     fn handle_punt(&mut self, now: Now, punt: &Punt<'_>, injector: &mut Injector) {
-        log::trace!("frame of {} bytes from tap {} {}", punt.frame.len(), punt.tap, punt.mac);
-        let Some(packet) = punt.frame.get(ETHERNET_HEADER_BYTES..) else { return };
+        log::trace!(
+            "frame of {} bytes from tap {} {}",
+            punt.frame.len(),
+            punt.tap,
+            punt.mac
+        );
+        let Some(packet) = punt.frame.get(ETHERNET_HEADER_BYTES..) else {
+            return;
+        };
         let interface = match self.stacks.entry(punt.tap) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => entry.insert(InterfaceStack::new(now, punt.mac)),
         };
         if interface.mac != punt.mac {
             // The tap was bound anew and the word of it is still on its way to us.
-            *interface = InterfaceStack { deadline: interface.deadline, ..InterfaceStack::new(now, punt.mac) };
+            *interface = InterfaceStack {
+                deadline: interface.deadline,
+                ..InterfaceStack::new(now, punt.mac)
+            };
         }
         if !interface.is_touched {
             interface.is_touched = true;
@@ -198,16 +220,31 @@ impl Interfaces {
             requests: &self.requests,
             mac: punt.mac,
         };
-        let mut transmit = TapTransmit { injector, tap: punt.tap, mac: punt.mac };
-        interface.stack.handle_packet(now, packet, &mut service, &mut transmit);
+        let mut transmit = TapTransmit {
+            injector,
+            tap: punt.tap,
+            mac: punt.mac,
+        };
+        interface
+            .stack
+            .handle_packet(now, packet, &mut service, &mut transmit);
     }
 
     fn flush_touched(&mut self, now: Now, injector: &mut Injector) {
         let mut touched = std::mem::take(&mut self.touched);
         for tap in touched.drain(..) {
-            let Some(interface) = self.stacks.get_mut(&tap) else { continue };
+            let Some(interface) = self.stacks.get_mut(&tap) else {
+                continue;
+            };
             interface.is_touched = false;
-            interface.stack.flush(now, &mut TapTransmit { injector, tap, mac: interface.mac });
+            interface.stack.flush(
+                now,
+                &mut TapTransmit {
+                    injector,
+                    tap,
+                    mac: interface.mac,
+                },
+            );
             self.settle(now, tap);
         }
         self.touched = touched;
@@ -219,7 +256,9 @@ impl Interfaces {
             && deadline <= now.monotonic
         {
             self.deadlines.pop_first();
-            let Some(interface) = self.stacks.get_mut(&tap) else { continue };
+            let Some(interface) = self.stacks.get_mut(&tap) else {
+                continue;
+            };
             interface.deadline = None;
             let mut service = Answer {
                 imds: &mut self.imds,
@@ -228,7 +267,11 @@ impl Interfaces {
                 requests: &self.requests,
                 mac: interface.mac,
             };
-            let mut transmit = TapTransmit { injector, tap, mac: interface.mac };
+            let mut transmit = TapTransmit {
+                injector,
+                tap,
+                mac: interface.mac,
+            };
             interface.stack.handle_timeout(now, &mut service, &mut transmit);
             self.settle(now, tap);
         }
@@ -237,8 +280,13 @@ impl Interfaces {
 
     /// Files the stack of `tap` under its next deadline, or forgets it when it remembers nothing.
     fn settle(&mut self, now: Now, tap: TapIndex) {
-        let Some(interface) = self.stacks.get_mut(&tap) else { return };
-        let deadline = interface.stack.poll_timeout(now).map(|due| due.max(now.monotonic + Clock::TICK));
+        let Some(interface) = self.stacks.get_mut(&tap) else {
+            return;
+        };
+        let deadline = interface
+            .stack
+            .poll_timeout(now)
+            .map(|due| due.max(now.monotonic + Clock::TICK));
         if deadline != interface.deadline {
             if let Some(old) = interface.deadline {
                 self.deadlines.remove(&(old, tap));
@@ -254,7 +302,11 @@ impl Interfaces {
     }
 
     fn forget(&mut self, tap: TapIndex) {
-        if let Some(InterfaceStack { deadline: Some(deadline), .. }) = self.stacks.remove(&tap) {
+        if let Some(InterfaceStack {
+            deadline: Some(deadline),
+            ..
+        }) = self.stacks.remove(&tap)
+        {
             self.deadlines.remove(&(deadline, tap));
         }
     }
@@ -269,7 +321,12 @@ impl Interfaces {
 
 impl InterfaceStack {
     fn new(now: Now, mac: MacAddr) -> Self {
-        Self { mac, stack: Stack::new(now, rand::rng().next_u64()), deadline: None, is_touched: false }
+        Self {
+            mac,
+            stack: Stack::new(now, rand::rng().next_u64()),
+            deadline: None,
+            is_touched: false,
+        }
     }
 }
 
@@ -288,9 +345,15 @@ impl Service for Answer<'_> {
             None => self.imds.respond(now, None, request, response),
             Some((member, interface)) => {
                 let role = member.role.as_ref();
-                let state =
-                    role.and_then(|role| self.credentials.state(&member.instance.instance_id, &role.role_name));
-                let caller = Caller { member, interface, role_state: state.as_ref() };
+                let state = role.and_then(|role| {
+                    self.credentials
+                        .state(&member.instance.instance_id, &role.role_name, now.timestamp())
+                });
+                let caller = Caller {
+                    member,
+                    interface,
+                    role_state: state.as_ref(),
+                };
                 self.imds.respond(now, Some(&caller), request, response)
             }
         };
@@ -321,13 +384,18 @@ impl Clock {
     const TICK: Duration = Duration::from_millis(1);
 
     fn new() -> Self {
-        Self { start: Instant::now() }
+        Self {
+            start: Instant::now(),
+        }
     }
 
     fn now(&self) -> Now {
         // A clock before 1970 makes every token expired, which is the safe side.
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Now { monotonic: self.start.elapsed(), unix }
+        Now {
+            monotonic: self.start.elapsed(),
+            unix,
+        }
     }
 
     fn instant(&self, monotonic: Duration) -> Instant {

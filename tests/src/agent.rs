@@ -34,14 +34,17 @@ impl HostFiles {
     /// Writes a configuration with `extra` TOML lines at its end.
     pub fn new(extra: &str) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("imds-host-").tempdir()?;
-        let name = directory.path().file_name().context("a temporary directory has a name")?;
+        let name = directory
+            .path()
+            .file_name()
+            .context("a temporary directory has a name")?;
         let pins = Path::new("/sys/fs/bpf").join(name);
         let files = Self { directory, pins };
         for kind in ["instances", "roles", "instance-profiles"] {
             fs::create_dir_all(files.state().join(kind))?;
         }
         let config = format!(
-            "state_directory = {:?}\npin_directory = {:?}\n{extra}\n",
+            "state_directory = {:?}\nbpf_directory = {:?}\n{extra}\n",
             files.state(),
             files.pins,
         );
@@ -75,7 +78,9 @@ impl HostFiles {
 
     /// Removes a record.
     pub fn delete(&self, kind: &str, name: &str) -> Result<()> {
-        Ok(fs::remove_file(self.state().join(kind).join(format!("{name}.json")))?)
+        Ok(fs::remove_file(
+            self.state().join(kind).join(format!("{name}.json")),
+        )?)
     }
 }
 
@@ -99,7 +104,11 @@ impl Agent {
     pub fn start(program: &Path, namespace: &Namespace, files: &HostFiles) -> Result<Self> {
         let mut command = namespace.command(program);
         command.arg("run").arg("--config").arg(files.config());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .process_group(0);
         let mut child = command.spawn().context("cannot start the agent")?;
         let stderr = child.stderr.take().context("the agent's log is piped")?;
         let (sender, lines) = mpsc::channel();
@@ -113,7 +122,11 @@ impl Agent {
                 }
             }
         });
-        let mut agent = Self { child, lines, log: Vec::new() };
+        let mut agent = Self {
+            child,
+            lines,
+            log: Vec::new(),
+        };
         agent.wait_for_log("ready")?;
         Ok(agent)
     }
@@ -122,7 +135,10 @@ impl Agent {
     pub fn wait_for_log(&mut self, text: &str) -> Result<String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            match self
+                .lines
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
                 Ok(line) => {
                     let is_it = line.contains(text);
                     self.log.push(line.clone());
@@ -130,7 +146,10 @@ impl Agent {
                         return Ok(line);
                     }
                 }
-                Err(error) => bail!("the agent logged no {text:?} ({error}); it said:\n{}", self.log.join("\n")),
+                Err(error) => bail!(
+                    "the agent logged no {text:?} ({error}); it said:\n{}",
+                    self.log.join("\n")
+                ),
             }
         }
     }

@@ -41,10 +41,19 @@ impl Host {
         let mut record = records::instance(INSTANCE_ID, guest_mac(2), "tap0", ADDRESS);
         change(&mut record);
         files.put("roles", records::ROLE, &records::role())?;
-        files.put("instance-profiles", records::INSTANCE_PROFILE, &records::instance_profile())?;
+        files.put(
+            "instance-profiles",
+            records::INSTANCE_PROFILE,
+            &records::instance_profile(),
+        )?;
         files.put("instances", INSTANCE_ID, &record)?;
         let agent = Agent::start(&program()?, &namespace, &files)?;
-        Ok(Self { agent, files, tap, namespace })
+        Ok(Self {
+            agent,
+            files,
+            tap,
+            namespace,
+        })
     }
 
     /// The same, with a guest on the tap whose TCP is the kernel's.
@@ -63,6 +72,9 @@ impl Host {
 /// The agent's binary, beside the test's own.
 pub fn program() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
-    let program = own.ancestors().map(|directory| directory.join("imds-agent")).find(|program| program.is_file());
+    let program = own
+        .ancestors()
+        .map(|directory| directory.join("imds-agent"))
+        .find(|program| program.is_file());
     program.context("imds-agent is not built: `cargo xtask test` does it, or `cargo build -p imds-agent`")
 }

@@ -41,7 +41,11 @@ impl KernelGuest {
             let stop = Arc::clone(&stop);
             move || pump(&host, &guest, &stop)
         });
-        Ok(Self { namespace, stop, pump: Some(pump) })
+        Ok(Self {
+            namespace,
+            stop,
+            pump: Some(pump),
+        })
     }
 
     /// A command that will run in the guest.
@@ -63,8 +67,10 @@ impl Drop for KernelGuest {
 fn pump(host: &Tap, guest: &Tap, stop: &AtomicBool) {
     let mut buffer = vec![0; 65_536 + 64];
     while !stop.load(Ordering::Relaxed) {
-        let mut descriptors =
-            [PollFd::new(host.as_fd(), PollFlags::POLLIN), PollFd::new(guest.as_fd(), PollFlags::POLLIN)];
+        let mut descriptors = [
+            PollFd::new(host.as_fd(), PollFlags::POLLIN),
+            PollFd::new(guest.as_fd(), PollFlags::POLLIN),
+        ];
         // Wakes up now and then to see whether it is to stop.
         if poll(&mut descriptors, PollTimeout::from(100_u16)).is_err() {
             continue;

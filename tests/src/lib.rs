@@ -1,7 +1,9 @@
 //! Guests, namespaces and peers for the integration tests.
 
 pub mod agent;
+pub mod frames;
 pub mod host;
+pub mod kernel;
 pub mod kernel_guest;
 pub mod load;
 pub mod netns;

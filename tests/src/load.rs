@@ -62,9 +62,16 @@ pub struct Outcome {
 impl Outcome {
     /// The latency that `share` of the exchanges stayed within; 0.5 is the median.
     pub fn quantile(&self, share: f64) -> Duration {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index into what was counted")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "an index into what was counted"
+        )]
         let index = (self.latencies.len() as f64 * share) as usize;
-        self.latencies.get(index.min(self.latencies.len().saturating_sub(1))).copied().unwrap_or_default()
+        self.latencies
+            .get(index.min(self.latencies.len().saturating_sub(1)))
+            .copied()
+            .unwrap_or_default()
     }
 
     /// Exchanges per second.
@@ -113,7 +120,14 @@ impl<'a> Client<'a> {
             latencies: Vec::with_capacity(1 << 20),
             response: Vec::new(),
         };
-        Self { tap, load, flows: Vec::new(), next_port: 10_000, frame: template(load), outcome }
+        Self {
+            tap,
+            load,
+            flows: Vec::new(),
+            next_port: 10_000,
+            frame: template(load),
+            outcome,
+        }
     }
 
     fn run(mut self) -> Result<Outcome> {
@@ -131,7 +145,10 @@ impl<'a> Client<'a> {
                     self.handle_frame(frame, end)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    poll(&mut [PollFd::new(self.tap.as_fd(), PollFlags::POLLIN)], PollTimeout::from(100_u16))?;
+                    poll(
+                        &mut [PollFd::new(self.tap.as_fd(), PollFlags::POLLIN)],
+                        PollTimeout::from(100_u16),
+                    )?;
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -142,7 +159,11 @@ impl<'a> Client<'a> {
         }
         self.outcome.elapsed = start.elapsed();
         self.outcome.latencies.sort_unstable();
-        ensure!(self.outcome.exchanges > 0, "no exchange ended well: {:?}", self.outcome);
+        ensure!(
+            self.outcome.exchanges > 0,
+            "no exchange ended well: {:?}",
+            self.outcome
+        );
         Ok(self.outcome)
     }
 
@@ -153,13 +174,23 @@ impl<'a> Client<'a> {
         let sequence = u32::try_from(self.outcome.exchanges % 100_000)? * 20_000 + u32::from(port);
         self.send(port, sequence, 0, SYN, false)?;
         let sequence = sequence.wrapping_add(1);
-        self.flows.push(Flow { port, state: State::SynSent, sequence, expects: 0, begun: Instant::now() });
+        self.flows.push(Flow {
+            port,
+            state: State::SynSent,
+            sequence,
+            expects: 0,
+            begun: Instant::now(),
+        });
         Ok(())
     }
 
     fn handle_frame(&mut self, frame: &[u8], end: Instant) -> Result<()> {
-        let Some(segment) = Segment::parse(frame) else { return Ok(()) };
-        let Some(index) = self.flows.iter().position(|flow| flow.port == segment.port) else { return Ok(()) };
+        let Some(segment) = Segment::parse(frame) else {
+            return Ok(());
+        };
+        let Some(index) = self.flows.iter().position(|flow| flow.port == segment.port) else {
+            return Ok(());
+        };
         let flow = &mut self.flows[index];
         if segment.flags & RST != 0 {
             self.flows.swap_remove(index);
@@ -200,7 +231,11 @@ impl<'a> Client<'a> {
     }
 
     fn begin_if_before(&mut self, end: Instant) -> Result<()> {
-        if Instant::now() < end { self.begin() } else { Ok(()) }
+        if Instant::now() < end {
+            self.begin()
+        } else {
+            Ok(())
+        }
     }
 
     fn give_up_lost(&mut self, end: Instant) -> Result<()> {
@@ -213,7 +248,14 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    fn send(&mut self, port: u16, sequence: u32, acknowledges: u32, flags: u8, with_request: bool) -> io::Result<()> {
+    fn send(
+        &mut self,
+        port: u16,
+        sequence: u32,
+        acknowledges: u32,
+        flags: u8,
+        with_request: bool,
+    ) -> io::Result<()> {
         let request: &[u8] = if with_request { &self.load.request } else { &[] };
         let frame = &mut self.frame;
         frame.truncate(HEADERS);
@@ -280,7 +322,10 @@ fn template(load: &Load) -> Vec<u8> {
 
 fn sum(bytes: &[u8]) -> u64 {
     let mut pairs = bytes.chunks_exact(2);
-    let mut sum: u64 = pairs.by_ref().map(|pair| u64::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let mut sum: u64 = pairs
+        .by_ref()
+        .map(|pair| u64::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum();
     if let [last] = pairs.remainder() {
         sum += u64::from(*last) << 8;
     }

@@ -28,12 +28,17 @@ impl Namespace {
                 setns(&self.0, CloneFlags::CLONE_NEWNET).expect("entering one's own namespace works");
                 work()
             });
-            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            worker
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
     /// Starts a thread inside the namespace that outlives the call.
-    pub fn spawn<R: Send + 'static>(&self, work: impl FnOnce() -> R + Send + 'static) -> Result<thread::JoinHandle<R>> {
+    pub fn spawn<R: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> R + Send + 'static,
+    ) -> Result<thread::JoinHandle<R>> {
         let namespace = self.0.try_clone()?;
         Ok(thread::spawn(move || {
             setns(&namespace, CloneFlags::CLONE_NEWNET).expect("entering one's own namespace works");
@@ -44,16 +49,28 @@ impl Namespace {
     /// A command that will run inside. Mounts stay as they are: bpffs is seen.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()));
+        command.arg(format!(
+            "--net=/proc/{}/fd/{}",
+            std::process::id(),
+            self.0.as_raw_fd()
+        ));
         command.arg("--").arg(program);
         command
     }
 
-    /// Runs `ip` inside with `arguments`, split at spaces.
-    pub fn ip(&self, arguments: &str) -> Result<()> {
-        let output = self.command("ip").args(arguments.split_whitespace()).output().context("cannot run ip")?;
+    /// Runs `ip` inside with `arguments`, split at spaces, and returns what it prints.
+    pub fn ip(&self, arguments: &str) -> Result<String> {
+        let output = self
+            .command("ip")
+            .args(arguments.split_whitespace())
+            .output()
+            .context("cannot run ip")?;
         let errors = String::from_utf8_lossy(&output.stderr);
-        anyhow::ensure!(output.status.success(), "`ip {arguments}` failed: {}", errors.trim());
-        Ok(())
+        anyhow::ensure!(
+            output.status.success(),
+            "`ip {arguments}` failed: {}",
+            errors.trim()
+        );
+        Ok(String::from_utf8(output.stdout)?)
     }
 }

@@ -35,7 +35,11 @@ impl Tap {
     pub fn new(namespace: &Namespace, name: &str) -> Result<Self> {
         let opened: Result<_> = namespace.enter(|| {
             let mut options = OpenOptions::new();
-            let file = options.read(true).write(true).custom_flags(nix::libc::O_NONBLOCK).open("/dev/net/tun");
+            let file = options
+                .read(true)
+                .write(true)
+                .custom_flags(nix::libc::O_NONBLOCK)
+                .open("/dev/net/tun");
             let file = file.context("cannot open /dev/net/tun")?;
             set_interface(&file, name).with_context(|| format!("cannot make tap {name}"))?;
             let index = nix::net::if_::if_nametoindex(name).context("the new tap has no index")?;
@@ -43,13 +47,26 @@ impl Tap {
         });
         let (file, index) = opened?;
         namespace.ip(&format!("link set {name} up"))?;
-        Ok(Self { file, name: name.to_owned(), index })
+        // Until the kernel has noticed the carrier, its "noop" queue throws away what the host sends to the guest.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while namespace.ip(&format!("link show {name}"))?.contains("qdisc noop") {
+            anyhow::ensure!(Instant::now() < deadline, "tap {name} does not come up");
+        }
+        Ok(Self {
+            file,
+            name: name.to_owned(),
+            index,
+        })
     }
 
     /// Sends one frame as the guest.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
         let count = (&self.file).write(frame)?;
-        if count == frame.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+        if count == frame.len() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::WriteZero.into())
+        }
     }
 
     /// The next frame for the guest, or nothing when none comes within `patience`.
@@ -101,7 +118,10 @@ fn set_interface(file: &File, name: &str) -> Result<()> {
     // SAFETY: all-zero bytes are a valid `ifreq`, which is plain data.
     #[expect(unsafe_code, reason = "the tun driver is set up by ioctl")]
     let mut request: nix::libc::ifreq = unsafe { std::mem::zeroed() };
-    anyhow::ensure!(name.len() <= request.ifr_name.len(), "the name is too long for an interface");
+    anyhow::ensure!(
+        name.len() <= request.ifr_name.len(),
+        "the name is too long for an interface"
+    );
     for (slot, byte) in request.ifr_name.iter_mut().zip(name) {
         *slot = byte.cast_signed();
     }

@@ -33,27 +33,44 @@ fn exchange(request: &str) -> String {
 }
 
 fn body(response: &str) -> &str {
-    response.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_else(|| panic!("no head in {response:?}"))
+    response
+        .split_once("\r\n\r\n")
+        .map(|(_, body)| body)
+        .unwrap_or_else(|| panic!("no head in {response:?}"))
 }
 
 fn token() -> String {
-    let response = exchange("PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n");
+    let response =
+        exchange("PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n");
     assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
     body(&response).to_owned()
 }
 
 fn get(token: &str, path: &str) -> String {
-    exchange(&format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n"))
+    exchange(&format!(
+        "GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n"
+    ))
 }
 
 fn run(guest: &KernelGuest, program: &str, arguments: &[&str]) -> Result<String> {
     let mut command = guest.command(program);
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("AWS_") || name.ends_with("_proxy")) {
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("AWS_") || name.ends_with("_proxy"))
+    {
         command.env_remove(name);
     }
-    let Output { status, stdout, stderr } = command.args(arguments).output().with_context(|| format!("no {program}"))?;
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command
+        .args(arguments)
+        .output()
+        .with_context(|| format!("no {program}"))?;
     let stderr = String::from_utf8_lossy(&stderr);
-    ensure!(status.success(), "{program} {arguments:?} failed: {status}\n{stderr}");
+    ensure!(
+        status.success(),
+        "{program} {arguments:?} failed: {status}\n{stderr}"
+    );
     Ok(String::from_utf8(stdout)?)
 }
 
@@ -76,7 +93,10 @@ fn a_guest_gets_token_identity_and_role_credentials() -> Result<()> {
         let token = token();
         assert_eq!(token.len(), 56);
         assert_eq!(body(&get(&token, "/latest/meta-data/instance-id")), INSTANCE_ID);
-        assert_eq!(body(&get(&token, "/latest/meta-data/placement/region")), "eu-central-1");
+        assert_eq!(
+            body(&get(&token, "/latest/meta-data/placement/region")),
+            "eu-central-1"
+        );
         assert_eq!(body(&get(&token, "/latest/meta-data/tags/instance/team")), "blue");
         assert_eq!(body(&get(&token, "/latest/user-data")), USER_DATA);
         let roles = "/latest/meta-data/iam/security-credentials/";
@@ -116,7 +136,10 @@ fn a_token_is_good_for_its_own_instance_only() -> Result<()> {
     let token_of_one = guest.namespace.enter(token);
     other.namespace.enter(|| {
         let own = token();
-        assert_eq!(body(&get(&own, "/latest/meta-data/instance-id")), "i-0fedcba9876543210");
+        assert_eq!(
+            body(&get(&own, "/latest/meta-data/instance-id")),
+            "i-0fedcba9876543210"
+        );
         assert_eq!(body(&get(&own, "/latest/user-data")), "other");
         assert!(get(&token_of_one, "/latest/meta-data/instance-id").starts_with("HTTP/1.1 401 "));
     });
@@ -185,9 +208,12 @@ fn two_hundred_requests_at_once_are_all_answered() -> Result<()> {
         .map(|_| {
             let token = token.clone();
             guest.namespace.spawn(move || {
-                let request = format!("GET /latest/meta-data/instance-id HTTP/1.1\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n");
+                let request = format!(
+                    "GET /latest/meta-data/instance-id HTTP/1.1\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n"
+                );
                 (0..5).find_map(|_| {
-                    let mut stream = TcpStream::connect_timeout(&"169.254.169.254:80".parse().unwrap(), PATIENCE).ok()?;
+                    let mut stream =
+                        TcpStream::connect_timeout(&"169.254.169.254:80".parse().unwrap(), PATIENCE).ok()?;
                     stream.set_read_timeout(Some(PATIENCE)).ok()?;
                     stream.write_all(request.as_bytes()).ok()?;
                     let mut response = String::new();
@@ -208,12 +234,35 @@ fn two_hundred_requests_at_once_are_all_answered() -> Result<()> {
 fn curl_wget_and_urllib_get_right_answers() -> Result<()> {
     let (_host, guest) = Host::with_guest(|_| ())?;
     let url = "http://169.254.169.254/latest";
-    let put = ["-sS", "--fail", "-m", "10", "-X", "PUT", "-H", "X-aws-ec2-metadata-token-ttl-seconds: 60"];
-    let token = run(&guest, "curl", &[&put[..], &[&format!("{url}/api/token")]].concat())?;
+    let put = [
+        "-sS",
+        "--fail",
+        "-m",
+        "10",
+        "-X",
+        "PUT",
+        "-H",
+        "X-aws-ec2-metadata-token-ttl-seconds: 60",
+    ];
+    let token = run(
+        &guest,
+        "curl",
+        &[&put[..], &[&format!("{url}/api/token")]].concat(),
+    )?;
     let header = format!("X-aws-ec2-metadata-token: {token}");
     let id = format!("{url}/meta-data/instance-id");
-    assert_eq!(run(&guest, "curl", &["-sS", "--fail", "-m", "10", "-H", &header, &id])?, INSTANCE_ID);
-    assert_eq!(run(&guest, "wget", &["-q", "-T", "10", "-O", "-", "--header", &header, &id])?, INSTANCE_ID);
+    assert_eq!(
+        run(&guest, "curl", &["-sS", "--fail", "-m", "10", "-H", &header, &id])?,
+        INSTANCE_ID
+    );
+    assert_eq!(
+        run(
+            &guest,
+            "wget",
+            &["-q", "-T", "10", "-O", "-", "--header", &header, &id]
+        )?,
+        INSTANCE_ID
+    );
     let script = "
 import sys, urllib.request
 request = urllib.request.Request(sys.argv[1], headers={'X-aws-ec2-metadata-token': sys.argv[2]})

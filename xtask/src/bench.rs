@@ -54,7 +54,11 @@ struct Figures {
 
 /// Measures and prints the table; the figures also go to `target/bench.json`.
 pub fn run(options: Options, agent: &Path, target: &Path) -> Result<()> {
-    let (rounds, duration) = if options.quick { (3, Duration::from_secs(1)) } else { (7, Duration::from_secs(5)) };
+    let (rounds, duration) = if options.quick {
+        (3, Duration::from_secs(1))
+    } else {
+        (7, Duration::from_secs(5))
+    };
     let ours = Ours::start(agent)?;
     let request = ours.request()?;
     let sample = ours.load(&request, 1, Duration::from_millis(200));
@@ -92,7 +96,11 @@ const FIGURES: [Figure; 5] = [
     ("p99, µs", |figures| figures.p99_us),
 ];
 
-fn print_rows(in_flight: usize, [ours, nginx]: &[Vec<Figures>; 2], report: &mut serde_json::Map<String, serde_json::Value>) {
+fn print_rows(
+    in_flight: usize,
+    [ours, nginx]: &[Vec<Figures>; 2],
+    report: &mut serde_json::Map<String, serde_json::Value>,
+) {
     for (name, figure) in FIGURES {
         let (ours, nginx) = (Spread::of(ours, figure), Spread::of(nginx, figure));
         let ratio = ours.median / nginx.median;
@@ -113,14 +121,22 @@ impl Spread {
         let mut values: Vec<_> = runs.iter().map(figure).collect();
         values.sort_unstable_by(f64::total_cmp);
         let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
-        Self { least: at(0), median: at(values.len() / 2), most: at(values.len().saturating_sub(1)) }
+        Self {
+            least: at(0),
+            median: at(values.len() / 2),
+            most: at(values.len().saturating_sub(1)),
+        }
     }
 }
 
 impl std::fmt::Display for Spread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let digits = if self.median >= 1000.0 { 0 } else { 1 };
-        write!(f, "{:.digits$} ({:.digits$} to {:.digits$})", self.median, self.least, self.most)
+        write!(
+            f,
+            "{:.digits$} ({:.digits$} to {:.digits$})",
+            self.median, self.least, self.most
+        )
     }
 }
 
@@ -141,7 +157,12 @@ impl Ours {
         files.put("instances", INSTANCE_ID, &record)?;
         let agent = Agent::start(program, &namespace, &files)?;
         pin(agent.pid()?, SERVER_CORE)?;
-        Ok(Self { agent, tap, _files: files, _namespace: namespace })
+        Ok(Self {
+            agent,
+            tap,
+            _files: files,
+            _namespace: namespace,
+        })
     }
 
     /// A GET with a session token.
@@ -149,7 +170,9 @@ impl Ours {
         let put = "PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 21600\r\n\r\n";
         let outcome = load::run(&self.tap, &self.load(put.as_bytes(), 1, Duration::ZERO))?;
         let response = String::from_utf8(outcome.response)?;
-        let (head, token) = response.split_once("\r\n\r\n").context("the token response has no body")?;
+        let (head, token) = response
+            .split_once("\r\n\r\n")
+            .context("the token response has no body")?;
         ensure!(head.starts_with("HTTP/1.1 200"), "no session token: {head}");
         let request = format!(
             "GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n"
@@ -162,7 +185,11 @@ impl Ours {
     }
 
     fn measure(&self, request: &[u8], in_flight: usize, duration: Duration) -> Result<Figures> {
-        measure(&self.tap, self.agent.pid()?, &load_of(request, in_flight, duration))
+        measure(
+            &self.tap,
+            self.agent.pid()?,
+            &load_of(request, in_flight, duration),
+        )
     }
 }
 
@@ -183,15 +210,31 @@ impl Nginx {
         namespace.ip(&format!("link set tap0 address {NGINX_MAC}"))?;
         namespace.ip("address add 169.254.169.254/32 dev tap0")?;
         namespace.ip("route add 10.0.0.0/24 dev tap0")?;
-        namespace.ip(&format!("neighbour add {guest} lladdr {} dev tap0 nud permanent", guest_mac(2)))?;
-        let files = tempfile::Builder::new().prefix("bench-nginx-").tempdir_in(target)?;
+        namespace.ip(&format!(
+            "neighbour add {guest} lladdr {} dev tap0 nud permanent",
+            guest_mac(2)
+        ))?;
+        let files = tempfile::Builder::new()
+            .prefix("bench-nginx-")
+            .tempdir_in(target)?;
         fs::write(files.path().join("nginx.conf"), configuration(reply)?)?;
-        let mut command: Command = namespace.command("nginx");
-        command.arg("-p").arg(files.path()).arg("-c").arg("nginx.conf");
-        let master = command.stdin(Stdio::null()).spawn().context("cannot start nginx")?;
+        let mut command: Command = namespace.command(target.join("nginx/usr/sbin/nginx"));
+        command
+            .args(["-c", "nginx.conf", "-e", "error.log", "-p"])
+            .arg(files.path());
+        let master = command
+            .stdin(Stdio::null())
+            .spawn()
+            .context("cannot start nginx")?;
         let worker = worker_of(&master)?;
         pin(worker, SERVER_CORE)?;
-        Ok(Self { master, worker, tap, _files: files, _namespace: namespace })
+        Ok(Self {
+            master,
+            worker,
+            tap,
+            _files: files,
+            _namespace: namespace,
+        })
     }
 
     fn measure(&self, request: &[u8], in_flight: usize, duration: Duration) -> Result<Figures> {
@@ -201,21 +244,34 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        let _ = nix::sys::signal::kill(Pid::from_raw(self.master.id().cast_signed()), nix::sys::signal::SIGTERM);
+        let _ = nix::sys::signal::kill(
+            Pid::from_raw(self.master.id().cast_signed()),
+            nix::sys::signal::SIGTERM,
+        );
         let _ = self.master.wait();
     }
 }
 
 fn load_of(request: &[u8], in_flight: usize, duration: Duration) -> Load {
     let request = request.to_vec();
-    Load { mac: guest_mac(2), address: GUEST_ADDRESS, server: NGINX_MAC, request, in_flight, duration }
+    Load {
+        mac: guest_mac(2),
+        address: GUEST_ADDRESS,
+        server: NGINX_MAC,
+        request,
+        in_flight,
+        duration,
+    }
 }
 
 /// A static reply with the same body and headers enough to make it as long as ours.
 fn configuration(reply: &[u8]) -> Result<String> {
     let text = std::str::from_utf8(reply)?;
     let (head, body) = text.split_once("\r\n\r\n").context("our reply has no body")?;
-    ensure!(head.starts_with("HTTP/1.1 200"), "our reply is no success: {head}");
+    ensure!(
+        head.starts_with("HTTP/1.1 200"),
+        "our reply is no success: {head}"
+    );
     // What nginx sends by itself: status line, Server, Date, Content-Type, Content-Length, Connection.
     let own = "HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: Sat, 21 Nov 2026 08:00:00 GMT\r\nContent-Type: text/plain\r\n\
                Content-Length: 19\r\nConnection: close\r\nX-Pad: ";
@@ -246,7 +302,12 @@ fn measure(tap: &Tap, server: Pid, load: &Load) -> Result<Figures> {
     let (server_before, machine_before) = (process_cpu(server)?, machine_cpu()?);
     let outcome: Outcome = load::run(tap, load)?;
     let (server_after, machine_after) = (process_cpu(server)?, machine_cpu()?);
-    ensure!(outcome.lost * 1000 <= outcome.exchanges, "{} of {} exchanges were lost", outcome.lost, outcome.exchanges);
+    ensure!(
+        outcome.lost * 1000 <= outcome.exchanges,
+        "{} of {} exchanges were lost",
+        outcome.lost,
+        outcome.exchanges
+    );
     let exchanges = outcome.exchanges as f64;
     let micros = |duration: Duration| duration.as_secs_f64() * 1e6;
     Ok(Figures {
@@ -263,7 +324,10 @@ fn process_cpu(process: Pid) -> Result<Duration> {
     let mut total = Duration::ZERO;
     for thread in fs::read_dir(format!("/proc/{process}/task"))? {
         let schedstat = fs::read_to_string(thread?.path().join("schedstat"))?;
-        let nanoseconds = schedstat.split_whitespace().next().context("an empty schedstat")?;
+        let nanoseconds = schedstat
+            .split_whitespace()
+            .next()
+            .context("an empty schedstat")?;
         total += Duration::from_nanos(nanoseconds.parse()?);
     }
     Ok(total)
@@ -273,16 +337,27 @@ fn process_cpu(process: Pid) -> Result<Duration> {
 fn machine_cpu() -> Result<Duration> {
     let stat = fs::read_to_string("/proc/stat")?;
     let line = stat.lines().next().context("an empty /proc/stat")?;
-    let ticks: Vec<u64> = line.split_whitespace().skip(1).map(str::parse).collect::<Result<_, _>>()?;
+    let ticks: Vec<u64> = line
+        .split_whitespace()
+        .skip(1)
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
     // user, nice, system, idle, iowait, irq, softirq, steal; guest time is in user time already.
-    let busy: u64 = [0, 1, 2, 5, 6].into_iter().filter_map(|field: usize| ticks.get(field)).sum();
+    let busy: u64 = [0, 1, 2, 5, 6]
+        .into_iter()
+        .filter_map(|field: usize| ticks.get(field))
+        .sum();
     Ok(Duration::from_millis(busy * 10))
 }
 
 fn pin(process: Pid, core: usize) -> Result<()> {
     let mut cores = CpuSet::new();
     cores.set(core)?;
-    let tasks = if process.as_raw() == 0 { vec![process] } else { threads_of(process)? };
+    let tasks = if process.as_raw() == 0 {
+        vec![process]
+    } else {
+        threads_of(process)?
+    };
     for task in tasks {
         sched_setaffinity(task, &cores).with_context(|| format!("cannot pin {task} to core {core}"))?;
     }
@@ -291,5 +366,7 @@ fn pin(process: Pid, core: usize) -> Result<()> {
 
 fn threads_of(process: Pid) -> Result<Vec<Pid>> {
     let names = fs::read_dir(format!("/proc/{process}/task"))?.map(|entry| Ok(entry?.file_name()));
-    names.map(|name: Result<_>| Ok(Pid::from_raw(name?.to_string_lossy().parse()?))).collect()
+    names
+        .map(|name: Result<_>| Ok(Pid::from_raw(name?.to_string_lossy().parse()?)))
+        .collect()
 }

@@ -113,15 +113,28 @@ impl Compiler {
     fn rustup_nightly() -> Option<Self> {
         let mut command = Command::new("rustup");
         command.args(["run", "nightly", "rustc", "--print", "sysroot"]);
-        let sysroot = first_line(&mut command)?;
+        let sysroot = PathBuf::from(first_line(&mut command)?);
         has_library_source(&sysroot).then_some(Self::RustupNightly { sysroot })
     }
 
     fn distribution() -> Option<Self> {
         let (cargo, rustc) = (PathBuf::from("/usr/bin/cargo"), PathBuf::from("/usr/bin/rustc"));
-        let sysroot = first_line(Command::new(&rustc).args(["--print", "sysroot"]))?;
-        (cargo.exists() && has_library_source(&sysroot)).then_some(Self::Distribution { cargo, rustc })
+        let version = first_line(Command::new(&rustc).arg("--version"))?;
+        let sysroot = PathBuf::from(first_line(Command::new(&rustc).args(["--print", "sysroot"]))?);
+        let is_usable = cargo.exists() && is_recent(&version) && has_library_source(&sysroot);
+        is_usable.then_some(Self::Distribution { cargo, rustc })
     }
+}
+
+/// Whether `rustc --version` says that it is no older than the workspace asks for.
+fn is_recent(version: &str) -> bool {
+    let minor = version
+        .strip_prefix("rustc 1.")
+        .and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
+    minor
+        >= env!("CARGO_PKG_RUST_VERSION")
+            .strip_prefix("1.")
+            .and_then(|minor| minor.parse().ok())
 }
 
 /// Where `-Zbuild-std` looks. Distributions put a link there to wherever they keep the source.
@@ -131,11 +144,11 @@ fn has_library_source(sysroot: &Path) -> bool {
         .exists()
 }
 
-fn first_line(command: &mut Command) -> Option<PathBuf> {
+fn first_line(command: &mut Command) -> Option<String> {
     scrub_cargo_environment(command);
     let output = command.output().ok().filter(|output| output.status.success())?;
     let text = String::from_utf8(output.stdout).ok()?;
-    text.lines().next().map(PathBuf::from)
+    text.lines().next().map(str::to_owned)
 }
 
 /// Setup's own linker first, so that every machine builds with the same one.
@@ -151,20 +164,24 @@ fn find_linker(workspace: &Path) -> Option<PathBuf> {
 /// Xtask itself runs under a cargo, which leaves its toolchain, flags and package in the environment.
 fn scrub_cargo_environment(command: &mut Command) {
     for (name, _) in env::vars_os() {
-        let Some(text) = name.to_str() else { continue };
-        let of_cargo = text.starts_with("CARGO")
-            && text != "CARGO_HOME"
-            && !text.starts_with("CARGO_NET")
-            && !text.starts_with("CARGO_HTTP")
-            && !text.starts_with("CARGO_REGISTR");
-        if of_cargo
-            || text.starts_with("RUSTC")
-            || text.starts_with("RUSTFLAGS")
-            || text == "RUSTUP_TOOLCHAIN"
-        {
-            command.env_remove(text);
+        if name.to_str().is_some_and(is_of_the_outer_cargo) {
+            command.env_remove(name);
         }
     }
+}
+
+/// All but how to reach registries, which holds for any cargo.
+fn is_of_the_outer_cargo(name: &str) -> bool {
+    const KEPT: [&str; 5] = [
+        "CARGO_HOME",
+        "CARGO_HTTP_",
+        "CARGO_NET_",
+        "CARGO_REGISTR",
+        "CARGO_SOURCE_",
+    ];
+    const SCRUBBED: [&str; 3] = ["CARGO", "RUSTC", "RUSTFLAGS"];
+    let starts_with = |prefix: &&str| name.starts_with(*prefix);
+    name == "RUSTUP_TOOLCHAIN" || (SCRUBBED.iter().any(starts_with) && !KEPT.iter().any(starts_with))
 }
 
 /// Builds the classifier and puts the object into place, all at once. Returns the object's path.
@@ -241,4 +258,59 @@ fn install(built: &Path, object: &Path) -> anyhow::Result<()> {
     fs::write(&complete, bytes)?;
     fs::rename(&complete, object)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn environment_of_the_outer_cargo_is_told_from_the_machine_s() {
+        let outer = [
+            "CARGO",
+            "CARGO_PKG_NAME",
+            "CARGO_TARGET_DIR",
+            "CARGO_ENCODED_RUSTFLAGS",
+            "RUSTC",
+            "RUSTC_WRAPPER",
+            "RUSTFLAGS",
+            "RUSTUP_TOOLCHAIN",
+        ];
+        let machine = [
+            "CARGO_HOME",
+            "CARGO_HTTP_PROXY",
+            "CARGO_REGISTRIES_CRATES_IO_INDEX",
+            "RUSTUP_HOME",
+            "PATH",
+        ];
+        assert!(outer.into_iter().all(is_of_the_outer_cargo));
+        assert!(!machine.into_iter().any(is_of_the_outer_cargo));
+    }
+
+    #[test]
+    fn compiler_older_than_the_workspace_is_passed_over() {
+        assert!(is_recent(
+            "rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)"
+        ));
+        assert!(is_recent("rustc 1.95.0"));
+        assert!(!is_recent("rustc 1.63.0"));
+        assert!(!is_recent("something else"));
+    }
+
+    #[test]
+    fn unchanged_object_keeps_its_file() -> anyhow::Result<()> {
+        let directory = env::temp_dir().join(format!("xtask-install-{}", std::process::id()));
+        fs::create_dir_all(&directory)?;
+        let (built, object) = (directory.join("built"), directory.join("bpf/object.o"));
+        fs::write(&built, "one")?;
+        install(&built, &object)?;
+        let first = fs::metadata(&object)?.modified()?;
+        install(&built, &object)?;
+        assert_eq!(fs::metadata(&object)?.modified()?, first);
+        fs::write(&built, "two")?;
+        install(&built, &object)?;
+        assert_eq!(fs::read(&object)?, b"two");
+        fs::remove_dir_all(&directory)?;
+        Ok(())
+    }
 }

@@ -1,8 +1,10 @@
 //! Everything a developer runs: `cargo xtask <command>`.
 //!
 //! Read in this order: [`setup`] (what the machine needs), [`build_ebpf`], [`guest_image`] and [`prepare`] (what is built
-//! of it), [`demo`] and [`vm`] (the product at work), [`test`](mod@test), [`tidy`] and [`ci`] (what keeps it right).
+//! of it), [`demo`] and [`vm`] (the product at work), [`test`](mod@test), [`tidy`] and [`ci`] (what keeps it right),
+//! [`bench`] (how fast it is).
 
+mod bench;
 mod build_ebpf;
 mod ci;
 mod demo;
@@ -41,6 +43,8 @@ enum Command {
     Vm,
     /// Run the tests
     Test(test::Options),
+    /// Measure the agent beside nginx
+    Bench(bench::Options),
     /// Check the rules of the code that no compiler checks
     Tidy,
     /// Check format, lints and tidiness: all that CI runs besides `test`
@@ -64,6 +68,11 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo => demo::run(),
         Command::Vm => vm::run(),
         Command::Test(options) => test::run(&options),
+        Command::Bench(options) => bench::run(
+            options,
+            &prepare::release("cargo xtask bench")?,
+            &host_command::target(),
+        ),
         Command::Tidy => tidy::run(),
         Command::Ci => ci::run(),
     }

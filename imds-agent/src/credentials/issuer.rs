@@ -1,1 +1,137 @@
-//! The embedded issuer: credentials that the agent mints itself.
+//! The embedded issuer: credentials that the agent mints itself, for clouds without an STS of their own.
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{
+    Fetch, FetchError, RoleCredentials, RoleSessionRequest, Source,
+    capsule::{self, CapsuleKey, Claims, NONCE_BYTES, OpenError, Opened},
+    whole_seconds,
+};
+use crate::{keys::IssuerKey, registry::IamArn};
+
+/// Mints sets under its newest key, and opens what any of its keys sealed.
+#[derive(Debug)]
+pub struct Issuer {
+    /// The first one mints.
+    keys: Vec<CapsuleKey>,
+}
+
+impl Issuer {
+    /// An issuer that mints under `newest`. `older` keys go on opening until their sets have expired.
+    pub fn new(newest: &IssuerKey, older: &[IssuerKey]) -> Self {
+        Self {
+            keys: std::iter::once(newest)
+                .chain(older)
+                .map(CapsuleKey::new)
+                .collect(),
+        }
+    }
+
+    /// What a session token of this issuer says, and the keys that belong to it.
+    pub fn open(&self, session_token: &str, now: Timestamp) -> Result<Opened, OpenError> {
+        capsule::open(&self.keys, session_token, now)
+    }
+
+    fn mint(
+        &self,
+        request: &RoleSessionRequest,
+        nonce: [u8; NONCE_BYTES],
+    ) -> Result<RoleCredentials, FetchError> {
+        let issued = whole_seconds(request.now);
+        let expires = issued + SignedDuration::from_secs(request.duration_seconds.into());
+        let account = IamArn::parse(&request.role.arn, "role").map_or("", |arn| arn.account);
+        let claims = Claims {
+            account: account.to_owned(),
+            role: request.role.arn.clone(),
+            session: request.instance.to_string(),
+            instance: request.instance.clone(),
+            issued,
+            expires,
+        };
+        let unavailable = |error: &dyn std::error::Error| FetchError::Unavailable(error.to_string());
+        let key = self
+            .keys
+            .first()
+            .ok_or_else(|| FetchError::Unavailable("the issuer has no key".to_owned()))?;
+        let sealed = key.seal(&claims, nonce).map_err(|error| unavailable(&error))?;
+        Ok(RoleCredentials {
+            access_key_id: sealed.access_key_id,
+            secret_access_key: sealed.secret_access_key,
+            session_token: sealed.session_token,
+            last_updated: issued,
+            expiration: expires,
+        })
+    }
+}
+
+impl Source for Issuer {
+    fn fetch<'a>(&'a self, request: &'a RoleSessionRequest) -> Fetch<'a> {
+        Box::pin(async move {
+            let mut nonce = [0; NONCE_BYTES];
+            getrandom::fill(&mut nonce).map_err(|error| {
+                FetchError::Unavailable(format!("the kernel gives no random bytes: {error}"))
+            })?;
+            self.mint(request, nonce)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    fn request(role_arn: &str) -> RoleSessionRequest {
+        let role = format!(r#"{{"RoleName":"web","Arn":"{role_arn}"}}"#);
+        RoleSessionRequest {
+            role: Arc::new(serde_json::from_str(&role).unwrap()),
+            instance: "i-0123456789abcdef0".parse().unwrap(),
+            now: "2026-11-21T08:00:00.75Z".parse().unwrap(),
+            duration_seconds: 3600,
+        }
+    }
+
+    #[tokio::test]
+    async fn minted_set_is_well_formed_and_opens() {
+        let issuer = Issuer::new(&IssuerKey::new([1; 4], [1; 32]), &[]);
+        let request = request("arn:aws:iam::123456789012:role/web");
+        let set = issuer.fetch(&request).await.unwrap();
+        assert!(set.access_key_id.starts_with("ASIA") && set.access_key_id.len() == 20);
+        assert_eq!(set.secret_access_key.expose_secret().len(), 40);
+        assert_eq!(set.last_updated.to_string(), "2026-11-21T08:00:00Z");
+        assert_eq!(set.expiration.to_string(), "2026-11-21T09:00:00Z");
+        let opened = issuer
+            .open(set.session_token.expose_secret(), request.now)
+            .unwrap();
+        assert_eq!(opened.access_key_id, set.access_key_id);
+        assert_eq!(
+            opened.secret_access_key.expose_secret(),
+            set.secret_access_key.expose_secret()
+        );
+        assert_eq!(opened.claims.account, "123456789012");
+        assert_eq!(opened.claims.session, "i-0123456789abcdef0");
+        assert_eq!(opened.claims.expires, set.expiration);
+        let next = issuer.fetch(&request).await.unwrap();
+        assert_ne!(next.access_key_id, set.access_key_id, "every set is a new one");
+    }
+
+    #[tokio::test]
+    async fn account_less_role_is_served_and_an_old_key_still_opens() {
+        let (old, new) = (IssuerKey::new([1; 4], [1; 32]), IssuerKey::new([2; 4], [2; 32]));
+        let request = request("arn:aws:iam:::role/web");
+        let set = Issuer::new(&old, &[]).fetch(&request).await.unwrap();
+        let rotated = Issuer::new(&new, std::slice::from_ref(&old));
+        let opened = rotated
+            .open(set.session_token.expose_secret(), request.now)
+            .unwrap();
+        assert_eq!(opened.claims.account, "");
+        let set = rotated.fetch(&request).await.unwrap();
+        let error = Issuer::new(&old, &[])
+            .open(set.session_token.expose_secret(), request.now)
+            .unwrap_err();
+        assert_eq!(error, OpenError::UnknownKey);
+    }
+}

@@ -1,14 +1,23 @@
 //! Role credentials: fetched and refreshed ahead of time, read without waiting.
 
+pub mod capsule;
+pub mod health;
 pub mod issuer;
 pub mod process;
 pub mod refresh;
+pub mod schedule;
+pub mod sources;
+mod trust;
 
 use std::{collections::HashMap, pin::Pin, sync::Arc};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
 use secrecy::SecretString;
+
+pub use issuer::Issuer;
+pub use refresh::Refresher;
+pub use sources::Sources;
 
 use crate::registry::{InstanceId, Role, RoleName};
 
@@ -64,14 +73,15 @@ pub struct RoleSession {
 pub struct Published(ArcSwap<HashMap<InstanceId, RoleSession>>);
 
 impl Published {
-    /// The state of `instance`'s session of `role`: nothing while the first fetch is under way.
-    pub fn state(&self, instance: &InstanceId, role: &RoleName) -> Option<Arc<RoleState>> {
+    /// The state of `instance`'s session of `role`: nothing while the first fetch is under way, nor when the source has
+    /// been away for so long that the last set has expired.
+    pub fn state(&self, instance: &InstanceId, role: &RoleName, now: Timestamp) -> Option<Arc<RoleState>> {
         let sessions = self.0.load();
-        let session = sessions.get(instance)?;
-        if session.role == *role {
-            session.state.load_full()
-        } else {
-            None
+        let session = sessions.get(instance).filter(|session| session.role == *role)?;
+        let state = session.state.load_full()?;
+        match &*state {
+            RoleState::Ready(set) if set.expiration <= now => None,
+            _ => Some(state),
         }
     }
 
@@ -90,6 +100,8 @@ pub struct RoleSessionRequest {
     pub instance: InstanceId,
     /// When the set is asked for.
     pub now: Timestamp,
+    /// How long the set should live, where the source can be told.
+    pub duration_seconds: u32,
 }
 
 /// Why a source gave no credentials.
@@ -115,4 +127,9 @@ pub type Fetch<'a> = Pin<Box<dyn Future<Output = Result<RoleCredentials, FetchEr
 pub trait Source: Send + Sync {
     /// Asks for a new set.
     fn fetch<'a>(&'a self, request: &'a RoleSessionRequest) -> Fetch<'a>;
+}
+
+/// As EC2 writes times: botocore reads no fractions.
+fn whole_seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
 }

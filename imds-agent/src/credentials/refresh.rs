@@ -1,1 +1,124 @@
-//! Keeps every role session supplied: fetch, refresh ahead of expiry, back off, publish.
+//! Keeps every role session supplied: runs what [`Schedule`] says is due, and publishes what comes of it.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use rand::{SeedableRng as _, rngs::StdRng};
+use tokio::{
+    sync::watch,
+    task::{Id, JoinError, JoinSet},
+};
+
+use super::{
+    FetchError, Published, RoleCredentials, Source,
+    health::Event,
+    schedule::{Schedule, Ticket},
+};
+use crate::{now::Now, registry::Snapshot};
+
+/// How long a step of the wall clock may go unnoticed.
+const CLOCK_LOOK: Duration = Duration::from_secs(30);
+
+/// Drives the schedule with real clocks and a real source.
+pub struct Refresher {
+    source: Arc<dyn Source>,
+    published: Arc<Published>,
+    schedule: Schedule<StdRng>,
+    started: Instant,
+    fetches: JoinSet<Outcome>,
+    tickets: HashMap<Id, Ticket>,
+}
+
+type Outcome = Result<RoleCredentials, FetchError>;
+
+impl Refresher {
+    /// Publishes to `published` what `source` gives. Sets are asked to live `duration_seconds`.
+    pub fn new(source: Arc<dyn Source>, published: Arc<Published>, duration_seconds: u32) -> Self {
+        Self {
+            source,
+            published,
+            schedule: Schedule::new(duration_seconds, StdRng::from_rng(&mut rand::rng())),
+            started: Instant::now(),
+            fetches: JoinSet::new(),
+            tickets: HashMap::new(),
+        }
+    }
+
+    /// Follows `snapshots` until their sender is gone. Fetches that are under way when the future is dropped are dropped with it.
+    pub async fn run(mut self, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        self.handle_snapshot(&snapshot);
+        loop {
+            self.begin_fetches();
+            let wait = self.schedule.poll_timeout().map_or(CLOCK_LOOK, |due| {
+                due.saturating_sub(self.started.elapsed()).min(CLOCK_LOOK)
+            });
+            tokio::select! {
+                Some(joined) = self.fetches.join_next_with_id() => self.handle_joined(joined),
+                changed = snapshots.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let snapshot = Arc::clone(&snapshots.borrow_and_update());
+                    self.handle_snapshot(&snapshot);
+                }
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    fn handle_snapshot(&mut self, snapshot: &Snapshot) {
+        if self.schedule.handle_snapshot(self.now(), snapshot) {
+            self.published.publish(self.schedule.sessions());
+        }
+    }
+
+    fn begin_fetches(&mut self) {
+        while let Some((ticket, request)) = self.schedule.poll_fetch(self.now()) {
+            let source = Arc::clone(&self.source);
+            let task = self.fetches.spawn(async move { source.fetch(&request).await });
+            self.tickets.insert(task.id(), ticket);
+        }
+    }
+
+    fn handle_joined(&mut self, joined: Result<(Id, Outcome), JoinError>) {
+        let (id, outcome) = match joined {
+            Ok(joined) => joined,
+            Err(error) => (
+                error.id(),
+                Err(FetchError::Unavailable("the fetch was aborted".to_owned())),
+            ),
+        };
+        let Some(ticket) = self.tickets.remove(&id) else {
+            return;
+        };
+        match self.schedule.handle_fetched(self.now(), &ticket, outcome) {
+            None => {}
+            Some(Event::Failing { role, why }) => {
+                log::warn!("credentials of {role}: the source fails: {why}");
+            }
+            Some(Event::Refused { role, why }) => {
+                log::warn!("credentials of {role}: the role is refused: {why}");
+            }
+            Some(Event::Recovered { role }) => {
+                log::info!("credentials of {role}: every session is supplied again");
+            }
+        }
+    }
+
+    fn now(&self) -> Now {
+        let unix = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        Now {
+            monotonic: self.started.elapsed(),
+            unix,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! What happened to a tap's metadata frames.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use imds_ebpf::abi::{HAIRPINNED_SLOT, PUNTED_SLOT, Reason, TapCounters};
 
@@ -17,12 +17,9 @@ pub struct Counters {
 
 impl Counters {
     /// Sums what each CPU counted.
-    pub(super) fn sum<'a>(cpus: impl IntoIterator<Item = &'a TapCounters> + Clone) -> Self {
+    pub(super) fn sum(cpus: &[TapCounters]) -> Self {
         let slot = |slot: u32| -> u64 {
-            let counts = cpus
-                .clone()
-                .into_iter()
-                .filter_map(|cpu| cpu.get(usize::try_from(slot).ok()?));
+            let counts = cpus.iter().filter_map(|cpu| cpu.get(usize::try_from(slot).ok()?));
             counts.fold(0, |sum, count| sum.wrapping_add(*count))
         };
         let dropped = Reason::ALL
@@ -46,6 +43,23 @@ impl Counters {
     }
 }
 
+impl fmt::Display for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} punted, {} hairpinned, {} dropped",
+            self.punted,
+            self.hairpinned,
+            self.dropped_total()
+        )?;
+        for (index, (reason, count)) in self.dropped.iter().enumerate() {
+            let separator = if index == 0 { ": " } else { ", " };
+            write!(f, "{separator}{count} {}", reason.name())?;
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use imds_ebpf::abi::COUNTERS;
@@ -61,7 +75,7 @@ mod tests {
         first[PUNTED_SLOT as usize] = 10;
         second[HAIRPINNED_SLOT as usize] = 4;
 
-        let counters = Counters::sum([&first, &second]);
+        let counters = Counters::sum(&[first, second]);
         assert_eq!((counters.punted, counters.hairpinned), (10, 4));
         assert_eq!(
             counters.dropped,

@@ -6,6 +6,8 @@
 //!
 //! Before 6.6 a clsact filter per tap, under a priority and handle of our own: it stays by nature, and is replaced
 //! atomically by a new one under the same handle. A device that reuses an index has no such filter.
+//!
+//! An index means a device only within its network namespace: one pin directory serves one namespace.
 
 use std::{
     io,
@@ -20,6 +22,7 @@ use aya::{
         links::{FdLink, Link, LinkError, PinnedLink},
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
     },
+    sys::NetlinkError,
 };
 use imds_ebpf::abi::TapIndex;
 use nix::errno::Errno;
@@ -187,8 +190,10 @@ fn attach_link(program: &mut SchedClassifier, tap: TapIndex, pin: &Path) -> Resu
 
 fn detach_link(pin: &Path) -> Result<(), HookError> {
     match bpf::open_link(pin) {
-        // A link whose device is gone says ENOLINK or the like: there is nothing to take it off of.
-        Ok(link) => drop(bpf::detach_link(link.as_fd())),
+        Ok(link) => {
+            // It fails when the device is gone, and then there is nothing to take the link off of.
+            let _ = bpf::detach_link(link.as_fd());
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => {
             return Err(HookError::PinnedLink {
@@ -210,14 +215,7 @@ fn adopt_filter(program: &mut SchedClassifier, tap: TapIndex) -> Result<bool, Ho
             std::mem::forget(program.take_link(id).map_err(HookError::Program)?);
             Ok(true)
         }
-        Err(ProgramError::TcError(TcError::NetlinkError(error)))
-            if matches!(
-                error.raw_os_error().map(Errno::from_raw),
-                Some(Errno::ENOENT | Errno::EINVAL)
-            ) =>
-        {
-            Ok(false)
-        }
+        Err(ProgramError::TcError(TcError::NetlinkError(error))) if says_absent(&error) => Ok(false),
         Err(error) => Err(HookError::Program(error)),
     }
 }
@@ -240,18 +238,21 @@ fn attach_filter(program: &mut SchedClassifier, tap: TapIndex) -> Result<(), Hoo
     Ok(())
 }
 
+/// The queueing discipline stays: others may have filters in it.
 fn detach_filter(tap: TapIndex) -> Result<(), HookError> {
     match filter_of(tap).map(Link::detach) {
-        Some(Err(ProgramError::NetlinkError(error)))
-            if !matches!(
-                error.raw_os_error().map(Errno::from_raw),
-                Some(Errno::ENOENT | Errno::EINVAL | Errno::ENODEV)
-            ) =>
-        {
-            Err(HookError::Program(ProgramError::NetlinkError(error)))
-        }
-        _ => Ok(()),
+        Some(Err(ProgramError::NetlinkError(error))) if says_absent(&error) => Ok(()),
+        Some(Err(error)) => Err(HookError::Program(error)),
+        Some(Ok(())) | None => Ok(()),
     }
+}
+
+/// No such filter, no clsact to have it in, or no such device (any more).
+fn says_absent(error: &NetlinkError) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::ENOENT | Errno::EINVAL | Errno::ENODEV)
+    )
 }
 
 /// Our filter on `tap`, whether it is there or not. Nothing when the device is gone. Never to be dropped lightly: that

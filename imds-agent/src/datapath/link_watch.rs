@@ -38,6 +38,8 @@ pub enum LinkEvent {
         /// The index that it had.
         index: TapIndex,
     },
+    /// Every link that was there when the watch began (or began again) has been told.
+    Listed,
 }
 
 /// Links cannot be watched.
@@ -92,10 +94,7 @@ impl LinkWatch {
                 continue;
             }
             match self.messages.next().await.ok_or(LinkWatchError::Closed)?.payload {
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
-                    self.known.appeared(&link)
-                }
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => self.known.gone(&link),
+                NetlinkPayload::InnerMessage(message) => self.known.changed(&message),
                 NetlinkPayload::Overrun(_) => self.unlisted = true,
                 _ => {}
             }
@@ -127,6 +126,15 @@ impl Known {
             }
         }
         links.iter().for_each(|link| self.appeared(link));
+        self.events.push_back(LinkEvent::Listed);
+    }
+
+    fn changed(&mut self, message: &RouteNetlinkMessage) {
+        match message {
+            RouteNetlinkMessage::NewLink(link) => self.appeared(link),
+            RouteNetlinkMessage::DelLink(link) => self.gone(link),
+            _ => {}
+        }
     }
 
     /// The kernel notifies of every change of a link; a new name is the only one that matters here.

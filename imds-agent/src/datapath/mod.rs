@@ -22,3 +22,18 @@ pub use inject::Injector;
 pub use link_watch::{LinkEvent, LinkWatch};
 pub use program::{Classifier, LoadError};
 pub use punt::{Punt, PuntRing};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Workers are threads of their own, to which these are handed.
+    #[test]
+    fn everything_may_move_to_its_thread() {
+        fn is_send<T: Send>() {}
+        is_send::<Classifier>();
+        is_send::<Injector>();
+        is_send::<LinkWatch>();
+        is_send::<PuntRing>();
+    }
+}

@@ -226,7 +226,7 @@ impl Classifier {
     /// What happened to a tap's metadata frames since it was attached.
     pub fn counters(&self, tap: TapIndex) -> Result<Counters, CountersError> {
         match self.counters.get(&tap.0, 0) {
-            Ok(cpus) => Ok(Counters::sum(cpus.iter())),
+            Ok(cpus) => Ok(Counters::sum(&cpus)),
             Err(source) => Err(CountersError {
                 tap: describe(tap),
                 source,

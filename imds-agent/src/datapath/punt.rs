@@ -63,24 +63,22 @@ impl PuntRing {
     pub fn next(&mut self) -> Option<Punt<'_>> {
         loop {
             let record = self.ring.next()?;
-            let Some((header, frame)) = PuntHeader::split(&record) else {
-                self.malformed += 1;
-                continue;
-            };
-            let arrived = Duration::from_nanos(header.arrived_ns);
-            if arrived < self.fresh_from {
-                self.stale += 1;
-                continue;
+            match open(&record, self.fresh_from) {
+                Ok((header, frame)) => {
+                    self.frame.clear();
+                    self.frame.extend_from_slice(frame);
+                    drop(record);
+                    let arrived = Duration::from_nanos(header.arrived_ns);
+                    return Some(Punt {
+                        tap: header.tap,
+                        mac: header.mac,
+                        arrived,
+                        frame: &self.frame,
+                    });
+                }
+                Err(Skip::Malformed) => self.malformed += 1,
+                Err(Skip::Stale) => self.stale += 1,
             }
-            self.frame.clear();
-            self.frame.extend_from_slice(frame);
-            drop(record);
-            return Some(Punt {
-                tap: header.tap,
-                mac: header.mac,
-                arrived,
-                frame: &self.frame,
-            });
         }
     }
 
@@ -93,6 +91,21 @@ impl PuntRing {
     pub fn stale(&self) -> u64 {
         self.stale
     }
+}
+
+/// Why a record holds no frame for anyone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Skip {
+    Malformed,
+    Stale,
+}
+
+fn open(record: &[u8], fresh_from: Duration) -> Result<(PuntHeader, &[u8]), Skip> {
+    let (header, frame) = PuntHeader::split(record).ok_or(Skip::Malformed)?;
+    if Duration::from_nanos(header.arrived_ns) < fresh_from {
+        return Err(Skip::Stale);
+    }
+    Ok((header, frame))
 }
 
 impl AsFd for PuntRing {
@@ -112,5 +125,39 @@ impl fmt::Debug for PuntRing {
         f.debug_struct("PuntRing")
             .field("fd", &self.as_raw_fd())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use imds_ebpf::abi::PUNT_HEADER_BYTES;
+
+    use super::*;
+
+    fn record(arrived_ns: u64, frame_length: u32) -> [u8; PUNT_HEADER_BYTES + 8] {
+        let mut record = [0; PUNT_HEADER_BYTES + 8];
+        record[..8].copy_from_slice(&arrived_ns.to_ne_bytes());
+        record[12..16].copy_from_slice(&frame_length.to_ne_bytes());
+        record[PUNT_HEADER_BYTES..].copy_from_slice(b"abcdefgh");
+        record
+    }
+
+    #[test]
+    fn frame_is_as_long_as_the_head_says() {
+        let record = record(5, 3);
+        let (header, frame) = open(&record, Duration::from_nanos(5)).unwrap();
+        assert_eq!((header.arrived_ns, frame), (5, &b"abc"[..]));
+    }
+
+    #[test]
+    fn frame_from_before_the_agent_is_stale() {
+        assert_eq!(open(&record(4, 3), Duration::from_nanos(5)), Err(Skip::Stale));
+    }
+
+    #[test]
+    fn record_that_promises_more_than_it_holds_is_malformed() {
+        assert_eq!(open(&record(5, 9), Duration::ZERO), Err(Skip::Malformed));
+        assert_eq!(open(&record(5, u32::MAX), Duration::ZERO), Err(Skip::Malformed));
+        assert_eq!(open(&[], Duration::ZERO), Err(Skip::Malformed));
     }
 }

@@ -4,6 +4,7 @@ mod check;
 mod claim;
 pub mod directory;
 pub mod instance;
+mod link;
 pub mod problem;
 pub mod record;
 pub mod records;

@@ -15,7 +15,8 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    claim::{Claim, account_of},
+    claim::Claim,
+    link::Names,
     problem::{Finding, Problem, Severity},
     record::{self, Kind, Record, Rules},
     role::{InstanceProfile, Role},
@@ -276,58 +277,23 @@ impl Records {
 
     /// Renews the members whose instance profile or role is no longer the one they are linked to, and only those.
     fn link(&mut self) {
-        let mut roles: HashMap<(String, String), (Arc<Role>, Timestamp)> = HashMap::new();
-        let mut profiles: HashMap<String, (Arc<InstanceProfile>, Timestamp)> = HashMap::new();
+        let mut names = Names::default();
         for in_force in self.files.values().filter_map(|file| file.in_force.as_ref()) {
             match &in_force.item {
                 Item::Instance(_) => {}
-                Item::Role(role) => {
-                    let account = account_of(&role.arn, "role");
-                    let name = role.role_name.to_string();
-                    roles.insert((account, name), (Arc::clone(role), in_force.modified));
-                }
-                Item::InstanceProfile(profile) => {
-                    profiles.insert(profile.arn.clone(), (Arc::clone(profile), in_force.modified));
-                }
+                Item::Role(role) => names.add_role(role, in_force.modified),
+                Item::InstanceProfile(profile) => names.add_instance_profile(profile, in_force.modified),
             }
         }
-        let role_of = |profile: &InstanceProfile| {
-            let named = profile.roles.first()?;
-            let account = match &named.arn {
-                Some(arn) => account_of(arn, "role"),
-                None => account_of(&profile.arn, "instance-profile"),
-            };
-            let found = roles.get(&(account, named.role_name.to_string()))?;
-            named
-                .arn
-                .as_ref()
-                .is_none_or(|arn| *arn == found.0.arn)
-                .then_some(found)
-        };
         for file in self.files.values_mut() {
             let Some(in_force) = &mut file.in_force else {
                 continue;
             };
-            file.dangling = None;
-            match &mut in_force.item {
-                Item::Role(_) => {}
-                Item::InstanceProfile(profile) => {
-                    if !profile.roles.is_empty() && role_of(profile).is_none() {
-                        file.dangling =
-                            Some(Finding::field("Roles[0]", "names a role that no file describes"));
-                    }
-                }
-                Item::Instance(member) => {
-                    let named = member.instance.iam_instance_profile.as_ref();
-                    let profile = named.and_then(|named| profiles.get(&named.arn));
-                    if named.is_some() && profile.is_none() {
-                        let message = "names an instance profile that no file describes";
-                        file.dangling = Some(Finding::field("IamInstanceProfile.Arn", message));
-                    }
-                    let role = profile.and_then(|(profile, _)| role_of(profile));
-                    relink(member, in_force.modified, profile, role);
-                }
-            }
+            file.dangling = match &mut in_force.item {
+                Item::Role(_) => None,
+                Item::InstanceProfile(profile) => names.check(profile),
+                Item::Instance(member) => names.link(member, in_force.modified),
+            };
         }
     }
 
@@ -363,32 +329,6 @@ impl Records {
         }
         snapshot
     }
-}
-
-/// Shares the member as it is if its links are still right, else makes it anew.
-fn relink(
-    member: &mut Arc<Member>,
-    modified: Timestamp,
-    profile: Option<&(Arc<InstanceProfile>, Timestamp)>,
-    role: Option<&(Arc<Role>, Timestamp)>,
-) {
-    let same_profile =
-        member.instance_profile.as_ref().map(Arc::as_ptr) == profile.map(|(profile, _)| Arc::as_ptr(profile));
-    let same_role = member.role.as_ref().map(Arc::as_ptr) == role.map(|(role, _)| Arc::as_ptr(role));
-    if same_profile && same_role {
-        return;
-    }
-    let times = [
-        profile.map(|(_, time)| *time),
-        role.map(|(_, time)| *time),
-        Some(modified),
-    ];
-    let newest = times.into_iter().flatten().max();
-    let member = Arc::make_mut(member);
-    member.instance_profile = profile.map(|(profile, _)| Arc::clone(profile));
-    member.role = role.map(|(role, _)| Arc::clone(role));
-    // A link that went away must not take the time back with it.
-    member.last_modified = newest.map_or(member.last_modified, |newest| newest.max(member.last_modified));
 }
 
 fn conflict(claim: &Claim, holder: &FileKey) -> Finding {

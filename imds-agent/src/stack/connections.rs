@@ -38,7 +38,10 @@ pub struct Connections {
 
 impl Default for Connections {
     fn default() -> Self {
-        Self { sockets: SocketSet::new(Vec::new()), connections: Vec::new() }
+        Self {
+            sockets: SocketSet::new(Vec::new()),
+            connections: Vec::new(),
+        }
     }
 }
 
@@ -86,7 +89,9 @@ impl Connections {
     /// Lets the connection of `peer`, which just got a segment, talk to HTTP.
     pub fn drive(&mut self, peer: &Peer, now: Now, service: &mut impl Service) {
         let Some(index) = self.find(peer) else { return };
-        let Some(connection) = self.connections.get_mut(index) else { return };
+        let Some(connection) = self.connections.get_mut(index) else {
+            return;
+        };
         let socket = self.sockets.get_mut::<Socket<'_>>(connection.handle);
         if socket.state() == State::Listen {
             // smoltcp did not take the SYN. A socket that listened on would take somebody else's.
@@ -101,7 +106,9 @@ impl Connections {
     pub fn is_in_time_wait(&self, peer: &Peer) -> bool {
         self.find(peer)
             .and_then(|index| self.connections.get(index))
-            .is_some_and(|connection| self.sockets.get::<Socket<'_>>(connection.handle).state() == State::TimeWait)
+            .is_some_and(|connection| {
+                self.sockets.get::<Socket<'_>>(connection.handle).state() == State::TimeWait
+            })
     }
 
     /// Forgets the connection of `peer`; nothing more is sent for it.
@@ -127,7 +134,10 @@ impl Connections {
 
     /// Resets the connection that was not heard of for longest.
     pub fn abort_oldest(&mut self) {
-        let oldest = self.connections.iter().min_by_key(|connection| connection.last_heard);
+        let oldest = self
+            .connections
+            .iter()
+            .min_by_key(|connection| connection.last_heard);
         if let Some(handle) = oldest.map(|connection| connection.handle) {
             self.sockets.get_mut::<Socket<'_>>(handle).abort();
         }
@@ -139,7 +149,10 @@ impl Connections {
             let socket = self.sockets.get_mut::<Socket<'_>>(connection.handle);
             connection.http.handle_timeout(now);
             connection.drive(now, socket, service);
-            if connection.linger_until.is_some_and(|until| until <= now.monotonic) {
+            if connection
+                .linger_until
+                .is_some_and(|until| until <= now.monotonic)
+            {
                 socket.abort();
             }
         }
@@ -148,11 +161,15 @@ impl Connections {
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
     pub fn poll_timeout(&self) -> Option<Duration> {
         let timeouts = self.connections.iter();
-        timeouts.filter_map(|connection| connection.linger_until.or_else(|| connection.http.poll_timeout())).min()
+        timeouts
+            .filter_map(|connection| connection.linger_until.or_else(|| connection.http.poll_timeout()))
+            .min()
     }
 
     fn find(&self, peer: &Peer) -> Option<usize> {
-        self.connections.iter().position(|connection| connection.peer == *peer)
+        self.connections
+            .iter()
+            .position(|connection| connection.peer == *peer)
     }
 
     fn remove(&mut self, index: usize) {
@@ -212,7 +229,9 @@ impl Connection {
                 }
                 socket.set_hop_limit(transmit.hop_limit);
             }
-            let Ok(count @ 1..) = socket.send_slice(transmit.bytes) else { break };
+            let Ok(count @ 1..) = socket.send_slice(transmit.bytes) else {
+                break;
+            };
             self.http.handle_transmitted(now, count, service);
             moved = true;
         }

@@ -31,7 +31,12 @@ use smoltcp::{
     wire::{HardwareAddress, IpAddress, IpCidr, Ipv4Address},
 };
 
-use self::{connections::Connections, device::{Nowhere, PacketDevice}, segment::Segment, time_wait::TimeWaits};
+use self::{
+    connections::Connections,
+    device::{Nowhere, PacketDevice},
+    segment::Segment,
+    time_wait::TimeWaits,
+};
 use crate::{http::Service, now::Now};
 
 /// Connections of one interface, half-open ones included. A boot with every client of the wire contract at once holds
@@ -84,7 +89,11 @@ impl Stack {
         });
         // On a medium without neighbours the router is never asked for: the route only says that everybody is reachable.
         let _ = interface.routes_mut().add_default_ipv4_route(IMDS_IPV4);
-        Self { interface, connections: Connections::default(), time_waits: TimeWaits::default() }
+        Self {
+            interface,
+            connections: Connections::default(),
+            time_waits: TimeWaits::default(),
+        }
     }
 
     /// Takes one IP packet from the guest.
@@ -109,7 +118,8 @@ impl Stack {
             }
         }
         let mut device = PacketDevice::new(Some(packet), transmit);
-        self.interface.poll_ingress_single(instant(now), &mut device, self.connections.sockets());
+        self.interface
+            .poll_ingress_single(instant(now), &mut device, self.connections.sockets());
         self.connections.drive(&segment.peer, now, service);
         if self.connections.is_in_time_wait(&segment.peer) {
             // The entry sends the last acknowledgement itself, so the socket and its buffers go at once.
@@ -122,7 +132,9 @@ impl Stack {
     pub fn flush(&mut self, now: Now, transmit: &mut impl Transmit) {
         let mut device = PacketDevice::new(None, transmit);
         for _ in 0..EGRESS_ROUNDS_MAX {
-            let result = self.interface.poll_egress(instant(now), &mut device, self.connections.sockets());
+            let result = self
+                .interface
+                .poll_egress(instant(now), &mut device, self.connections.sockets());
             if result == smoltcp::iface::PollResult::None {
                 break;
             }
@@ -139,8 +151,18 @@ impl Stack {
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called, on the monotonic clock.
     pub fn poll_timeout(&mut self, now: Now) -> Option<Duration> {
-        let sockets = self.interface.poll_at(instant(now), self.connections.sockets()).map(duration);
-        [sockets, self.connections.poll_timeout(), self.time_waits.poll_timeout()].into_iter().flatten().min()
+        let sockets = self
+            .interface
+            .poll_at(instant(now), self.connections.sockets())
+            .map(duration);
+        [
+            sockets,
+            self.connections.poll_timeout(),
+            self.time_waits.poll_timeout(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Whether it remembers nothing: a new stack in its place would behave the same.

@@ -39,24 +39,36 @@ impl Segment {
         if packet.is_empty() {
             return None;
         }
-        let (source, destination, payload): (IpAddress, IpAddress, &[u8]) = match IpVersion::of_packet(packet).ok()? {
-            IpVersion::Ipv4 => {
-                let packet = Ipv4Packet::new_checked(packet).ok()?;
-                if packet.next_header() != IpProtocol::Tcp {
-                    return None;
+        let (source, destination, payload): (IpAddress, IpAddress, &[u8]) =
+            match IpVersion::of_packet(packet).ok()? {
+                IpVersion::Ipv4 => {
+                    let packet = Ipv4Packet::new_checked(packet).ok()?;
+                    if packet.next_header() != IpProtocol::Tcp {
+                        return None;
+                    }
+                    (
+                        packet.src_addr().into(),
+                        packet.dst_addr().into(),
+                        packet.payload(),
+                    )
                 }
-                (packet.src_addr().into(), packet.dst_addr().into(), packet.payload())
-            }
-            IpVersion::Ipv6 => {
-                let packet = Ipv6Packet::new_checked(packet).ok()?;
-                if packet.next_header() != IpProtocol::Tcp {
-                    return None;
+                IpVersion::Ipv6 => {
+                    let packet = Ipv6Packet::new_checked(packet).ok()?;
+                    if packet.next_header() != IpProtocol::Tcp {
+                        return None;
+                    }
+                    (
+                        packet.src_addr().into(),
+                        packet.dst_addr().into(),
+                        packet.payload(),
+                    )
                 }
-                (packet.src_addr().into(), packet.dst_addr().into(), packet.payload())
-            }
-        };
+            };
         let tcp = TcpPacket::new_checked(payload).ok()?;
-        #[expect(clippy::arithmetic_side_effects, reason = "sequence numbers wrap, and a segment is under 64 KiB")]
+        #[expect(
+            clippy::arithmetic_side_effects,
+            reason = "sequence numbers wrap, and a segment is under 64 KiB"
+        )]
         let end = tcp.seq_number() + tcp.segment_len();
         Some(Self {
             peer: Peer {

@@ -19,8 +19,13 @@ struct Pattern;
 
 impl Service for Pattern {
     fn respond(&mut self, _now: Now, request: &Request<'_>, response: &mut Response) {
-        let number = request.target.trim_start_matches("/token").trim_start_matches('/');
-        response.body.extend((0..number.parse::<usize>().unwrap()).map(pattern));
+        let number = request
+            .target
+            .trim_start_matches("/token")
+            .trim_start_matches('/');
+        response
+            .body
+            .extend((0..number.parse::<usize>().unwrap()).map(pattern));
         if request.target.starts_with("/token") {
             response.hop_limit = Some(1);
         }
@@ -51,7 +56,11 @@ impl Wire {
         if rng.random_range(0..100) < faults.lost {
             return;
         }
-        let copies = if rng.random_range(0..100) < faults.duplicated { 2 } else { 1 };
+        let copies = if rng.random_range(0..100) < faults.duplicated {
+            2
+        } else {
+            1
+        };
         for _ in 0..copies {
             let delay = faults.delay_max.mul_f64(rng.random());
             self.sent += 1;
@@ -61,7 +70,11 @@ impl Wire {
 
     fn receive(&mut self, now: Duration) -> Option<Vec<u8>> {
         let (&(due, number), _) = self.packets.first_key_value()?;
-        if due <= now { self.packets.remove(&(due, number)) } else { None }
+        if due <= now {
+            self.packets.remove(&(due, number))
+        } else {
+            None
+        }
     }
 
     fn next(&self) -> Option<Duration> {
@@ -98,7 +111,10 @@ struct Simulation {
 
 impl Simulation {
     fn new(seed: u64, faults: Faults) -> Self {
-        let now = Now { monotonic: Duration::from_secs(1), unix: Duration::from_secs(1_700_000_000) };
+        let now = Now {
+            monotonic: Duration::from_secs(1),
+            unix: Duration::from_secs(1_700_000_000),
+        };
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;
         let mut guest = Interface::new(config, &mut PacketDevice::new(None, &mut Nowhere), instant(now));
@@ -119,7 +135,10 @@ impl Simulation {
     }
 
     fn now(&self) -> Now {
-        Now { monotonic: self.now, unix: Duration::from_secs(1_700_000_000) + self.now }
+        Now {
+            monotonic: self.now,
+            unix: Duration::from_secs(1_700_000_000) + self.now,
+        }
     }
 
     fn connect(&mut self) -> SocketHandle {
@@ -132,7 +151,9 @@ impl Simulation {
         let buffer = || SocketBuffer::new(vec![0; 64 * 1024]);
         let mut socket = Socket::new(buffer(), buffer());
         socket.set_nagle_enabled(false);
-        socket.connect(self.guest.context(), (IMDS_IPV4, 80), port).unwrap();
+        socket
+            .connect(self.guest.context(), (IMDS_IPV4, 80), port)
+            .unwrap();
         self.sockets.add(socket)
     }
 
@@ -145,10 +166,12 @@ impl Simulation {
         loop {
             let mut guest_sent = Sent::default();
             let mut device = PacketDevice::new(None, &mut guest_sent);
-            self.guest.poll(instant(self.now()), &mut device, &mut self.sockets);
+            self.guest
+                .poll(instant(self.now()), &mut device, &mut self.sockets);
             while let Some(packet) = self.inbound.receive(self.now) {
                 let mut device = PacketDevice::new(Some(&packet), &mut guest_sent);
-                self.guest.poll(instant(self.now()), &mut device, &mut self.sockets);
+                self.guest
+                    .poll(instant(self.now()), &mut device, &mut self.sockets);
             }
             for packet in guest_sent.0 {
                 self.outbound.send(self.now, packet, self.faults, &mut self.rng);
@@ -184,9 +207,15 @@ impl Simulation {
             if done(self) {
                 return true;
             }
-            let guest = self.guest.poll_at(instant(self.now()), &self.sockets).map(duration);
+            let guest = self
+                .guest
+                .poll_at(instant(self.now()), &self.sockets)
+                .map(duration);
             let stack = self.stack.poll_timeout(self.now());
-            let next = [guest, stack, self.outbound.next(), self.inbound.next()].into_iter().flatten().min();
+            let next = [guest, stack, self.outbound.next(), self.inbound.next()]
+                .into_iter()
+                .flatten()
+                .min();
             match next {
                 Some(next) if next < deadline => self.now = next.max(self.now + Duration::from_micros(100)),
                 _ => return false,
@@ -204,13 +233,18 @@ impl Simulation {
                 left = &left[socket.send_slice(left).unwrap()..];
             }
             drain(socket, &mut response);
-            let is_over = matches!(socket.state(), State::CloseWait | State::Closed) && socket.recv_queue() == 0;
+            let is_over =
+                matches!(socket.state(), State::CloseWait | State::Closed) && socket.recv_queue() == 0;
             if is_over && socket.state() == State::CloseWait {
                 socket.close();
             }
             is_over
         });
-        assert!(is_over, "no end of the exchange; so far {}", String::from_utf8_lossy(&response));
+        assert!(
+            is_over,
+            "no end of the exchange; so far {}",
+            String::from_utf8_lossy(&response)
+        );
         response
     }
 }
@@ -230,10 +264,17 @@ fn drain(socket: &mut Socket<'_>, into: &mut Vec<u8>) {
 fn bodies(mut stream: &[u8]) -> Vec<Vec<u8>> {
     let mut bodies = Vec::new();
     while !stream.is_empty() {
-        let end = stream.windows(4).position(|window| window == b"\r\n\r\n").expect("a whole head") + 4;
+        let end = stream
+            .windows(4)
+            .position(|window| window == b"\r\n\r\n")
+            .expect("a whole head")
+            + 4;
         let head = std::str::from_utf8(&stream[..end]).unwrap();
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
-        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).unwrap();
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("Content-Length: "))
+            .unwrap();
         let body_end = end + length.parse::<usize>().unwrap();
         bodies.push(stream[end..body_end].to_vec());
         stream = &stream[body_end..];
@@ -257,7 +298,10 @@ fn get_keep_alive(target: &str) -> Vec<u8> {
 fn hop_limit_and_payload(packet: &[u8]) -> (u8, usize) {
     let packet = smoltcp::wire::Ipv4Packet::new_checked(packet).unwrap();
     assert!(packet.verify_checksum());
-    (packet.hop_limit(), TcpPacket::new_checked(packet.payload()).unwrap().payload().len())
+    (
+        packet.hop_limit(),
+        TcpPacket::new_checked(packet.payload()).unwrap().payload().len(),
+    )
 }
 
 #[test]
@@ -267,10 +311,17 @@ fn an_exchange_takes_three_inbound_packets() {
     let response = simulation.exchange(handle, &get("/10"));
     assert_eq!(bodies(&response), [patterned(10)]);
     simulation.settle();
-    let payloads: Vec<_> = simulation.seen.iter().map(|packet| hop_limit_and_payload(packet).1).collect();
+    let payloads: Vec<_> = simulation
+        .seen
+        .iter()
+        .map(|packet| hop_limit_and_payload(packet).1)
+        .collect();
     // SYN-ACK; the response, which acknowledges the request and carries our FIN; the acknowledgement of the guest's FIN.
     assert_eq!(payloads, [0, response.len(), 0]);
-    assert!(simulation.run_until(|simulation| simulation.stack.is_idle()), "nothing is left behind");
+    assert!(
+        simulation.run_until(|simulation| simulation.stack.is_idle()),
+        "nothing is left behind"
+    );
 }
 
 #[test]
@@ -301,7 +352,9 @@ fn requests_that_straddle_the_end_of_the_ring_are_answered() {
 fn pipelined_requests_are_answered_in_order() {
     let mut simulation = Simulation::new(4, Faults::default());
     let handle = simulation.connect();
-    let mut requests: Vec<u8> = (1..50).flat_map(|number| get_keep_alive(&format!("/{number}"))).collect();
+    let mut requests: Vec<u8> = (1..50)
+        .flat_map(|number| get_keep_alive(&format!("/{number}")))
+        .collect();
     requests.extend(get("/50"));
     let response = simulation.exchange(handle, &requests);
     assert_eq!(bodies(&response), (1..=50).map(patterned).collect::<Vec<_>>());
@@ -336,16 +389,39 @@ fn a_guest_that_closes_its_half_gets_its_response() {
 fn only_packets_with_bytes_of_a_token_response_have_its_hop_limit() {
     let mut simulation = Simulation::new(7, Faults::default());
     let handle = simulation.connect();
-    let requests = [get_keep_alive("/20"), get_keep_alive("/token/3000"), get_keep_alive("/30"), get("/40")].concat();
+    let requests = [
+        get_keep_alive("/20"),
+        get_keep_alive("/token/3000"),
+        get_keep_alive("/30"),
+        get("/40"),
+    ]
+    .concat();
     let response = simulation.exchange(handle, &requests);
-    assert_eq!(bodies(&response), [patterned(20), patterned(3000), patterned(30), patterned(40)]);
+    assert_eq!(
+        bodies(&response),
+        [patterned(20), patterned(3000), patterned(30), patterned(40)]
+    );
     simulation.settle();
     for packet in &simulation.seen {
         let (hop_limit, payload) = hop_limit_and_payload(packet);
-        let is_token = payload > 0 && packet.windows(64).any(|window| patterned(3000).windows(64).any(|p| p == window));
-        assert_eq!(hop_limit, if is_token { 1 } else { 64 }, "{payload} bytes of payload");
+        let is_token = payload > 0
+            && packet
+                .windows(64)
+                .any(|window| patterned(3000).windows(64).any(|p| p == window));
+        assert_eq!(
+            hop_limit,
+            if is_token { 1 } else { 64 },
+            "{payload} bytes of payload"
+        );
     }
-    assert_eq!(simulation.seen.iter().filter(|packet| hop_limit_and_payload(packet).0 == 1).count(), 3);
+    assert_eq!(
+        simulation
+            .seen
+            .iter()
+            .filter(|packet| hop_limit_and_payload(packet).0 == 1)
+            .count(),
+        3
+    );
 }
 
 #[test]
@@ -376,7 +452,10 @@ fn a_silent_peer_is_forgotten() {
     simulation.sockets.remove(handle);
     // Without an address the guest answers nothing, not even with a reset.
     simulation.guest.update_ip_addrs(|addresses| addresses.clear());
-    assert!(simulation.run_until(|simulation| simulation.stack.is_idle()), "it waits for ever");
+    assert!(
+        simulation.run_until(|simulation| simulation.stack.is_idle()),
+        "it waits for ever"
+    );
 }
 
 /// A segment of the guest's port 50000, made by hand.
@@ -395,7 +474,13 @@ fn segment(control: TcpControl, sequence: u32, acknowledges: Option<u32>, payloa
         timestamp: None,
         payload,
     };
-    let ip = IpRepr::new(GUEST.into(), IMDS_IPV4.into(), IpProtocol::Tcp, tcp.buffer_len(), 64);
+    let ip = IpRepr::new(
+        GUEST.into(),
+        IMDS_IPV4.into(),
+        IpProtocol::Tcp,
+        tcp.buffer_len(),
+        64,
+    );
     let mut packet = vec![0; ip.buffer_len()];
     ip.emit(&mut packet[..], &checksums());
     let mut segment = TcpPacket::new_unchecked(&mut packet[ip.header_len()..]);
@@ -408,7 +493,10 @@ fn feed(stack: &mut Stack, now: Now, packet: &[u8]) -> Vec<Segment> {
     let mut sent = Sent::default();
     stack.handle_packet(now, packet, &mut Pattern, &mut sent);
     stack.flush(now, &mut sent);
-    sent.0.iter().map(|packet| Segment::parse(packet).unwrap()).collect()
+    sent.0
+        .iter()
+        .map(|packet| Segment::parse(packet).unwrap())
+        .collect()
 }
 
 /// Brings a stack into TIME-WAIT by an exchange from port 50000. Returns it with our and the guest's next sequence number.
@@ -417,25 +505,43 @@ fn time_wait(now: Now) -> (Stack, u32, u32) {
     let syn_ack = feed(&mut stack, now, &segment(TcpControl::Syn, 999, None, b""));
     let ours = u32::from_ne_bytes(syn_ack[0].end.0.to_ne_bytes());
     let request = get("/5");
-    let response = feed(&mut stack, now, &segment(TcpControl::Psh, 1000, Some(ours), &request));
+    let response = feed(
+        &mut stack,
+        now,
+        &segment(TcpControl::Psh, 1000, Some(ours), &request),
+    );
     assert!(response[0].fin);
     let ours = u32::from_ne_bytes(response[0].end.0.to_ne_bytes());
     let theirs = 1000 + u32::try_from(request.len()).unwrap();
-    let last = feed(&mut stack, now, &segment(TcpControl::Fin, theirs, Some(ours), b""));
+    let last = feed(
+        &mut stack,
+        now,
+        &segment(TcpControl::Fin, theirs, Some(ours), b""),
+    );
     assert_eq!(last.len(), 1);
-    assert_eq!(last[0].acknowledges, Some(TcpSeqNumber((theirs + 1).cast_signed())));
+    assert_eq!(
+        last[0].acknowledges,
+        Some(TcpSeqNumber((theirs + 1).cast_signed()))
+    );
     assert_eq!(stack.connection_count(), 0, "the socket is gone");
     (stack, ours, theirs + 1)
 }
 
 fn at(seconds: u64) -> Now {
-    Now { monotonic: Duration::from_secs(seconds), unix: Duration::from_secs(1_700_000_000 + seconds) }
+    Now {
+        monotonic: Duration::from_secs(seconds),
+        unix: Duration::from_secs(1_700_000_000 + seconds),
+    }
 }
 
 #[test]
 fn time_wait_acknowledges_a_repeated_fin() {
     let (mut stack, ours, theirs) = time_wait(at(1));
-    let again = feed(&mut stack, at(2), &segment(TcpControl::Fin, theirs - 1, Some(ours), b""));
+    let again = feed(
+        &mut stack,
+        at(2),
+        &segment(TcpControl::Fin, theirs - 1, Some(ours), b""),
+    );
     assert_eq!(again.len(), 1);
     assert_eq!(again[0].sequence, TcpSeqNumber(ours.cast_signed()));
     assert_eq!(again[0].acknowledges, Some(TcpSeqNumber(theirs.cast_signed())));
@@ -447,7 +553,11 @@ fn time_wait_acknowledges_a_repeated_fin() {
 #[test]
 fn time_wait_lets_a_new_connection_of_the_same_ports_in() {
     let (mut stack, _, theirs) = time_wait(at(1));
-    let syn_ack = feed(&mut stack, at(2), &segment(TcpControl::Syn, theirs + 5000, None, b""));
+    let syn_ack = feed(
+        &mut stack,
+        at(2),
+        &segment(TcpControl::Syn, theirs + 5000, None, b""),
+    );
     assert!(syn_ack[0].syn && syn_ack[0].acknowledges.is_some());
     assert_eq!(stack.connection_count(), 1);
 }
@@ -464,7 +574,11 @@ fn time_wait_takes_no_old_syn_for_a_new_connection() {
 #[test]
 fn a_segment_of_no_connection_is_reset() {
     let mut stack = Stack::new(at(1), 11);
-    let answer = feed(&mut stack, at(1), &segment(TcpControl::Psh, 1000, Some(5), b"GET"));
+    let answer = feed(
+        &mut stack,
+        at(1),
+        &segment(TcpControl::Psh, 1000, Some(5), b"GET"),
+    );
     assert!(answer[0].rst);
     assert!(stack.is_idle());
 }
@@ -499,17 +613,27 @@ fn garbage_changes_nothing() {
 #[test]
 fn exchanges_survive_a_bad_network() {
     for seed in 0..300 {
-        let faults = Faults { lost: 10, duplicated: 10, delay_max: Duration::from_millis(20) };
+        let faults = Faults {
+            lost: 10,
+            duplicated: 10,
+            delay_max: Duration::from_millis(20),
+        };
         let mut simulation = Simulation::new(seed, faults);
         let length = simulation.rng.random_range(0..40_000);
         let handle = simulation.connect();
         let requests = [get_keep_alive("/token/56"), get(&format!("/{length}"))].concat();
         let response = simulation.exchange(handle, &requests);
-        assert_eq!(bodies(&response), [patterned(56), patterned(length)], "seed {seed}");
-        assert!(simulation.run_until(|simulation| simulation.stack.is_idle()), "seed {seed} leaves something behind");
+        assert_eq!(
+            bodies(&response),
+            [patterned(56), patterned(length)],
+            "seed {seed}"
+        );
+        assert!(
+            simulation.run_until(|simulation| simulation.stack.is_idle()),
+            "seed {seed} leaves something behind"
+        );
     }
 }
-
 
 #[test]
 fn segments_know_both_ends() {

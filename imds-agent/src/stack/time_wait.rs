@@ -41,9 +41,16 @@ impl TimeWaits {
     /// `segment` brought its connection into TIME-WAIT: acknowledges and remembers it.
     pub fn enter(&mut self, now: Now, segment: &Segment, transmit: &mut impl Transmit) {
         // Only an acknowledgement of our FIN leads into this state.
-        let Some(sequence) = segment.acknowledges else { return };
+        let Some(sequence) = segment.acknowledges else {
+            return;
+        };
         let until = now.monotonic.saturating_add(TIME_WAIT);
-        let entry = TimeWait { peer: segment.peer, sequence, expects: segment.end, until };
+        let entry = TimeWait {
+            peer: segment.peer,
+            sequence,
+            expects: segment.end,
+            until,
+        };
         entry.acknowledge(transmit);
         if self.0.len() >= TIME_WAITS_MAX {
             self.0.pop_front();
@@ -53,8 +60,12 @@ impl TimeWaits {
 
     /// Takes a segment that no socket owns. Returns whether that was all there is to do with it.
     pub fn handle_segment(&mut self, now: Now, segment: &Segment, transmit: &mut impl Transmit) -> bool {
-        let Some(index) = self.0.iter().position(|entry| entry.peer == segment.peer) else { return false };
-        let Some(entry) = self.0.get_mut(index) else { return false };
+        let Some(index) = self.0.iter().position(|entry| entry.peer == segment.peer) else {
+            return false;
+        };
+        let Some(entry) = self.0.get_mut(index) else {
+            return false;
+        };
         if segment.opens() && segment.sequence > entry.expects {
             // A new connection of the same ports, which cannot be an old duplicate (RFC 9293, section 3.10.7.4).
             self.0.remove(index);
@@ -105,12 +116,23 @@ impl TimeWait {
             payload: &[],
         };
         let (source, destination) = (self.peer.local.addr, self.peer.remote.addr);
-        let ip = IpRepr::new(source, destination, IpProtocol::Tcp, tcp.buffer_len(), HOP_LIMIT_DEFAULT);
+        let ip = IpRepr::new(
+            source,
+            destination,
+            IpProtocol::Tcp,
+            tcp.buffer_len(),
+            HOP_LIMIT_DEFAULT,
+        );
         transmit.transmit(ip.buffer_len(), |packet| {
             let checksums = checksums();
             ip.emit(&mut *packet, &checksums);
             if let Some(segment) = packet.get_mut(ip.header_len()..) {
-                tcp.emit(&mut TcpPacket::new_unchecked(segment), &source, &destination, &checksums);
+                tcp.emit(
+                    &mut TcpPacket::new_unchecked(segment),
+                    &source,
+                    &destination,
+                    &checksums,
+                );
             }
         });
     }

@@ -144,7 +144,7 @@ fn unknown_fields_are_warned_about_and_those_of_aws_are_not() {
 fn instance_checks() {
     let mac = |mac: &'static str| {
         refused_field(Kind::Instance, move |instance| {
-            instance["NetworkInterfaces"][0]["MacAddress"] = json!(mac)
+            instance["NetworkInterfaces"][0]["MacAddress"] = json!(mac);
         })
     };
     for wrong in [
@@ -181,7 +181,7 @@ fn instance_checks() {
         ("/UserData", json!("not base64!")),
     ] {
         let field = refused_field(Kind::Instance, |instance| {
-            *instance.pointer_mut(pointer).unwrap() = wrong
+            *instance.pointer_mut(pointer).unwrap() = wrong;
         });
         assert_eq!(
             field.replace(['.', '['], "/").replace(']', ""),
@@ -207,7 +207,7 @@ fn user_data_is_bounded_and_never_shown() {
         .is_ok()
     );
     let field = refused_field(Kind::Instance, |instance| {
-        instance["UserData"] = encoded(USER_DATA_BYTES_MAX + 1)
+        instance["UserData"] = encoded(USER_DATA_BYTES_MAX + 1);
     });
     assert_eq!(field, "UserData");
     let wrapped = json!("c2VjcmV0IGFu\nZCBsb25n\n");
@@ -243,7 +243,7 @@ fn role_and_instance_profile_checks() {
         ("/Credentials", json!({"Source": "magic"}), "Credentials"),
     ] {
         let field = refused_field(Kind::Role, |role| {
-            *role.pointer_mut(pointer).unwrap() = wrong.clone()
+            *role.pointer_mut(pointer).unwrap() = wrong.clone();
         });
         assert!(field.starts_with(expected), "{field}: {wrong}");
     }

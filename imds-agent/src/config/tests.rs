@@ -1,0 +1,171 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../../docs/examples/config.toml");
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse(Path::new("c.toml"), text).map_err(|error| error.to_string())
+}
+
+#[test]
+fn example_says_the_defaults_and_every_field() {
+    assert_eq!(parse(EXAMPLE).unwrap(), Config::default());
+    assert_eq!(parse("").unwrap(), Config::default());
+    // A field that the example does not mention would still be found by this list.
+    let shown = format!("{:?}", Config::default());
+    let fields = shown.split([' ', '{']).filter_map(|word| word.strip_suffix(':'));
+    for field in fields {
+        let pascal: String = field
+            .split('_')
+            .map(|word| word[..1].to_uppercase() + &word[1..])
+            .collect();
+        assert!(EXAMPLE.contains(field) || EXAMPLE.contains(&pascal), "{field}");
+    }
+}
+
+#[test]
+fn all_that_can_be_said() {
+    let config = parse(
+        r#"
+        state_directory = "/s"
+        taps = ["tap*", "vnet0"]
+        user_data_bytes_max = 65536
+        log_level = "debug"
+        [metadata_options]
+        HttpTokens = "optional"
+        HttpPutResponseHopLimit = 2
+        InstanceMetadataTags = "enabled"
+        [credentials]
+        source = "process"
+        duration_seconds = 3600
+        [credentials.process]
+        command = ["/usr/bin/helper", "--fast"]
+        timeout_seconds = 5
+        environment = { HOME = "/root" }
+        "#,
+    )
+    .unwrap();
+    assert_eq!(config.token_key_path(), Path::new("/s/keys/token"));
+    assert_eq!(config.bpf_directory, Path::new("/sys/fs/bpf/imds-agent"));
+    assert_eq!(log::LevelFilter::from(config.log_level), log::LevelFilter::Debug);
+    let rules = config.rules();
+    assert_eq!(rules.user_data_bytes_max, 65536);
+    assert_eq!(rules.options.http_tokens, HttpTokens::Optional);
+    assert_eq!(rules.options.http_put_response_hop_limit, 2);
+    assert_eq!(rules.options.http_endpoint, HttpEndpoint::Enabled);
+    let credentials = config.credentials();
+    let command = vec!["/usr/bin/helper".to_owned(), "--fast".to_owned()];
+    assert_eq!(
+        credentials.default_source,
+        RoleSource::Process {
+            command,
+            timeout_seconds: None
+        }
+    );
+    assert_eq!(credentials.duration_seconds, 3600);
+    assert_eq!(credentials.process_timeout, Duration::from_secs(5));
+    assert_eq!(credentials.process_environment.0["HOME"], "/root");
+}
+
+#[test]
+fn taps_are_selected_by_pattern() {
+    let taps = |text: &str| parse(&format!("taps = {text}")).unwrap().taps;
+    assert!(taps("\"auto\"").select("anything"));
+    let named = taps("[\"tap*\", \"vnet0\"]");
+    assert_eq!(
+        ["tap", "tap12", "vnet0", "vnet1", "xtap"].map(|name| named.select(name)),
+        [true, true, true, false, false]
+    );
+    assert!(!taps("[]").select("tap0"));
+}
+
+#[test]
+fn errors_name_file_line_field_and_what_is_legal() {
+    for (text, expected) in [
+        (
+            "\n\nstate = 1",
+            vec!["c.toml:3:1", "unknown field `state`", "`state_directory`"],
+        ),
+        (
+            "log_level = \"loud\"",
+            vec![
+                "c.toml:1:13: log_level: ",
+                "`loud`",
+                "`error`, `warn`, `info`, `debug`, `trace`",
+            ],
+        ),
+        (
+            "[credentials]\nsource = \"vault\"",
+            vec!["c.toml:2:10: credentials.source: ", "`issuer` or `process`"],
+        ),
+        (
+            "[credentials]\nduration_seconds = 60",
+            vec!["c.toml:2:20: credentials.duration_seconds: 60 is not 900 to 43200"],
+        ),
+        (
+            "[credentials]\nduration_seconds = -1",
+            vec!["credentials.duration_seconds: -1 is not 900 to 43200"],
+        ),
+        (
+            "[metadata_options]\nHttpTokens = true",
+            vec!["c.toml:2:14: metadata_options.HttpTokens: "],
+        ),
+        (
+            "[metadata_options]\nHttpPutResponseHopLimit = 65",
+            vec!["HttpPutResponseHopLimit: 65 is not 1 to 64"],
+        ),
+        (
+            "[metadata_options]\nhttp_tokens = \"optional\"",
+            vec!["unknown field `http_tokens`", "`HttpTokens`"],
+        ),
+        (
+            "taps = \"all\"",
+            vec!["c.toml:1:8: taps: ", "\"auto\" or a list of names and patterns"],
+        ),
+        ("taps = 3", vec!["taps: ", "\"auto\" or a list"]),
+        (
+            "state_directory = \"here\"",
+            vec!["state_directory: not an absolute path"],
+        ),
+        (
+            "[credentials.process]\ncommand = [\"helper\"]",
+            vec!["credentials.process.command: does not begin with an absolute path"],
+        ),
+        (
+            "[credentials.process.environment]\nIMDS_ROLE_ARN = \"x\"",
+            vec!["credentials.process.environment: a name is"],
+        ),
+        (
+            "[credentials]\nsource = \"process\"",
+            vec!["c.toml: credentials.process.command: names no program"],
+        ),
+        ("a = = b", vec!["c.toml:1:5: "]),
+    ] {
+        let error = parse(text).unwrap_err();
+        for part in expected {
+            assert!(error.contains(part), "{text:?}: {error}");
+        }
+        assert!(!error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn absent_file_is_an_error_when_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let error = Config::load(&directory.path().join("absent.toml")).unwrap_err();
+    assert!(
+        matches!(&error, ConfigError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound),
+        "{error}"
+    );
+    let path = directory.path().join("c.toml");
+    std::fs::write(&path, EXAMPLE).unwrap();
+    assert_eq!(Config::load(&path).unwrap(), Config::default());
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_parsed_or_refused(text in "(?s).{0,200}") {
+        let _ = parse(&text);
+    }
+}

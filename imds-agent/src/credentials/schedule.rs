@@ -1,0 +1,405 @@
+//! When which role session's credentials are fetched, and what is served meanwhile. Performs no IO and reads no clock.
+//!
+//! A session is one instance in one role. Its life:
+//! 1. The snapshot attaches a role: the first fetch is due at once, ahead of every refresh.
+//! 2. A set arrives: it is served, and the next fetch is due after a third of its life, some of it left to chance so that
+//!    what began together drifts apart, and always before less than [`LEFT_MIN`] is left.
+//! 3. The source fails: the set goes on being served until its honest end, and the fetch is repeated after
+//!    [`BACKOFF_FIRST`], then twice as long each time up to [`BACKOFF_MAX`].
+//! 4. The source refuses: as 3, but repeated only after [`REFUSED_RETRY`]. The guest gets the refusal once it has no set
+//!    left, or at once if the role was changed since the set was made.
+//! 5. The role is detached or replaced: the session is gone, and what is still under way for it is thrown away.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp};
+use rand::{Rng, RngExt as _};
+
+use super::{
+    FetchError, Refusal, RoleCredentials, RoleSession, RoleSessionRequest, RoleSlot, RoleState,
+    health::{Event, Health, Trouble},
+    whole_seconds,
+};
+use crate::{
+    now::Now,
+    registry::{InstanceId, Role, Snapshot},
+};
+
+/// SDKs begin to complain when less than ten minutes are left (wire contract, fact 12).
+pub const LEFT_MIN: Duration = Duration::from_secs(15 * 60);
+
+/// The least wait between two fetches that succeed, for sets that live hardly longer than [`LEFT_MIN`].
+const REFRESH_MIN: Duration = Duration::from_secs(60);
+
+/// The wait after a first failure.
+pub const BACKOFF_FIRST: Duration = Duration::from_secs(1);
+
+/// The longest wait between failures: a source that is back has supplied everybody this long after.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(120);
+
+/// The wait after a refusal. A change of the role's own record does not wait for it.
+pub const REFUSED_RETRY: Duration = Duration::from_secs(300);
+
+/// Fetches under way at once: sources may start a process for each.
+pub const FETCHES_MAX: usize = 16;
+
+/// A step of the wall clock that is not just the two clocks being read one after the other.
+const CLOCK_STEP: Duration = Duration::from_secs(5);
+
+/// All role sessions, and what is due when.
+#[derive(Debug)]
+pub struct Schedule<R> {
+    random: R,
+    /// A role's own maximum caps it.
+    duration_seconds: u32,
+    sessions: HashMap<InstanceId, Session>,
+    /// Sessions without a set, by when (monotonic) their next fetch is due: they go first.
+    due_without_set: BTreeSet<(Duration, InstanceId)>,
+    due_with_set: BTreeSet<(Duration, InstanceId)>,
+    fetches: usize,
+    generations: u64,
+    health: Health,
+    /// The wall clock ahead of the monotonic one, at the last look.
+    clock_offset: Option<Duration>,
+}
+
+/// Ties a fetch to the session as it was when the fetch began.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Ticket {
+    instance: InstanceId,
+    generation: u64,
+}
+
+#[derive(Debug)]
+struct Session {
+    role: Arc<Role>,
+    slot: RoleSlot,
+    generation: u64,
+    /// When the next fetch is due (monotonic); nothing while one is under way.
+    due: Option<Duration>,
+    /// When the set in the slot ends, and since when (wall clock) it should be refreshed.
+    set: Option<SetTimes>,
+    failures: u32,
+    trouble: Option<Trouble>,
+    /// The set in the slot was made for another version of the role.
+    outdated: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct SetTimes {
+    refresh_unix: Duration,
+    expires_unix: Duration,
+}
+
+impl<R: Rng> Schedule<R> {
+    /// No sessions yet. Sets are asked to live `duration_seconds`.
+    pub fn new(duration_seconds: u32, random: R) -> Self {
+        Self {
+            random,
+            duration_seconds,
+            sessions: HashMap::new(),
+            due_without_set: BTreeSet::new(),
+            due_with_set: BTreeSet::new(),
+            fetches: 0,
+            generations: 0,
+            health: Health::default(),
+            clock_offset: None,
+        }
+    }
+
+    /// Attaches, replaces and detaches roles; whether [`Self::sessions`] changed.
+    pub fn handle_snapshot(&mut self, now: Now, snapshot: &Snapshot) -> bool {
+        let role_of = |instance: &InstanceId| snapshot.instances.get(instance)?.role.as_ref();
+        let mut gone: Vec<InstanceId> = Vec::new();
+        let mut changed: Vec<(InstanceId, Arc<Role>)> = Vec::new();
+        for (instance, session) in &self.sessions {
+            match role_of(instance) {
+                Some(role) if is_same_role(role, &session.role) => {
+                    if **role != *session.role {
+                        changed.push((instance.clone(), Arc::clone(role)));
+                    }
+                }
+                _ => gone.push(instance.clone()),
+            }
+        }
+        for instance in &gone {
+            self.end(instance);
+        }
+        for (instance, role) in changed {
+            self.renew(now, &instance, role);
+        }
+        let mut begun = false;
+        for (instance, member) in &snapshot.instances {
+            if let Some(role) = &member.role
+                && !self.sessions.contains_key(instance)
+            {
+                self.begin(now, instance, Arc::clone(role));
+                begun = true;
+            }
+        }
+        begun || !gone.is_empty()
+    }
+
+    /// The slots of all sessions, for publishing.
+    pub fn sessions(&self) -> HashMap<InstanceId, RoleSession> {
+        let session = |(instance, session): (&InstanceId, &Session)| {
+            (
+                instance.clone(),
+                RoleSession {
+                    role: session.role.role_name.clone(),
+                    state: Arc::clone(&session.slot),
+                },
+            )
+        };
+        self.sessions.iter().map(session).collect()
+    }
+
+    /// A fetch to begin now, if one is due and there is room for it. Call until there is none.
+    pub fn poll_fetch(&mut self, now: Now) -> Option<(Ticket, RoleSessionRequest)> {
+        self.handle_clock_step(now);
+        if self.fetches >= FETCHES_MAX {
+            return None;
+        }
+        let is_due = |(due, _): &&(Duration, InstanceId)| *due <= now.monotonic;
+        let first = self
+            .due_without_set
+            .first()
+            .filter(is_due)
+            .or_else(|| self.due_with_set.first().filter(is_due));
+        let (_, instance) = first?.clone();
+        self.set_due(&instance, None);
+        let session = self.sessions.get(&instance)?;
+        self.fetches += 1;
+        let request = RoleSessionRequest {
+            role: Arc::clone(&session.role),
+            instance: instance.clone(),
+            now: timestamp(now),
+            duration_seconds: session
+                .role
+                .max_session_duration
+                .map_or(self.duration_seconds, |max| max.min(self.duration_seconds)),
+        };
+        Some((
+            Ticket {
+                instance,
+                generation: session.generation,
+            },
+            request,
+        ))
+    }
+
+    /// Takes in the outcome of a fetch. Every ticket comes back exactly once.
+    pub fn handle_fetched(
+        &mut self,
+        now: Now,
+        ticket: &Ticket,
+        outcome: Result<RoleCredentials, FetchError>,
+    ) -> Option<Event> {
+        self.fetches = self.fetches.saturating_sub(1);
+        let session = self.sessions.get_mut(&ticket.instance)?;
+        if session.generation != ticket.generation {
+            return None;
+        }
+        if session.set.is_some_and(|set| set.expires_unix <= now.unix) {
+            session.set = None;
+            session.slot.store(None);
+        }
+        let outcome = match outcome {
+            Ok(set) if unix(set.expiration) <= now.unix => Err(FetchError::Unavailable(format!(
+                "it gave a set that expired at {}",
+                set.expiration
+            ))),
+            outcome => outcome,
+        };
+        let (wait, trouble, why) = match outcome {
+            Ok(set) => {
+                let expires_unix = unix(set.expiration);
+                let wait = refresh_after(expires_unix.saturating_sub(now.unix), chance(&mut self.random));
+                session.set = Some(SetTimes {
+                    refresh_unix: now.unix + wait,
+                    expires_unix,
+                });
+                session.slot.store(Some(Arc::new(RoleState::Ready(set))));
+                session.failures = 0;
+                session.outdated = false;
+                (wait, None, String::new())
+            }
+            Err(FetchError::Unavailable(why)) => {
+                session.failures = session.failures.saturating_add(1);
+                (
+                    backoff(session.failures, chance(&mut self.random)),
+                    Some(Trouble::Failing),
+                    why,
+                )
+            }
+            Err(FetchError::Refused { code, message }) => {
+                session.failures = 0;
+                if session.set.is_none() || session.outdated {
+                    let last_updated = whole_seconds(timestamp(now));
+                    let refusal = Refusal {
+                        code,
+                        message: message.clone(),
+                        last_updated,
+                    };
+                    session.set = None;
+                    session.slot.store(Some(Arc::new(RoleState::Refused(refusal))));
+                }
+                (
+                    REFUSED_RETRY.mul_f64(chance(&mut self.random)),
+                    Some(Trouble::Refused),
+                    message,
+                )
+            }
+        };
+        // A set that ends before the next try goes away on time.
+        let wait = match session.set {
+            Some(set) if trouble.is_some() => {
+                wait.min(set.expires_unix.saturating_sub(now.unix).max(BACKOFF_FIRST))
+            }
+            _ => wait,
+        };
+        self.set_due(&ticket.instance, Some(now.monotonic + wait));
+        self.set_trouble(&ticket.instance, trouble, why)
+    }
+
+    /// When (monotonic) [`Self::poll_fetch`] has something to give, unless a snapshot or an outcome comes first.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        if self.fetches >= FETCHES_MAX {
+            return None;
+        }
+        let first = |due: &BTreeSet<(Duration, InstanceId)>| due.first().map(|(due, _)| *due);
+        [first(&self.due_without_set), first(&self.due_with_set)]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn begin(&mut self, now: Now, instance: &InstanceId, role: Arc<Role>) {
+        self.generations += 1;
+        let session = Session {
+            role,
+            slot: RoleSlot::default(),
+            generation: self.generations,
+            due: None,
+            set: None,
+            failures: 0,
+            trouble: None,
+            outdated: false,
+        };
+        self.sessions.insert(instance.clone(), session);
+        self.set_due(instance, Some(now.monotonic));
+    }
+
+    /// The same role in a new version: its set goes on being served until there is word from the source.
+    fn renew(&mut self, now: Now, instance: &InstanceId, role: Arc<Role>) {
+        self.generations += 1;
+        if let Some(session) = self.sessions.get_mut(instance) {
+            session.role = role;
+            session.generation = self.generations;
+            session.failures = 0;
+            session.outdated = true;
+        }
+        self.set_due(instance, Some(now.monotonic));
+    }
+
+    fn end(&mut self, instance: &InstanceId) {
+        self.set_due(instance, None);
+        self.set_trouble(instance, None, String::new());
+        if let Some(session) = self.sessions.remove(instance) {
+            // A worker may hold the old map for a moment longer.
+            session.slot.store(None);
+        }
+    }
+
+    /// Moves a session within the queues.
+    fn set_due(&mut self, instance: &InstanceId, due: Option<Duration>) {
+        let Some(session) = self.sessions.get_mut(instance) else {
+            return;
+        };
+        if let Some(before) = session.due {
+            let entry = (before, instance.clone());
+            self.due_without_set.remove(&entry);
+            self.due_with_set.remove(&entry);
+        }
+        session.due = due;
+        if let Some(due) = due {
+            let queue = if session.set.is_some() {
+                &mut self.due_with_set
+            } else {
+                &mut self.due_without_set
+            };
+            queue.insert((due, instance.clone()));
+        }
+    }
+
+    fn set_trouble(&mut self, instance: &InstanceId, trouble: Option<Trouble>, why: String) -> Option<Event> {
+        let session = self.sessions.get_mut(instance)?;
+        let before = std::mem::replace(&mut session.trouble, trouble);
+        self.health.handle_change(&session.role.arn, before, trouble, why)
+    }
+
+    /// Sets end by the wall clock and timers run by the monotonic one: when the former is put right, the latter follow.
+    fn handle_clock_step(&mut self, now: Now) {
+        let offset = now.unix.saturating_sub(now.monotonic);
+        let before = *self.clock_offset.get_or_insert(offset);
+        if offset.abs_diff(before) < CLOCK_STEP {
+            return;
+        }
+        self.clock_offset = Some(offset);
+        let waiting: Vec<_> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.due.is_some() && session.trouble.is_none())
+            .filter_map(|(instance, session)| Some((instance.clone(), session.set?.refresh_unix)))
+            .collect();
+        for (instance, refresh_unix) in waiting {
+            self.set_due(
+                &instance,
+                Some(now.monotonic + refresh_unix.saturating_sub(now.unix)),
+            );
+        }
+    }
+}
+
+/// A role that was deleted and made anew has another id.
+fn is_same_role(a: &Role, b: &Role) -> bool {
+    a.arn == b.arn && a.role_id == b.role_id
+}
+
+/// How long a set with this much life is left alone; `chance` is three quarters to one.
+fn refresh_after(life: Duration, chance: f64) -> Duration {
+    let third = life.mul_f64(chance / 3.0);
+    match life.checked_sub(LEFT_MIN) {
+        Some(spare) => third.min(spare.max(REFRESH_MIN)),
+        None => third.max(Duration::from_secs(1)),
+    }
+}
+
+fn backoff(failures: u32, chance: f64) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    (BACKOFF_FIRST * 2_u32.pow(doublings))
+        .min(BACKOFF_MAX)
+        .mul_f64(chance)
+}
+
+fn chance(random: &mut impl Rng) -> f64 {
+    random.random_range(0.75..=1.0)
+}
+
+fn timestamp(now: Now) -> Timestamp {
+    SignedDuration::try_from(now.unix)
+        .ok()
+        .and_then(|unix| Timestamp::from_duration(unix).ok())
+        .unwrap_or(Timestamp::MAX)
+}
+
+fn unix(time: Timestamp) -> Duration {
+    time.as_duration().try_into().unwrap_or(Duration::ZERO)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,502 @@
+use std::collections::HashMap;
+
+use rand::{SeedableRng as _, rngs::StdRng};
+
+use super::*;
+use crate::registry::{
+    Rules,
+    record::Kind,
+    records::{FileKey, Records},
+};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// What the simulated source does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Source {
+    Gives(Duration),
+    Fails,
+    Refuses,
+}
+
+/// A schedule under a simulated clock, with a source that takes its time.
+struct Simulation {
+    schedule: Schedule<StdRng>,
+    records: Records,
+    now: Now,
+    source: Source,
+    latency: Duration,
+    /// Fetches under way, and when (monotonic) they end.
+    under_way: Vec<(Duration, Ticket, RoleSessionRequest)>,
+    under_way_max: usize,
+    fetches: Vec<(Duration, InstanceId)>,
+    events: Vec<Event>,
+    made: u64,
+}
+
+impl Simulation {
+    fn new(source: Source) -> Self {
+        Self {
+            schedule: Schedule::new(6 * 3600, StdRng::seed_from_u64(7)),
+            records: Records::new(Rules::default()),
+            now: Now {
+                monotonic: Duration::ZERO,
+                unix: Duration::from_secs(1_800_000_000),
+            },
+            source,
+            latency: Duration::from_millis(200),
+            under_way: Vec::new(),
+            under_way_max: 0,
+            fetches: Vec::new(),
+            events: Vec::new(),
+            made: 0,
+        }
+    }
+
+    fn put(&mut self, kind: Kind, name: &str, text: &str) {
+        let key = FileKey {
+            kind,
+            name: format!("{name}.json").into(),
+        };
+        self.records
+            .handle_file(key, text.as_bytes(), Timestamp::UNIX_EPOCH);
+    }
+
+    /// An instance with an instance profile and a role of its own choice.
+    fn attach(&mut self, number: usize, role: &str) {
+        let [.., a, b] = number.to_be_bytes();
+        self.put(
+            Kind::Instance,
+            &number.to_string(),
+            &format!(
+                r#"{{"InstanceId":"i-{number}","IamInstanceProfile":{{"Arn":"arn:aws:iam::1:instance-profile/{role}"}},
+                    "NetworkInterfaces":[{{"MacAddress":"02:00:00:00:{a:02x}:{b:02x}"}}]}}"#
+            ),
+        );
+    }
+
+    fn role(&mut self, name: &str, id: &str, max_session_seconds: u32) {
+        let role = format!(
+            r#"{{"RoleName":"{name}","RoleId":"{id}","Arn":"arn:aws:iam::1:role/{name}","MaxSessionDuration":{max_session_seconds}}}"#
+        );
+        self.put(Kind::Role, name, &role);
+        let profile = format!(
+            r#"{{"InstanceProfileName":"{name}","Arn":"arn:aws:iam::1:instance-profile/{name}","Roles":[{{"RoleName":"{name}"}}]}}"#
+        );
+        self.put(Kind::InstanceProfile, name, &profile);
+    }
+
+    /// Hands the records to the schedule; whether the set of sessions changed.
+    fn commit(&mut self) -> bool {
+        let Some(snapshot) = self.records.commit() else {
+            return false;
+        };
+        let changed = self.schedule.handle_snapshot(self.now, &snapshot);
+        self.begin();
+        changed
+    }
+
+    fn begin(&mut self) {
+        while let Some((ticket, request)) = self.schedule.poll_fetch(self.now) {
+            self.fetches.push((self.now.monotonic, request.instance.clone()));
+            self.under_way
+                .push((self.now.monotonic + self.latency, ticket, request));
+            self.under_way_max = self.under_way_max.max(self.under_way.len());
+        }
+    }
+
+    /// Runs for `time`, calling `watch` after every step.
+    fn run(&mut self, time: Duration, mut watch: impl FnMut(&Self)) {
+        let end = self.now.monotonic + time;
+        loop {
+            let ends = self.under_way.iter().map(|(ends, ..)| *ends).min();
+            let next = ends
+                .into_iter()
+                .chain(self.schedule.poll_timeout())
+                .min()
+                .filter(|next| *next <= end);
+            let step = next.unwrap_or(end).saturating_sub(self.now.monotonic);
+            self.now = Now {
+                monotonic: self.now.monotonic + step,
+                unix: self.now.unix + step,
+            };
+            self.finish();
+            self.begin();
+            watch(self);
+            if next.is_none() {
+                return;
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        let now = self.now.monotonic;
+        let (ended, under_way) = std::mem::take(&mut self.under_way)
+            .into_iter()
+            .partition(|(ends, ..)| *ends <= now);
+        self.under_way = under_way;
+        let ended: Vec<(Duration, Ticket, RoleSessionRequest)> = ended;
+        for (_, ticket, _) in ended {
+            let outcome = match self.source {
+                Source::Fails => Err(FetchError::Unavailable("away".to_owned())),
+                Source::Refuses => Err(FetchError::Refused {
+                    code: "No",
+                    message: "no".to_owned(),
+                }),
+                Source::Gives(life) => Ok(self.set(life)),
+            };
+            self.events
+                .extend(self.schedule.handle_fetched(self.now, &ticket, outcome));
+        }
+    }
+
+    fn set(&mut self, life: Duration) -> RoleCredentials {
+        self.made += 1;
+        RoleCredentials {
+            access_key_id: self.made.to_string(),
+            secret_access_key: "s".into(),
+            session_token: "t".into(),
+            last_updated: timestamp(self.now),
+            expiration: timestamp(Now {
+                unix: self.now.unix + life,
+                ..self.now
+            }),
+        }
+    }
+
+    /// What a guest gets now, through the same door as in the agent.
+    fn served(&self, number: usize) -> Option<Arc<RoleState>> {
+        let published = crate::credentials::Published::default();
+        let sessions = self.schedule.sessions();
+        let instance: InstanceId = format!("i-{number}").parse().unwrap();
+        let role = sessions.get(&instance)?.role.clone();
+        published.publish(sessions);
+        published.state(&instance, &role, timestamp(self.now))
+    }
+
+    /// How long the served set still lives; nothing if none is served.
+    fn left(&self, number: usize) -> Option<Duration> {
+        match &*self.served(number)? {
+            RoleState::Ready(set) => Some(unix(set.expiration).checked_sub(self.now.unix).unwrap()),
+            RoleState::Refused(_) => None,
+        }
+    }
+
+    fn is_refused(&self, number: usize) -> bool {
+        self.served(number)
+            .is_some_and(|state| matches!(&*state, RoleState::Refused(_)))
+    }
+
+    fn fetches_of(&self, number: usize) -> Vec<Duration> {
+        let instance: InstanceId = format!("i-{number}").parse().unwrap();
+        self.fetches
+            .iter()
+            .filter(|(_, fetched)| *fetched == instance)
+            .map(|(when, _)| *when)
+            .collect()
+    }
+}
+
+/// One instance, supplied.
+fn settled(source: Source) -> Simulation {
+    let mut simulation = Simulation::new(source);
+    simulation.role("web", "AROA1", 43200);
+    simulation.attach(1, "web");
+    assert!(simulation.commit());
+    simulation.run(Duration::from_secs(1), |_| {});
+    simulation
+}
+
+#[test]
+fn attached_role_is_fetched_at_once_and_refreshed_at_a_third() {
+    let mut simulation = Simulation::new(Source::Gives(6 * HOUR));
+    simulation.role("web", "AROA1", 43200);
+    simulation.attach(1, "web");
+    simulation.commit();
+    assert_eq!(simulation.fetches_of(1), [Duration::ZERO]);
+    assert!(simulation.served(1).is_none(), "the first fetch is under way");
+    simulation.run(48 * HOUR, |simulation| {
+        if simulation.now.monotonic >= simulation.latency {
+            let left = simulation.left(1).expect("a gap");
+            assert!(left >= 4 * HOUR - Duration::from_secs(1), "{left:?}");
+        }
+    });
+    let gaps: Vec<Duration> = simulation
+        .fetches_of(1)
+        .windows(2)
+        .map(|pair| pair[1] - pair[0])
+        .collect();
+    assert!(gaps.len() >= 24, "{gaps:?}");
+    for gap in &gaps {
+        assert!(*gap >= HOUR * 3 / 2 && *gap <= HOUR * 2 + MINUTE, "{gap:?}");
+    }
+    assert!(gaps.iter().any(|gap| *gap != gaps[0]), "no jitter");
+    assert_eq!(simulation.events, []);
+}
+
+#[test]
+fn role_caps_the_duration_that_is_asked_for() {
+    let mut simulation = settled(Source::Gives(HOUR));
+    simulation.role("short", "AROA2", 900);
+    simulation.attach(2, "short");
+    simulation.commit();
+    assert_eq!(simulation.under_way[0].2.duration_seconds, 900);
+    assert_eq!(simulation.under_way[0].2.instance.as_str(), "i-2");
+}
+
+#[test]
+fn at_least_a_quarter_hour_is_left_whenever_the_source_can_give_it() {
+    for life in [23, 20, 17].map(|minutes| MINUTE * minutes) {
+        let mut simulation = settled(Source::Gives(life));
+        simulation.run(3 * HOUR, |simulation| {
+            let left = simulation.left(1).expect("a gap");
+            assert!(left >= LEFT_MIN - Duration::from_secs(1), "{left:?} of {life:?}");
+        });
+        let fetches = simulation.fetches_of(1).len();
+        assert!(
+            fetches < 240,
+            "{fetches} fetches in three hours for sets of {life:?}"
+        );
+    }
+}
+
+#[test]
+fn shorter_sets_are_refreshed_at_a_third() {
+    let mut simulation = settled(Source::Gives(10 * MINUTE));
+    simulation.run(HOUR, |simulation| {
+        let left = simulation.left(1).expect("a gap");
+        assert!(left >= MINUTE * 6, "{left:?}");
+    });
+    assert!(
+        (18..=25).contains(&simulation.fetches_of(1).len()),
+        "{:?}",
+        simulation.fetches_of(1)
+    );
+}
+
+#[test]
+fn outage_serves_the_last_set_to_its_honest_end_and_tells_once() {
+    let mut simulation = settled(Source::Gives(HOUR));
+    let expiration = simulation.now.unix + simulation.left(1).unwrap();
+    simulation.source = Source::Fails;
+    simulation.run(2 * HOUR, |simulation| match simulation.left(1) {
+        Some(left) => assert_eq!(simulation.now.unix + left, expiration, "the same set all along"),
+        None => assert!(simulation.now.unix >= expiration, "given up before its end"),
+    });
+    assert!(simulation.served(1).is_none(), "an expired set is never served");
+    let fetches = simulation.fetches_of(1).len();
+    assert!((40..120).contains(&fetches), "{fetches} tries in two hours");
+    assert_eq!(
+        simulation.events,
+        [Event::Failing {
+            role: "arn:aws:iam::1:role/web".to_owned(),
+            why: "away".to_owned()
+        }]
+    );
+
+    simulation.source = Source::Gives(HOUR);
+    simulation.run(BACKOFF_MAX + MINUTE, |_| {});
+    assert!(simulation.left(1).is_some());
+    assert_eq!(
+        simulation.events[1..],
+        [Event::Recovered {
+            role: "arn:aws:iam::1:role/web".to_owned()
+        }]
+    );
+}
+
+#[test]
+fn half_an_hour_without_source_is_not_felt() {
+    let mut simulation = settled(Source::Gives(HOUR));
+    for round in 0..5 {
+        simulation.run(HOUR, |simulation| {
+            assert!(simulation.left(1).is_some(), "round {round}");
+        });
+        simulation.source = Source::Fails;
+        simulation.run(HOUR / 2, |simulation| {
+            assert!(
+                simulation.left(1).unwrap() > MINUTE * 9,
+                "SDKs would complain in round {round}"
+            );
+        });
+        simulation.source = Source::Gives(HOUR);
+    }
+}
+
+#[test]
+fn expired_answer_counts_as_a_failure() {
+    let simulation = settled(Source::Gives(Duration::ZERO));
+    assert!(simulation.served(1).is_none());
+    assert!(matches!(&simulation.events[..], [Event::Failing { why, .. }] if why.contains("expired")));
+}
+
+#[test]
+fn refusal_reaches_the_guest_when_no_set_is_left() {
+    let mut simulation = settled(Source::Gives(HOUR));
+    simulation.source = Source::Refuses;
+    simulation.run(HOUR - MINUTE, |simulation| assert!(simulation.left(1).is_some()));
+    simulation.run(2 * MINUTE, |_| {});
+    assert!(simulation.is_refused(1));
+    let before = simulation.fetches_of(1).len();
+    simulation.run(10 * HOUR, |_| {});
+    let tries = simulation.fetches_of(1).len() - before;
+    assert!((119..=161).contains(&tries), "{tries} tries in ten hours");
+    assert!(
+        matches!(&simulation.events[..], [Event::Refused { .. }]),
+        "{:?}",
+        simulation.events
+    );
+    simulation.source = Source::Gives(HOUR);
+    simulation.run(REFUSED_RETRY + MINUTE, |_| {});
+    assert!(simulation.left(1).is_some());
+}
+
+#[test]
+fn first_refusal_reaches_the_guest_at_once() {
+    assert!(settled(Source::Refuses).is_refused(1));
+}
+
+#[test]
+fn changed_role_is_fetched_anew_without_a_gap_and_its_refusal_counts_at_once() {
+    let mut simulation = settled(Source::Gives(6 * HOUR));
+    simulation.role("web", "AROA1", 7200);
+    assert!(!simulation.commit(), "the session is the same");
+    simulation.run(MINUTE, |simulation| {
+        assert!(simulation.left(1).is_some(), "a gap");
+    });
+    assert_eq!(simulation.fetches_of(1).len(), 2);
+    simulation.source = Source::Refuses;
+    simulation.role("web", "AROA1", 3600);
+    simulation.commit();
+    simulation.run(MINUTE, |_| {});
+    assert!(simulation.is_refused(1));
+}
+
+#[test]
+fn replaced_role_loses_its_set_at_once() {
+    let mut simulation = settled(Source::Gives(6 * HOUR));
+    let old_slot = simulation.schedule.sessions().into_values().next().unwrap().state;
+    simulation.role("other", "AROA2", 43200);
+    simulation.attach(1, "other");
+    assert!(simulation.commit());
+    assert!(simulation.served(1).is_none());
+    assert!(old_slot.load().is_none(), "also for who still holds the old slot");
+    simulation.run(MINUTE, |_| {});
+    assert!(simulation.left(1).is_some());
+    assert_eq!(
+        simulation
+            .schedule
+            .sessions()
+            .into_values()
+            .next()
+            .unwrap()
+            .role
+            .as_str(),
+        "other"
+    );
+    // Deleted and made anew under the same name.
+    simulation.role("other", "AROA3", 43200);
+    assert!(simulation.commit());
+    assert!(simulation.served(1).is_none());
+}
+
+#[test]
+fn answer_for_a_detached_or_replaced_role_is_thrown_away() {
+    let mut simulation = settled(Source::Gives(6 * HOUR));
+    simulation.role("other", "AROA2", 43200);
+    simulation.attach(2, "other");
+    simulation.commit();
+    assert_eq!(simulation.under_way.len(), 1);
+    simulation.attach(2, "web");
+    simulation.commit();
+    simulation.latency = HOUR;
+    simulation.run(simulation.latency / 2, |_| {});
+    assert_eq!(simulation.made, 3, "the old answer and the new one came");
+    let RoleState::Ready(set) = &*simulation.served(2).unwrap() else {
+        panic!()
+    };
+    assert_eq!(set.access_key_id, "3");
+    simulation.records.handle_removed(&FileKey {
+        kind: Kind::Instance,
+        name: "2.json".into(),
+    });
+    assert!(simulation.commit());
+    assert!(simulation.served(2).is_none());
+    assert_eq!(simulation.schedule.sessions().len(), 1);
+}
+
+#[test]
+fn thousands_are_supplied_quickly_by_few_fetches_at_a_time_and_drift_apart() {
+    let mut simulation = Simulation::new(Source::Gives(6 * HOUR));
+    simulation.role("web", "AROA1", 43200);
+    for number in 0..2000 {
+        simulation.attach(number, "web");
+    }
+    simulation.commit();
+    let seconds = simulation.latency.as_secs_f64() * 2000.0 / FETCHES_MAX as f64 + 1.0;
+    simulation.run(Duration::from_secs_f64(seconds), |_| {});
+    assert_eq!(simulation.made, 2000);
+    assert_eq!(simulation.under_way_max, FETCHES_MAX);
+    simulation.fetches.clear();
+    simulation.run(20 * HOUR, |_| {});
+    let mut by_second: HashMap<u64, usize> = HashMap::new();
+    for (when, _) in &simulation.fetches {
+        *by_second.entry(when.as_secs()).or_default() += 1;
+    }
+    let busiest = by_second.values().max().unwrap();
+    assert!(*busiest < 20, "{busiest} refreshes in one second");
+    assert_eq!(simulation.under_way_max, FETCHES_MAX);
+}
+
+#[test]
+fn new_instance_overtakes_refreshes_that_wait() {
+    let mut simulation = Simulation::new(Source::Gives(HOUR));
+    simulation.role("web", "AROA1", 43200);
+    for number in 0..500 {
+        simulation.attach(number, "web");
+    }
+    simulation.commit();
+    simulation.run(HOUR / 6, |_| {});
+    // The source slows down until hundreds of refreshes are overdue.
+    simulation.latency = 5 * MINUTE;
+    simulation.run(HOUR / 3, |_| {});
+    simulation.attach(1000, "web");
+    simulation.commit();
+    simulation.run(10 * MINUTE + Duration::from_secs(1), |_| {});
+    assert!(simulation.left(1000).is_some());
+}
+
+#[test]
+fn outage_of_thousands_is_told_once_and_ends_once() {
+    let mut simulation = Simulation::new(Source::Fails);
+    simulation.role("web", "AROA1", 43200);
+    for number in 0..1000 {
+        simulation.attach(number, "web");
+    }
+    simulation.commit();
+    simulation.run(10 * MINUTE, |_| {});
+    assert_eq!(simulation.events.len(), 1);
+    simulation.source = Source::Gives(HOUR);
+    simulation.run(10 * MINUTE, |_| {});
+    assert_eq!(simulation.events.len(), 2);
+    assert!((0..1000).all(|number| simulation.left(number).is_some()));
+}
+
+#[test]
+fn wall_clock_that_is_put_right_moves_the_refresh() {
+    let mut simulation = settled(Source::Gives(6 * HOUR));
+    simulation.now.unix += 3 * HOUR;
+    simulation.begin();
+    simulation.run(MINUTE, |_| {});
+    assert_eq!(
+        simulation.fetches_of(1).len(),
+        2,
+        "past a third by the wall clock"
+    );
+    simulation.now.unix += 7 * HOUR;
+    assert!(simulation.served(1).is_none(), "expired by the wall clock");
+    simulation.begin();
+    simulation.run(MINUTE, |_| {});
+    assert!(simulation.left(1).is_some());
+}

@@ -1,0 +1,203 @@
+//! T0 and T1: the verdict table, over the code as the host runs it and over the object as the kernel runs it.
+
+use std::{collections::BTreeMap, io, os::fd::AsFd};
+
+use anyhow::{Context, bail, ensure};
+use imds_agent::datapath::{Classifier, PuntRing};
+use imds_ebpf::{
+    abi::{IMDS_MAC, Reason, TapBinding, TapIndex},
+    classify::{Frame, Verdict, classify},
+    hairpin::arp_reply,
+};
+use imds_tests::{
+    frames::{Case, GUEST_MAC, table},
+    kernel::{empty_classifier, in_namespaces, test_run},
+};
+
+/// `BPF_PROG_TEST_RUN` has the frame come in by the loopback device, which is the first in every network namespace.
+const LOOPBACK: TapIndex = TapIndex(1);
+
+const TC_ACT_UNSPEC: i32 = -1;
+const TC_ACT_SHOT: i32 = 2;
+const TC_ACT_REDIRECT: i32 = 7;
+
+#[test]
+fn table_names_every_shape_once_and_every_verdict() {
+    let table = table();
+    let names: BTreeMap<_, _> = table.iter().map(|case| (case.name, case)).collect();
+    assert_eq!(names.len(), table.len());
+    assert!(table.len() >= 50);
+    for reason in Reason::ALL {
+        // These depend on the state of tap, ring and device, not on the frame.
+        if !matches!(
+            reason,
+            Reason::TapUnbound | Reason::RingFull | Reason::HairpinFailed
+        ) {
+            assert!(
+                table.iter().any(|case| case.verdict == Verdict::Drop(reason)),
+                "{reason:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn host_decides_as_the_table_says() {
+    for Case {
+        name,
+        frame,
+        verdict,
+        unbound,
+    } in table()
+    {
+        assert_eq!(
+            classify(&frame[..], || Some(TapBinding::to(GUEST_MAC))),
+            verdict,
+            "{name}"
+        );
+        assert_eq!(classify(&frame[..], || None), unbound, "{name}, unbound");
+    }
+}
+
+/// The kernel takes the outer tag off before the ingress hook. A frame that was tagged inline is then one that has its tag
+/// aside, and must get the same verdict.
+#[test]
+fn tag_aside_is_as_good_as_inline() {
+    struct Untagged(Vec<u8>);
+    impl Frame for Untagged {
+        fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+            self.0.load(offset)
+        }
+        fn has_vlan_tag_aside(&self) -> bool {
+            true
+        }
+        fn length(&self) -> usize {
+            self.0.len()
+        }
+    }
+    let mut untagged = 0;
+    for Case {
+        name,
+        mut frame,
+        verdict,
+        ..
+    } in table()
+    {
+        let is_tagged = matches!(frame.get(12..14), Some([0x81, 0x00] | [0x88, 0xa8]));
+        if is_tagged && frame.len() > 18 {
+            frame.drain(12..16);
+            let verdict_aside = classify(&Untagged(frame), || Some(TapBinding::to(GUEST_MAC)));
+            assert_eq!(verdict_aside, verdict, "{name}");
+            untagged += 1;
+        }
+    }
+    assert!(untagged >= 10, "{untagged}");
+}
+
+#[test]
+fn kernel_decides_as_the_table_says() -> anyhow::Result<()> {
+    in_namespaces(|bpffs| {
+        let mut classifier = Classifier::load(&bpffs.join("imds"))?;
+        let mut ring = classifier.rings().pop().context("no ring")?;
+        classifier.attach(LOOPBACK)?;
+        let mut tested = 0;
+        for case in table() {
+            classifier.unbind(LOOPBACK)?;
+            let ran = expect(&classifier, &mut ring, &case, case.unbound).context(case.name)?;
+            classifier.bind(LOOPBACK, GUEST_MAC)?;
+            expect(&classifier, &mut ring, &case, case.verdict).context(case.name)?;
+            tested += usize::from(ran);
+        }
+        ensure!(tested >= 100, "only {tested} frames were run");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Runs the program over one frame: action, counter, ring and frame must agree with the verdict. False when this kernel
+/// cannot run it.
+fn expect(
+    classifier: &Classifier,
+    ring: &mut PuntRing,
+    case: &Case,
+    verdict: Verdict,
+) -> anyhow::Result<bool> {
+    let mut expected = classifier.counters(LOOPBACK)?;
+    let run = match test_run(classifier.program_fd()?, &case.frame, 1) {
+        Ok(run) => run,
+        // The kernel makes no test frame of more than a page, nor one that ends within its IP header. `datapath.rs` sends
+        // those through a tap.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            println!("skipped: {} ({} bytes): {error}", case.name, case.frame.len());
+            return Ok(false);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let action = match verdict {
+        Verdict::Pass => TC_ACT_UNSPEC,
+        Verdict::Drop(reason) => {
+            *expected.dropped.entry(reason).or_default() += 1;
+            TC_ACT_SHOT
+        }
+        Verdict::HairpinArp => {
+            expected.hairpinned += 1;
+            TC_ACT_REDIRECT
+        }
+        Verdict::Punt => {
+            expected.punted += 1;
+            TC_ACT_SHOT
+        }
+    };
+    ensure!(run.action == action, "action {} instead of {action}", run.action);
+    let counted = classifier.counters(LOOPBACK)?;
+    ensure!(counted == expected, "counted {counted:?} instead of {expected:?}");
+
+    let mut frame_after = case.frame.clone();
+    if verdict == Verdict::HairpinArp {
+        let reply = arp_reply(&case.frame[..]).context("no reply")?;
+        frame_after[..reply.len()].copy_from_slice(&reply);
+        ensure!(run.frame[..6] == GUEST_MAC.0 && run.frame[6..12] == IMDS_MAC.0);
+    }
+    ensure!(run.frame == frame_after, "the frame became {:02x?}", run.frame);
+
+    match (verdict, ring.next()) {
+        (Verdict::Punt, Some(punt)) => {
+            ensure!(punt.tap == LOOPBACK && punt.mac == GUEST_MAC, "{punt:?}");
+            ensure!(punt.frame == case.frame, "punted {:02x?}", punt.frame);
+        }
+        (Verdict::Punt, None) => bail!("nothing in the ring"),
+        (_, Some(punt)) => bail!("{punt:?} in the ring"),
+        (_, None) => {}
+    }
+    ensure!(ring.next().is_none(), "more than one frame in the ring");
+    Ok(true)
+}
+
+/// What every packet of every guest pays, beside the shortest classifier there is. `cargo test -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement, whose numbers are for people"]
+fn cost_of_a_frame_that_passes() -> anyhow::Result<()> {
+    const REPEAT: u32 = 1_000_000;
+    in_namespaces(|bpffs| {
+        let mut classifier = Classifier::load(&bpffs.join("imds"))?;
+        classifier.attach(LOOPBACK)?;
+        classifier.bind(LOOPBACK, GUEST_MAC)?;
+        let empty = empty_classifier()?;
+        for round in 1..=3 {
+            for name in [
+                "HTTP to the world",
+                "IPv6",
+                "a tag around IPv6",
+                "request for the gateway",
+                "UDP",
+            ] {
+                let case = table().into_iter().find(|case| case.name == name).context(name)?;
+                let ours = test_run(classifier.program_fd()?, &case.frame, REPEAT)?.duration;
+                let nothing = test_run(empty.as_fd(), &case.frame, REPEAT)?.duration;
+                println!("round {round}: {name}: {ours:?}, empty classifier {nothing:?}");
+            }
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
