@@ -10,7 +10,7 @@ use crate::{
     kernel_guest::KernelGuest,
     netns::Namespace,
     records,
-    tap::{Tap, guest_mac},
+    tap::Tap,
 };
 
 /// The instance that [`Host::with_guest`] describes.
@@ -36,9 +36,9 @@ impl Host {
     /// A host with one tap `tap0`, whose instance's record `change` may change before the agent starts.
     pub fn new(extra_config: &str, change: impl FnOnce(&mut serde_json::Value)) -> Result<Self> {
         let namespace = Namespace::new()?;
-        let tap = Arc::new(Tap::new(&namespace, "tap0")?);
+        let tap = Arc::new(namespace.enter(|| Tap::new("tap0"))?);
         let files = HostFiles::new(extra_config)?;
-        let mut record = records::instance(INSTANCE_ID, guest_mac(2), "tap0", ADDRESS);
+        let mut record = records::instance(INSTANCE_ID, records::guest_mac(2), "tap0", ADDRESS);
         change(&mut record);
         files.put("roles", records::ROLE, &records::role())?;
         files.put(
@@ -59,13 +59,17 @@ impl Host {
     /// The same, with a guest on the tap whose TCP is the kernel's.
     pub fn with_guest(change: impl FnOnce(&mut serde_json::Value)) -> Result<(Self, KernelGuest)> {
         let host = Self::new("", change)?;
-        let guest = KernelGuest::new(Arc::clone(&host.tap), guest_mac(2), &format!("{ADDRESS}/24"))?;
+        let guest = KernelGuest::new(
+            Arc::clone(&host.tap),
+            records::guest_mac(2),
+            &format!("{ADDRESS}/24"),
+        )?;
         Ok((host, guest))
     }
 
     /// Another tap with a guest behind it.
     pub fn add_guest(&self, tap: &str, mac: MacAddr, address: &str) -> Result<KernelGuest> {
-        KernelGuest::new(Arc::new(Tap::new(&self.namespace, tap)?), mac, address)
+        KernelGuest::new(Arc::new(self.namespace.enter(|| Tap::new(tap))?), mac, address)
     }
 }
 

@@ -1,30 +1,21 @@
-//! What the tests of rung T1 need of the kernel: namespaces of their own, taps whose guest they are, and
-//! `BPF_PROG_TEST_RUN`.
+//! What the tests of rung T1 need of the kernel beside taps: namespaces of their own, and `BPF_PROG_TEST_RUN`.
 
-#![expect(unsafe_code, reason = "ioctls of devices and bpf(2) have no safe wrapper")]
+#![expect(unsafe_code, reason = "bpf(2) has no safe wrapper")]
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
-        unix::fs::OpenOptionsExt,
-    },
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     panic::resume_unwind,
     path::Path,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context, bail};
-use imds_agent::datapath::tap;
-use imds_ebpf::abi::TapIndex;
+use anyhow::Context;
 use nix::{
     libc,
     mount::{MsFlags, mount},
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, unshare},
-    sys::socket::{AddressFamily, SockFlag, SockType, socket},
     unistd::Uid,
 };
 
@@ -58,124 +49,6 @@ pub fn in_namespaces<T: Send>(
         Ok(result) => result.map(Some),
         Err(panic) => resume_unwind(panic),
     })
-}
-
-/// A tap device, up, whose guest is the test: it goes away with this value.
-#[derive(Debug)]
-pub struct Tap {
-    device: File,
-    index: TapIndex,
-    vnet_header: bool,
-}
-
-/// `struct virtio_net_hdr`: what a guest's offloads say about a frame.
-pub const VNET_HEADER_BYTES: usize = 10;
-
-impl Tap {
-    /// Makes a tap in the network namespace of the calling thread.
-    pub fn new(name: &str) -> anyhow::Result<Self> {
-        Self::open(name, None, false)
-    }
-
-    /// Makes a tap with a given interface index, as a later device gets one that was in use before.
-    pub fn with_index(name: &str, index: TapIndex) -> anyhow::Result<Self> {
-        Self::open(name, Some(index), false)
-    }
-
-    /// Makes a tap on which every frame is preceded by a `virtio_net_hdr`, like that of a guest with offloads.
-    pub fn with_vnet_header(name: &str) -> anyhow::Result<Self> {
-        Self::open(name, None, true)
-    }
-
-    fn open(name: &str, index: Option<TapIndex>, vnet_header: bool) -> anyhow::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
-        let device = options.open("/dev/net/tun").context("/dev/net/tun")?;
-        if let Some(TapIndex(mut index)) = index {
-            ioctl(&device, libc::TUNSETIFINDEX, &mut index).context("TUNSETIFINDEX")?;
-        }
-        let mut request = interface_request(name)?;
-        let offloads = if vnet_header { libc::IFF_VNET_HDR } else { 0 };
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | offloads) as i16;
-        ioctl(&device, libc::TUNSETIFF, &mut request).context("TUNSETIFF")?;
-        set_up(name)?;
-        Ok(Self {
-            device,
-            index: tap::index_of(name)?,
-            vnet_header,
-        })
-    }
-
-    /// The tap's interface index.
-    pub fn index(&self) -> TapIndex {
-        self.index
-    }
-
-    /// Sends a frame as the guest.
-    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
-        self.send_offloaded([0; VNET_HEADER_BYTES], frame)
-    }
-
-    /// Sends a frame as a guest does that leaves work to its network card, and says which.
-    pub fn send_offloaded(&self, header: [u8; VNET_HEADER_BYTES], frame: &[u8]) -> io::Result<()> {
-        let header = if self.vnet_header { &header[..] } else { &[] };
-        (&self.device).write_all(&[header, frame].concat())
-    }
-
-    /// The next frame to the guest that `wanted` wants, passing over others (the host's own IPv6 greets every tap).
-    pub fn receive(&self, wanted: impl Fn(&[u8]) -> bool) -> anyhow::Result<Vec<u8>> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut buffer = vec![0; 1 << 16];
-        loop {
-            match (&self.device).read(&mut buffer) {
-                Ok(length) => {
-                    let start = if self.vnet_header { VNET_HEADER_BYTES } else { 0 };
-                    let frame = buffer.get(start..length).context("a frame without its header")?;
-                    if wanted(frame) {
-                        return Ok(frame.to_vec());
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    wait_readable(self.device.as_fd(), deadline)?;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-}
-
-/// Makes a bridge of devices in the network namespace of the calling thread: the host's network for guests. It forwards
-/// frames as they are, without the netfilter hooks that some kernels have in bridges, which trim and drop.
-pub fn bridge(name: &str, ports: &[TapIndex]) -> anyhow::Result<()> {
-    const SIOCBRADDBR: libc::c_ulong = 0x89a0;
-    const SIOCBRADDIF: libc::c_ulong = 0x89a2;
-    for protocol in ["iptables", "ip6tables", "arptables"] {
-        let switch = format!("/proc/sys/net/bridge/bridge-nf-call-{protocol}");
-        if Path::new(&switch).exists() {
-            fs::write(&switch, "0").context(switch)?;
-        }
-    }
-    let control = control_socket()?;
-    let mut request = interface_request(name)?;
-    ioctl(&control, SIOCBRADDBR, &mut request.ifr_name).context("SIOCBRADDBR")?;
-    for port in ports {
-        request.ifr_ifru.ifru_ifindex = port.0 as i32;
-        ioctl(&control, SIOCBRADDIF, &mut request).context("SIOCBRADDIF")?;
-    }
-    set_up(name)
-}
-
-/// How long anything may take on a busy machine before a test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Waits until `fd` is readable.
-pub fn wait_readable(fd: BorrowedFd<'_>, deadline: Instant) -> anyhow::Result<()> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    let timeout = PollTimeout::try_from(left)?;
-    if poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout)? == 0 {
-        bail!("nothing came in time");
-    }
-    Ok(())
 }
 
 /// What a program did with a frame.
@@ -281,42 +154,6 @@ pub fn empty_classifier() -> io::Result<OwnedFd> {
     match RawFd::try_from(fd) {
         // SAFETY: the kernel just made this descriptor for us.
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-fn set_up(name: &str) -> anyhow::Result<()> {
-    let mut request = interface_request(name)?;
-    request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
-    ioctl(&control_socket()?, libc::SIOCSIFFLAGS, &mut request).context("SIOCSIFFLAGS")
-}
-
-fn control_socket() -> anyhow::Result<OwnedFd> {
-    Ok(socket(
-        AddressFamily::Inet,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?)
-}
-
-fn interface_request(name: &str) -> anyhow::Result<libc::ifreq> {
-    // SAFETY: all zeroes are a valid value of this plain C structure.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    if name.len() >= request.ifr_name.len() {
-        bail!("{name:?} is too long for an interface name");
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
-    Ok(request)
-}
-
-fn ioctl<T>(fd: &impl AsRawFd, command: libc::c_ulong, argument: &mut T) -> io::Result<()> {
-    // SAFETY: the commands used here take what they are given above: an `ifreq`, an interface's name or its index, each
-    // of which outlives the call.
-    match unsafe { libc::ioctl(fd.as_raw_fd(), command, &raw mut *argument) } {
-        0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }

@@ -32,7 +32,7 @@ impl KernelGuest {
     /// Wires a new guest with `mac` and `address` (CIDR notation) to the host's tap. The metadata address is on-link.
     pub fn new(host: Arc<Tap>, mac: MacAddr, address: &str) -> Result<Self> {
         let namespace = Namespace::new()?;
-        let guest = Tap::new(&namespace, "eth0")?;
+        let guest = namespace.enter(|| Tap::new("eth0"))?;
         namespace.ip(&format!("link set eth0 address {mac}"))?;
         namespace.ip(&format!("address add {address} dev eth0"))?;
         namespace.ip("route add 169.254.169.254 dev eth0")?;

@@ -15,6 +15,11 @@ pub const INSTANCE_PROFILE: &str = "web-server-profile";
 /// The user data, before base64: `#!/bin/sh\necho hello from user data\n`.
 pub const USER_DATA: &str = "#!/bin/sh\necho hello from user data\n";
 
+/// The MAC of guest number `number`.
+pub fn guest_mac(number: u8) -> MacAddr {
+    MacAddr([0x06, 0, 0, 0, 0, number])
+}
+
 /// An instance with one interface on `tap`, tokens required.
 pub fn instance(id: &str, mac: MacAddr, tap: &str, address: &str) -> Value {
     json!({

@@ -1,134 +1,205 @@
-//! A tap whose descriptor the test holds: the test is the guest.
+//! Taps whose guest is the test, and bridges of them.
+
+#![expect(unsafe_code, reason = "the ioctls of devices have no safe wrapper")]
 
 use std::{
-    ffi::CString,
-    fs::{File, OpenOptions},
-    io::{self, Read as _, Write as _},
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
     os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd},
-        unix::fs::OpenOptionsExt as _,
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
     },
+    path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
-use imds_ebpf::abi::{MacAddr, TapIndex};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use anyhow::{Context, bail};
+use imds_ebpf::abi::TapIndex;
+use nix::{
+    libc,
+    net::if_::if_nametoindex,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{AddressFamily, SockFlag, SockType, socket},
+};
 
-use crate::netns::Namespace;
-
-/// Longest frame read from a tap: what a guest's segmentation offload can make, with room.
-const FRAME_MAX: usize = 65_536 + 64;
-
-/// A tap device that lives as long as this value.
+/// A tap device, up, whose guest is the test: it goes away with this value.
 #[derive(Debug)]
 pub struct Tap {
-    file: File,
-    /// Its name.
-    pub name: String,
-    /// Its index in its namespace.
-    pub index: TapIndex,
+    device: File,
+    index: TapIndex,
+    vnet_header: bool,
 }
 
+/// `struct virtio_net_hdr`: what a guest's offloads say about a frame.
+pub const VNET_HEADER_BYTES: usize = 10;
+
 impl Tap {
-    /// Makes a tap called `name` in `namespace` and brings it up.
-    pub fn new(namespace: &Namespace, name: &str) -> Result<Self> {
-        let opened: Result<_> = namespace.enter(|| {
-            let mut options = OpenOptions::new();
-            let file = options
-                .read(true)
-                .write(true)
-                .custom_flags(nix::libc::O_NONBLOCK)
-                .open("/dev/net/tun");
-            let file = file.context("cannot open /dev/net/tun")?;
-            set_interface(&file, name).with_context(|| format!("cannot make tap {name}"))?;
-            let index = nix::net::if_::if_nametoindex(name).context("the new tap has no index")?;
-            Ok((file, TapIndex(index)))
-        });
-        let (file, index) = opened?;
-        namespace.ip(&format!("link set {name} up"))?;
-        // Until the kernel has noticed the carrier, its "noop" queue throws away what the host sends to the guest.
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while namespace.ip(&format!("link show {name}"))?.contains("qdisc noop") {
-            anyhow::ensure!(Instant::now() < deadline, "tap {name} does not come up");
+    /// Makes a tap in the network namespace of the calling thread.
+    pub fn new(name: &str) -> anyhow::Result<Self> {
+        Self::open(name, None, false)
+    }
+
+    /// Makes a tap with a given interface index, as a later device gets one that was in use before.
+    pub fn with_index(name: &str, index: TapIndex) -> anyhow::Result<Self> {
+        Self::open(name, Some(index), false)
+    }
+
+    /// Makes a tap on which every frame is preceded by a `virtio_net_hdr`, like that of a guest with offloads.
+    pub fn with_vnet_header(name: &str) -> anyhow::Result<Self> {
+        Self::open(name, None, true)
+    }
+
+    fn open(name: &str, index: Option<TapIndex>, vnet_header: bool) -> anyhow::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+        let device = options.open("/dev/net/tun").context("/dev/net/tun")?;
+        if let Some(TapIndex(mut index)) = index {
+            ioctl(&device, libc::TUNSETIFINDEX, &mut index).context("TUNSETIFINDEX")?;
         }
+        let mut request = interface_request(name)?;
+        let offloads = if vnet_header { libc::IFF_VNET_HDR } else { 0 };
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | offloads) as i16;
+        ioctl(&device, libc::TUNSETIFF, &mut request).context("TUNSETIFF")?;
+        set_up(name)?;
+        wait_for_queue(name)?;
         Ok(Self {
-            file,
-            name: name.to_owned(),
-            index,
+            device,
+            index: TapIndex(if_nametoindex(name)?),
+            vnet_header,
         })
     }
 
-    /// Sends one frame as the guest.
+    /// The tap's interface index.
+    pub fn index(&self) -> TapIndex {
+        self.index
+    }
+
+    /// Sends a frame as the guest.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
-        let count = (&self.file).write(frame)?;
-        if count == frame.len() {
-            Ok(())
-        } else {
-            Err(io::ErrorKind::WriteZero.into())
-        }
+        self.send_offloaded([0; VNET_HEADER_BYTES], frame)
     }
 
-    /// The next frame for the guest, or nothing when none comes within `patience`.
-    pub fn receive(&self, patience: Duration) -> io::Result<Option<Vec<u8>>> {
-        let deadline = Instant::now() + patience;
-        let mut buffer = vec![0; FRAME_MAX];
-        loop {
-            match (&self.file).read(&mut buffer) {
-                Ok(count) => {
-                    buffer.truncate(count);
-                    return Ok(Some(buffer));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || !is_readable(self.as_fd(), left)? {
-                return Ok(None);
-            }
-        }
+    /// Sends a frame as a guest does that leaves work to its network card, and says which.
+    pub fn send_offloaded(&self, header: [u8; VNET_HEADER_BYTES], frame: &[u8]) -> io::Result<()> {
+        let header = if self.vnet_header { &header[..] } else { &[] };
+        (&self.device).write_all(&[header, frame].concat())
     }
 
-    /// Reads a frame into `buffer` without waiting; `WouldBlock` when there is none.
+    /// Reads a frame to the guest into `buffer` without waiting; `WouldBlock` when there is none.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&self.file).read(buffer)
+        (&self.device).read(buffer)
+    }
+
+    /// The next frame to the guest that `wanted` wants, passing over others (the host's own IPv6 greets every tap).
+    pub fn receive(&self, wanted: impl Fn(&[u8]) -> bool) -> anyhow::Result<Vec<u8>> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match (&self.device).read(&mut buffer) {
+                Ok(length) => {
+                    let start = if self.vnet_header { VNET_HEADER_BYTES } else { 0 };
+                    let frame = buffer.get(start..length).context("a frame without its header")?;
+                    if wanted(frame) {
+                        return Ok(frame.to_vec());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    wait_readable(self.device.as_fd(), deadline)?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 
 impl AsFd for Tap {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.device.as_fd()
     }
 }
 
-/// The source MAC that tests use for guest number `number`.
-pub fn guest_mac(number: u8) -> MacAddr {
-    MacAddr([0x06, 0, 0, 0, 0, number])
-}
-
-fn is_readable(descriptor: BorrowedFd<'_>, patience: Duration) -> io::Result<bool> {
-    let milliseconds = u16::try_from(patience.as_millis()).unwrap_or(u16::MAX).max(1);
-    let mut descriptors = [PollFd::new(descriptor, PollFlags::POLLIN)];
-    Ok(poll(&mut descriptors, PollTimeout::from(milliseconds))? > 0)
-}
-
-fn set_interface(file: &File, name: &str) -> Result<()> {
-    let name = CString::new(name)?;
-    let name = name.as_bytes_with_nul();
-    // SAFETY: all-zero bytes are a valid `ifreq`, which is plain data.
-    #[expect(unsafe_code, reason = "the tun driver is set up by ioctl")]
-    let mut request: nix::libc::ifreq = unsafe { std::mem::zeroed() };
-    anyhow::ensure!(
-        name.len() <= request.ifr_name.len(),
-        "the name is too long for an interface"
-    );
-    for (slot, byte) in request.ifr_name.iter_mut().zip(name) {
-        *slot = byte.cast_signed();
+/// Makes a bridge of devices in the network namespace of the calling thread: the host's network for guests. It forwards
+/// frames as they are, without the netfilter hooks that some kernels have in bridges, which trim and drop.
+pub fn bridge(name: &str, ports: &[TapIndex]) -> anyhow::Result<()> {
+    const SIOCBRADDBR: libc::c_ulong = 0x89a0;
+    const SIOCBRADDIF: libc::c_ulong = 0x89a2;
+    for protocol in ["iptables", "ip6tables", "arptables"] {
+        let switch = format!("/proc/sys/net/bridge/bridge-nf-call-{protocol}");
+        if Path::new(&switch).exists() {
+            fs::write(&switch, "0").context(switch)?;
+        }
     }
-    request.ifr_ifru.ifru_flags = i16::try_from(nix::libc::IFF_TAP | nix::libc::IFF_NO_PI)?;
-    // SAFETY: TUNSETIFF reads one `ifreq`, which outlives the call.
-    #[expect(unsafe_code, reason = "the tun driver is set up by ioctl")]
-    let result = unsafe { nix::libc::ioctl(file.as_raw_fd(), nix::libc::TUNSETIFF, &raw mut request) };
-    nix::errno::Errno::result(result)?;
+    let control = control_socket()?;
+    let mut request = interface_request(name)?;
+    ioctl(&control, SIOCBRADDBR, &mut request.ifr_name).context("SIOCBRADDBR")?;
+    for port in ports {
+        request.ifr_ifru.ifru_ifindex = port.0 as i32;
+        ioctl(&control, SIOCBRADDIF, &mut request).context("SIOCBRADDIF")?;
+    }
+    set_up(name)
+}
+
+/// How long anything may take on a busy machine before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Waits until `fd` is readable.
+pub fn wait_readable(fd: BorrowedFd<'_>, deadline: Instant) -> anyhow::Result<()> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let timeout = PollTimeout::try_from(left)?;
+    if poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout)? == 0 {
+        bail!("nothing came in time");
+    }
     Ok(())
+}
+
+/// Until the kernel has noticed a new tap's carrier, its "noop" queue throws away what the host sends to the guest.
+fn wait_for_queue(name: &str) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let output = Command::new("ip")
+            .args(["link", "show", name])
+            .output()
+            .context("cannot run ip")?;
+        if !String::from_utf8_lossy(&output.stdout).contains("qdisc noop") {
+            return Ok(());
+        }
+        anyhow::ensure!(Instant::now() < deadline, "tap {name} does not come up");
+    }
+}
+
+fn set_up(name: &str) -> anyhow::Result<()> {
+    let mut request = interface_request(name)?;
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
+    ioctl(&control_socket()?, libc::SIOCSIFFLAGS, &mut request).context("SIOCSIFFLAGS")
+}
+
+fn control_socket() -> anyhow::Result<OwnedFd> {
+    Ok(socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?)
+}
+
+fn interface_request(name: &str) -> anyhow::Result<libc::ifreq> {
+    // SAFETY: all zeroes are a valid value of this plain C structure.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        bail!("{name:?} is too long for an interface name");
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    Ok(request)
+}
+
+fn ioctl<T>(fd: &impl AsRawFd, command: libc::c_ulong, argument: &mut T) -> io::Result<()> {
+    // SAFETY: the commands used here take what they are given above: an `ifreq`, an interface's name or its index, each
+    // of which outlives the call.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), command, &raw mut *argument) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }

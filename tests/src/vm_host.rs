@@ -10,7 +10,6 @@ use crate::{
     netns::Namespace,
     qemu::{Guest, GuestOptions},
     records,
-    tap::guest_mac,
 };
 
 /// The tap that the guest is connected to.
@@ -40,7 +39,7 @@ impl VmHost {
         namespace.ip(&format!("tuntap add dev {TAP} mode tap"))?;
         namespace.ip(&format!("link set {TAP} up"))?;
         let files = HostFiles::new("")?;
-        let mut record = records::instance(INSTANCE_ID, guest_mac(2), TAP, ADDRESS);
+        let mut record = records::instance(INSTANCE_ID, records::guest_mac(2), TAP, ADDRESS);
         change(&mut record);
         files.put("roles", records::ROLE, &records::role())?;
         files.put(
@@ -72,7 +71,7 @@ fn options(name: &str, steps: &[&str], limit: Duration) -> GuestOptions {
     GuestOptions {
         name: name.to_owned(),
         tap: TAP.to_owned(),
-        mac: guest_mac(2),
+        mac: records::guest_mac(2),
         address: format!("{ADDRESS}/24"),
         steps: steps.iter().map(|&step| step.to_owned()).collect(),
         limit,

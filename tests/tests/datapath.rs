@@ -18,7 +18,8 @@ use imds_ebpf::{
 };
 use imds_tests::{
     frames::{Arp, BROADCAST, Case, GUEST_IP, GUEST_MAC, Ipv4, OTHER_MAC, table, tcp},
-    kernel::{PATIENCE, Tap, VNET_HEADER_BYTES, bridge, in_namespaces, wait_readable},
+    kernel::in_namespaces,
+    tap::{PATIENCE, Tap, VNET_HEADER_BYTES, bridge, wait_readable},
 };
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},

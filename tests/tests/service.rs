@@ -11,8 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use imds_tests::{
     host::{Host, INSTANCE_ID},
     kernel_guest::KernelGuest,
-    records::{ROLE, USER_DATA},
-    tap::guest_mac,
+    records::{self, ROLE, USER_DATA},
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -129,8 +128,8 @@ fn who_brings_no_token_or_a_wrong_one_is_refused() -> Result<()> {
 fn a_token_is_good_for_its_own_instance_only() -> Result<()> {
     let (host, guest) = Host::with_guest(|_| ())?;
     // The other tenant uses the same IP address.
-    let other = host.add_guest("tap1", guest_mac(3), "10.0.0.2/24")?;
-    let mut record = imds_tests::records::instance("i-0fedcba9876543210", guest_mac(3), "tap1", "10.0.0.2");
+    let other = host.add_guest("tap1", records::guest_mac(3), "10.0.0.2/24")?;
+    let mut record = records::instance("i-0fedcba9876543210", records::guest_mac(3), "tap1", "10.0.0.2");
     record["UserData"] = "b3RoZXI=".into();
     host.files.put("instances", "other", &record)?;
     let token_of_one = guest.namespace.enter(token);

@@ -21,7 +21,7 @@ use imds_tests::{
     load::{self, Load, Outcome},
     netns::Namespace,
     records,
-    tap::{Tap, guest_mac},
+    tap::Tap,
 };
 use nix::{
     sched::{CpuSet, sched_setaffinity},
@@ -151,9 +151,9 @@ struct Ours {
 impl Ours {
     fn start(program: &Path) -> Result<Self> {
         let namespace = Namespace::new()?;
-        let tap = Arc::new(Tap::new(&namespace, "tap0")?);
+        let tap = Arc::new(namespace.enter(|| Tap::new("tap0"))?);
         let files = HostFiles::new("")?;
-        let record = records::instance(INSTANCE_ID, guest_mac(2), "tap0", ADDRESS);
+        let record = records::instance(INSTANCE_ID, records::guest_mac(2), "tap0", ADDRESS);
         files.put("instances", INSTANCE_ID, &record)?;
         let agent = Agent::start(program, &namespace, &files)?;
         pin(agent.pid()?, SERVER_CORE)?;
@@ -205,14 +205,14 @@ struct Nginx {
 impl Nginx {
     fn start(target: &Path, reply: &[u8]) -> Result<Self> {
         let namespace = Namespace::new()?;
-        let tap = Tap::new(&namespace, "tap0")?;
+        let tap = namespace.enter(|| Tap::new("tap0"))?;
         let guest: std::net::Ipv4Addr = GUEST_ADDRESS.into();
         namespace.ip(&format!("link set tap0 address {NGINX_MAC}"))?;
         namespace.ip("address add 169.254.169.254/32 dev tap0")?;
         namespace.ip("route add 10.0.0.0/24 dev tap0")?;
         namespace.ip(&format!(
             "neighbour add {guest} lladdr {} dev tap0 nud permanent",
-            guest_mac(2)
+            records::guest_mac(2)
         ))?;
         let files = tempfile::Builder::new()
             .prefix("bench-nginx-")
@@ -255,7 +255,7 @@ impl Drop for Nginx {
 fn load_of(request: &[u8], in_flight: usize, duration: Duration) -> Load {
     let request = request.to_vec();
     Load {
-        mac: guest_mac(2),
+        mac: records::guest_mac(2),
         address: GUEST_ADDRESS,
         server: NGINX_MAC,
         request,

@@ -17,10 +17,10 @@ use crate::host_command::workspace;
 const ROOMS: &[(&str, &str)] = &[
     (
         "agent",
-        "bindings config observe worker datapath stack http imds registry credentials now",
+        "bindings config keys observe worker datapath stack http imds registry credentials now",
     ),
     ("bindings", "registry"),
-    ("config", "registry"),
+    ("config", "glob registry credentials"),
     (
         "worker",
         "observe datapath stack http imds registry credentials now",
@@ -31,20 +31,22 @@ const ROOMS: &[(&str, &str)] = &[
     ("http", "now"),
     ("imds", "http registry credentials now"),
     ("registry", ""),
-    ("credentials", "registry"),
+    ("credentials", "glob keys registry now"),
+    ("glob", ""),
+    ("keys", ""),
     ("now", ""),
 ];
 
 /// Outside crates that only some files of the agent may name, by the paths under `imds-agent/src` that may.
 const CRATES: &[(&str, &[&str])] = &[
     ("aya", &["datapath/"]),
-    // The directory opens files with flags that only the system knows.
+    // Besides the datapath: a file is opened without waiting for a pipe, a program is ended with its children.
     ("libc", &["datapath/", "registry/directory"]),
-    ("nix", &["datapath/", "registry/directory"]),
+    ("nix", &["datapath/", "registry/directory", "credentials/process"]),
     ("rtnetlink", &["datapath/"]),
     ("smoltcp", &["stack/"]),
     ("httparse", &["http/"]),
-    ("hmac", &["imds/"]),
+    ("hmac", &["imds/", "credentials/capsule.rs"]),
     ("subtle", &["imds/"]),
     ("inotify", &["registry/"]),
     ("toml", &["config.rs"]),

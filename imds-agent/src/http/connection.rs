@@ -4,7 +4,9 @@
 //! is incomplete is kept. A request is answered when its body is complete too, so that the next one is found where it
 //! begins. Nothing is answered while too much waits to be sent: then the stream is left unread.
 
-use std::{collections::VecDeque, mem::MaybeUninit, time::Duration};
+use std::{collections::VecDeque, fmt, mem::MaybeUninit, time::Duration};
+
+use zeroize::Zeroizing;
 
 use super::{
     Response, Service, Status,
@@ -33,10 +35,9 @@ pub struct Transmit<'a> {
 }
 
 /// The state of one connection.
-#[derive(Debug)]
 pub struct Connection {
-    /// An incomplete request, or requests that wait for room in `outbound`.
-    inbound: Vec<u8>,
+    /// An incomplete request, or requests that wait for room in `outbound`. Wiped in the end, as session tokens are in them.
+    inbound: Zeroizing<Vec<u8>>,
     outbound: Outbound,
     response: Response,
     /// When the first byte of an incomplete request came.
@@ -50,11 +51,23 @@ pub struct Connection {
     is_closing: bool,
 }
 
+impl fmt::Debug for Connection {
+    /// Neither requests nor responses are for logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("inbound_bytes", &self.inbound.len())
+            .field("outbound_bytes", &self.outbound.unsent())
+            .field("is_ended", &self.is_ended)
+            .field("is_closing", &self.is_closing)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Connection {
     /// A connection that was just accepted.
     pub fn new(now: Now) -> Self {
         Self {
-            inbound: Vec::new(),
+            inbound: Zeroizing::default(),
             outbound: Outbound::default(),
             response: Response::default(),
             request_began: None,
@@ -151,8 +164,8 @@ impl Connection {
 
     fn answer_inbound(&mut self, now: Now, service: &mut impl Service) {
         let mut inbound = std::mem::take(&mut self.inbound);
-        let answered = self.answer(now, &inbound, service);
-        inbound.drain(..answered.min(inbound.len()));
+        let answered = self.answer(now, &inbound, service).min(inbound.len());
+        inbound.drain(..answered);
         self.inbound = inbound;
     }
 
@@ -253,15 +266,16 @@ impl Connection {
 
     fn close(&mut self) {
         self.is_closing = true;
-        self.inbound = Vec::new();
+        self.inbound = Zeroizing::default();
         self.request_began = None;
     }
 }
 
 /// Bytes on their way out, in runs of one hop limit each.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Outbound {
-    bytes: Vec<u8>,
+    /// Wiped in the end, as they may be credentials.
+    bytes: Zeroizing<Vec<u8>>,
     /// How many of `bytes` are sent.
     sent: usize,
     /// Their lengths add up to the unsent part of `bytes`; none is empty.
@@ -276,7 +290,11 @@ struct Run {
 
 impl Outbound {
     fn has_room(&self) -> bool {
-        self.bytes.len().saturating_sub(self.sent) < QUEUED_BYTES_MAX
+        self.unsent() < QUEUED_BYTES_MAX
+    }
+
+    fn unsent(&self) -> usize {
+        self.bytes.len().saturating_sub(self.sent)
     }
 
     fn front(&self) -> Option<Transmit<'_>> {
@@ -313,8 +331,152 @@ impl Outbound {
         }
         // A peer that always leaves something unread must not make the sent part grow for ever.
         if self.runs.is_empty() || self.sent >= QUEUED_BYTES_MAX {
-            self.bytes.drain(..self.sent.min(self.bytes.len()));
-            self.sent = 0;
+            let sent = std::mem::take(&mut self.sent).min(self.bytes.len());
+            self.bytes.drain(..sent);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::Request;
+
+    /// Answers every request with as many bytes as its target says, and with hop limit 1 if it is a PUT.
+    struct Filler;
+
+    impl Service for Filler {
+        fn respond(&mut self, _: Now, request: &Request<'_>, response: &mut Response) {
+            let count = request.target.trim_start_matches('/').parse().unwrap();
+            response.body.resize(count, b'.');
+            response.hop_limit = (request.method == "PUT").then_some(1);
+        }
+    }
+
+    fn at(seconds: u64) -> Now {
+        Now {
+            monotonic: Duration::from_secs(seconds),
+            unix: Duration::from_secs(1_800_000_000 + seconds),
+        }
+    }
+
+    fn request(method: &str, count: usize) -> Vec<u8> {
+        format!("{method} /{count} HTTP/1.1\r\nConnection: keep-alive\r\n\r\n").into_bytes()
+    }
+
+    /// Takes `count` bytes of the front run.
+    fn take(connection: &mut Connection, now: Now, count: usize) {
+        assert!(connection.poll_transmit().unwrap().bytes.len() >= count);
+        connection.handle_transmitted(now, count, &mut Filler);
+    }
+
+    fn queued(connection: &Connection) -> usize {
+        connection.outbound.unsent()
+    }
+
+    #[test]
+    fn full_queue_leaves_the_stream_unread() {
+        let mut connection = Connection::new(at(0));
+        let pipelined = request("GET", QUEUED_BYTES_MAX).repeat(3);
+        connection.handle_bytes(at(0), &pipelined, &mut Filler);
+        assert!(!connection.wants_bytes());
+        let first = queued(&connection);
+        assert!((QUEUED_BYTES_MAX..QUEUED_BYTES_MAX + 512).contains(&first));
+
+        // A byte of room lets the second in, and no more.
+        take(&mut connection, at(0), first - QUEUED_BYTES_MAX + 1);
+        assert!(!connection.wants_bytes());
+        assert_eq!(queued(&connection), QUEUED_BYTES_MAX - 1 + first);
+
+        take(&mut connection, at(0), 2 * QUEUED_BYTES_MAX);
+        let rest = queued(&connection);
+        take(&mut connection, at(0), rest);
+        assert!(connection.wants_bytes() && connection.poll_transmit().is_none());
+    }
+
+    #[test]
+    fn full_queue_is_no_slow_request() {
+        let mut connection = Connection::new(at(0));
+        let pipelined = request("GET", QUEUED_BYTES_MAX).repeat(2);
+        connection.handle_bytes(at(0), &pipelined, &mut Filler);
+        assert_eq!(connection.poll_timeout(), Some(IDLE_TIMEOUT));
+    }
+
+    #[test]
+    fn sent_bytes_do_not_pile_up() {
+        let mut connection = Connection::new(at(0));
+        for _ in 0..1000 {
+            connection.handle_bytes(at(0), &request("GET", 1000), &mut Filler);
+            let all_but_one = queued(&connection) - 1;
+            take(&mut connection, at(0), all_but_one);
+        }
+        assert!(connection.outbound.bytes.len() < 2 * QUEUED_BYTES_MAX);
+    }
+
+    #[test]
+    fn hop_limits_never_share_a_chunk() {
+        let mut connection = Connection::new(at(0));
+        for method in ["GET", "PUT", "GET", "GET"] {
+            connection.handle_bytes(at(0), &request(method, 10), &mut Filler);
+        }
+        let mut runs = Vec::new();
+        while let Some(transmit) = connection.poll_transmit() {
+            let bodies = transmit
+                .bytes
+                .windows(10)
+                .filter(|bytes| *bytes == b"..........")
+                .count();
+            runs.push((transmit.hop_limit, bodies));
+            // In two steps, as a full send buffer would take it.
+            let (first, rest) = (5, transmit.bytes.len() - 5);
+            take(&mut connection, at(0), first);
+            take(&mut connection, at(0), rest);
+        }
+        assert_eq!(runs, [(None, 1), (Some(1), 1), (None, 2)]);
+    }
+
+    #[test]
+    fn peer_that_takes_nothing_is_given_up() {
+        let mut connection = Connection::new(at(0));
+        connection.handle_bytes(at(1), b"GET /10 HTTP/1.1\r\n\r\n", &mut Filler);
+        assert!(connection.is_last() && connection.poll_transmit().is_some());
+        assert_eq!(connection.poll_timeout(), Some(Duration::from_secs(31)));
+        connection.handle_timeout(at(30));
+        assert!(connection.poll_transmit().is_some());
+        connection.handle_timeout(at(31));
+        assert_eq!(
+            (connection.poll_transmit(), connection.poll_timeout()),
+            (None, None)
+        );
+    }
+
+    #[test]
+    fn end_with_a_full_queue_still_answers_what_was_asked() {
+        let mut connection = Connection::new(at(0));
+        let pipelined = request("GET", QUEUED_BYTES_MAX).repeat(3);
+        connection.handle_bytes(at(0), &pipelined, &mut Filler);
+        connection.handle_end(at(0));
+        let mut taken = 0;
+        while let Some(transmit) = connection.poll_transmit() {
+            let count = transmit.bytes.len();
+            taken += count;
+            take(&mut connection, at(0), count);
+        }
+        assert!(taken > 3 * QUEUED_BYTES_MAX);
+        assert!(connection.is_last());
+    }
+
+    #[test]
+    fn closing_throws_further_bytes_away() {
+        let mut connection = Connection::new(at(0));
+        connection.handle_bytes(
+            at(0),
+            b"GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\n",
+            &mut Filler,
+        );
+        let before = queued(&connection);
+        connection.handle_bytes(at(0), &request("GET", 3), &mut Filler);
+        assert!(connection.wants_bytes() && connection.inbound.is_empty());
+        assert_eq!(queued(&connection), before);
     }
 }

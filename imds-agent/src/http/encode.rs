@@ -3,9 +3,10 @@
 //! Read first: section 2 of the wire contract. Which fields a response has, and in which order, follows the captures
 //! made on EC2: they differ between a representation, a token, a 401 and a 405.
 
-use std::{cell::Cell, io::Write as _, time::Duration};
+use std::{cell::Cell, fmt, io::Write as _, time::Duration};
 
 use jiff::Timestamp;
+use zeroize::Zeroize as _;
 
 use super::Version;
 use crate::now::Now;
@@ -67,8 +68,7 @@ impl ContentType {
 }
 
 /// A response under construction. The connection owns one and hands it out again for every request, so that its buffers
-/// are allocated once.
-#[derive(Debug)]
+/// are allocated once. The body may be somebody's credentials: it is never shown, and wiped in the end.
 pub struct Response {
     /// The status line.
     pub status: Status,
@@ -86,6 +86,27 @@ pub struct Response {
     pub retry_after_seconds: Option<u32>,
     /// The IP hop limit of every packet that carries bytes of this response; nothing means the ordinary one.
     pub hop_limit: Option<u8>,
+}
+
+impl fmt::Debug for Response {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Response")
+            .field("status", &self.status)
+            .field("content_type", &self.content_type)
+            .field("body_bytes", &self.body.len())
+            .field("last_modified", &self.last_modified)
+            .field("token_ttl_seconds", &self.token_ttl_seconds)
+            .field("allow", &self.allow)
+            .field("retry_after_seconds", &self.retry_after_seconds)
+            .field("hop_limit", &self.hop_limit)
+            .finish()
+    }
+}
+
+impl Drop for Response {
+    fn drop(&mut self) {
+        self.body.zeroize();
+    }
 }
 
 impl Default for Response {
@@ -228,10 +249,10 @@ fn write_field(field: Field, response: &Response, now: Now, framing: Framing, ou
         },
         Field::ContentLength => push_number(out, "Content-Length", response.body.len()),
         Field::ContentType => push(out, "Content-Type", response.content_type.mime()),
-        Field::Date => push_date(out, "Date", &DATE, now.unix),
+        Field::Date => DATE.with(|memo| push_date(out, "Date", memo, now.unix)),
         Field::LastModified => {
             if let Some(time) = response.last_modified {
-                push_date(out, "Last-Modified", &LAST_MODIFIED, time);
+                LAST_MODIFIED.with(|memo| push_date(out, "Last-Modified", memo, time));
             }
         }
         Field::RetryAfter => {
@@ -254,7 +275,7 @@ fn push(out: &mut Vec<u8>, name: &str, value: &str) {
     }
 }
 
-fn push_number(out: &mut Vec<u8>, name: &str, value: impl std::fmt::Display) {
+fn push_number(out: &mut Vec<u8>, name: &str, value: impl fmt::Display) {
     _ = write!(out, "{name}: {value}\r\n");
 }
 
@@ -265,22 +286,23 @@ const DATE_BYTES: usize = 29;
 /// records that its guests ask for rarely change at all.
 type DateMemo = Cell<(u64, [u8; DATE_BYTES])>;
 
+const EPOCH: (u64, [u8; DATE_BYTES]) = (0, *b"Thu, 01 Jan 1970 00:00:00 GMT");
+
 thread_local! {
-    static DATE: DateMemo = const { Cell::new((0, *b"Thu, 01 Jan 1970 00:00:00 GMT")) };
-    static LAST_MODIFIED: DateMemo = const { Cell::new((0, *b"Thu, 01 Jan 1970 00:00:00 GMT")) };
+    static DATE: DateMemo = const { Cell::new(EPOCH) };
+    static LAST_MODIFIED: DateMemo = const { Cell::new(EPOCH) };
 }
 
-fn push_date(out: &mut Vec<u8>, name: &str, memo: &'static std::thread::LocalKey<DateMemo>, time: Duration) {
+fn push_date(out: &mut Vec<u8>, name: &str, memo: &DateMemo, time: Duration) {
     let second = time.as_secs();
     let (memo_second, mut text) = memo.get();
     if memo_second != second {
         text = date(second);
         memo.set((second, text));
     }
-    out.extend_from_slice(name.as_bytes());
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(&text);
-    out.extend_from_slice(b"\r\n");
+    for part in [name.as_bytes(), b": ", &text, b"\r\n"] {
+        out.extend_from_slice(part);
+    }
 }
 
 /// An HTTP date; a time past the year 9999 is that year's last second.

@@ -183,7 +183,10 @@ impl Imds {
                 let last_modified = found.last_modified.unwrap_or(caller.member.last_modified);
                 response.content_type = found.content_type;
                 response.last_modified = Some(tree::since_epoch(last_modified));
-                Ok(found.delivery)
+                Ok(match request.method {
+                    "HEAD" => Delivery::Nothing,
+                    _ => found.delivery,
+                })
             }
         }
     }

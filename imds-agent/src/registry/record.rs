@@ -134,7 +134,7 @@ struct WrappedInstanceProfile {
 
 fn parse_instance(bytes: &[u8], warnings: &mut Vec<Finding>) -> Result<Instance, Finding> {
     if !first_key_is(bytes, "Reservations") {
-        return from_json(bytes, warnings);
+        return from_json(bytes, warnings).map(without_empty_texts);
     }
     let mut described: Described = from_json(bytes, warnings)?;
     let count: usize = described
@@ -154,13 +154,33 @@ fn parse_instance(bytes: &[u8], warnings: &mut Vec<Finding>) -> Result<Instance,
             let mut instance = instances.remove(0);
             instance.reservation_id = instance.reservation_id.or(reservation_id);
             instance.owner_id = instance.owner_id.or(owner_id);
-            Ok(instance)
+            Ok(without_empty_texts(instance))
         }
         _ => Err(Finding::field(
             "Reservations",
             format!("holds {count} instances, but a file describes exactly one"),
         )),
     }
+}
+
+/// `describe-instances` prints what an instance lacks as an empty text; in the metadata tree it is absent.
+fn without_empty_texts(mut instance: Instance) -> Instance {
+    let Instance {
+        placement,
+        private_dns_name,
+        public_dns_name,
+        key_name,
+        ..
+    } = &mut instance;
+    for text in [
+        &mut placement.group_name,
+        private_dns_name,
+        public_dns_name,
+        key_name,
+    ] {
+        text.take_if(|text| text.is_empty());
+    }
+    instance
 }
 
 /// Whether the file is an object whose first key is `key`: enough to tell the AWS CLI's wrappers, which have but one,

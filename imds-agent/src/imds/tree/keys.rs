@@ -7,7 +7,7 @@ use std::{fmt, fmt::Write as _, net::Ipv4Addr, ops::ControlFlow};
 
 use super::view::{Interface, View, said};
 use crate::registry::{
-    InstanceMetadataTags, Role,
+    InstanceMetadataTags, NetworkInterface, Role,
     instance::{PublicKey, Tag},
 };
 
@@ -38,6 +38,13 @@ pub struct Keys<'v> {
     pub public_key: Option<&'v PublicKey>,
     pub role: Option<&'v Role>,
     pub tag: Option<&'v Tag>,
+}
+
+impl<'v> Keys<'v> {
+    /// The record of the interface.
+    pub fn eni(&self) -> Option<&'v NetworkInterface> {
+        Some(self.interface?.record)
+    }
 }
 
 /// Is told every name and what it stands for.
@@ -84,13 +91,18 @@ impl Placeholder {
                 let device = Some(device);
                 visit(name, Keys { device, ..outer })
             }),
-            Self::Mac => view.interfaces().try_for_each(|interface| {
-                let keys = Keys {
-                    interface: Some(interface),
-                    ..outer
-                };
-                visit(&interface.record.mac_address, keys)
-            }),
+            Self::Mac => {
+                // The primary one first: scripts take the first line for it.
+                let others = view.interfaces().filter(|interface| !view.is_primary(*interface));
+                let mut interfaces = view.primary().into_iter().chain(others);
+                interfaces.try_for_each(|interface| {
+                    let keys = Keys {
+                        interface: Some(interface),
+                        ..outer
+                    };
+                    visit(&interface.record.mac_address, keys)
+                })
+            }
             Self::PublicIp => {
                 let mut addresses = outer.interface.into_iter().flat_map(Interface::public_ipv4s);
                 addresses.try_for_each(|address| {

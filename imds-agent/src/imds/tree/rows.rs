@@ -10,7 +10,12 @@ use super::{
     keys::Keys,
     view::{View, said},
 };
-use crate::{credentials::RoleState, http::ContentType, imds::Delivery, imds::documents};
+use crate::{
+    credentials::RoleState,
+    http::ContentType,
+    imds::{Delivery, documents},
+    registry::instance::SecurityGroup,
+};
 
 /// One category.
 #[derive(Debug)]
@@ -74,6 +79,16 @@ impl Lines<'_> {
             _ = write!(self.out, "{item}");
         }
     }
+
+    fn each<S, I: IntoIterator<Item: fmt::Display>>(
+        &mut self,
+        source: Option<S>,
+        items: impl FnOnce(S) -> I,
+    ) {
+        if let Some(source) = source {
+            self.extend(items(source));
+        }
+    }
 }
 
 const fn row(path: &'static str, first: &'static str, value: Value) -> Row {
@@ -82,92 +97,102 @@ const fn row(path: &'static str, first: &'static str, value: Value) -> Row {
 
 use Value::{Document, Lines as List, Text};
 
-/// Every category.
+/// A path under an interface.
+macro_rules! eni {
+    ($path:literal) => {
+        concat!("meta-data/network/interfaces/macs/{mac}/", $path)
+    };
+}
+
+/// Every category: path, first version, value. `v` is the view, `k` what the placeholders stand for, `l` the lines.
 #[rustfmt::skip]
 pub static ROWS: &[Row] = &[
-    row("dynamic/fws/instance-monitoring", "2009-04-04", Text(|view, _| Some(&view.instance.monitoring.as_ref()?.state))),
+    row("dynamic/fws/instance-monitoring", "2009-04-04", Text(|v, _| Some(&v.instance.monitoring.as_ref()?.state))),
     row("dynamic/instance-identity/document", "2009-04-04", Document(identity_document)),
 
-    row("meta-data/ami-id", "1.0", Text(|view, _| view.instance.image_id.as_deref())),
-    row("meta-data/ami-launch-index", "1.0", List(|view, _, lines| lines.extend([view.instance.ami_launch_index]))),
-    row("meta-data/ami-manifest-path", "1.0", Text(|view, _| said(view.instance.ami_manifest_path.as_deref()).or(Some("(unknown)")))),
-    row("meta-data/ancestor-ami-ids", "2007-10-10", List(|view, _, lines| lines.extend(&view.instance.ancestor_ami_ids))),
-    row("meta-data/block-device-mapping/{device}", "2007-12-15", Text(|_, keys| keys.device)),
-    row("meta-data/hostname", "1.0", Text(|view, _| view.local_hostname())),
+    row("meta-data/ami-id", "1.0", Text(|v, _| v.instance.image_id.as_deref())),
+    row("meta-data/ami-launch-index", "1.0", List(|v, _, l| l.extend([v.instance.ami_launch_index]))),
+    row("meta-data/ami-manifest-path", "1.0", Text(|v, _| v.ami_manifest_path())),
+    row("meta-data/ancestor-ami-ids", "2007-10-10", List(|v, _, l| l.extend(&v.instance.ancestor_ami_ids))),
+    row("meta-data/block-device-mapping/{device}", "2007-12-15", Text(|_, k| k.device)),
+    row("meta-data/hostname", "1.0", Text(|v, _| v.local_hostname())),
     row("meta-data/iam/info", "2012-01-12", Document(iam_info)),
-    row("meta-data/iam/security-credentials/{role}", "2012-01-12", Document(|view, _, out| role_credentials(view, None, out))),
+    row("meta-data/iam/security-credentials/{role}", "2012-01-12", Document(role_credentials)),
     // Undocumented, and asked for by the SDKs of today. It is as old as what it extends.
-    row("meta-data/iam/security-credentials-extended/{role}", "2012-01-12", Document(|view, keys, out| role_credentials(view, keys.role.and_then(documents::account_of), out))),
+    row("meta-data/iam/security-credentials-extended/{role}", "2012-01-12", Document(extended_role_credentials)),
     row("meta-data/identity-credentials/ec2/info", "2018-05-23", Document(identity_credentials_info)),
     row("meta-data/instance-action", "2008-09-01", Text(|_, _| Some("none"))),
-    row("meta-data/instance-id", "1.0", Text(|view, _| Some(view.instance.instance_id.as_str()))),
-    row("meta-data/instance-life-cycle", "2019-10-01", Text(|view, _| said(view.instance.instance_lifecycle.as_deref()).or(Some("on-demand")))),
-    row("meta-data/instance-type", "2007-08-29", Text(|view, _| view.instance.instance_type.as_deref())),
-    row("meta-data/ipv6", "2021-01-03", List(|view, _, lines| lines.extend(view.ipv6()))),
-    row("meta-data/kernel-id", "2008-02-01", Text(|view, _| view.instance.kernel_id.as_deref())),
-    row("meta-data/local-hostname", "2007-01-19", Text(|view, _| view.local_hostname())),
-    row("meta-data/local-ipv4", "1.0", List(|view, _, lines| lines.extend(view.local_ipv4()))),
-    row("meta-data/mac", "2011-01-01", List(|view, _, lines| lines.extend(view.primary().map(|interface| interface.record.mac_address)))),
+    row("meta-data/instance-id", "1.0", Text(|v, _| Some(v.instance.instance_id.as_str()))),
+    row("meta-data/instance-life-cycle", "2019-10-01", Text(|v, _| v.life_cycle())),
+    row("meta-data/instance-type", "2007-08-29", Text(|v, _| v.instance.instance_type.as_deref())),
+    row("meta-data/ipv6", "2021-01-03", List(|v, _, l| l.extend(v.ipv6()))),
+    row("meta-data/kernel-id", "2008-02-01", Text(|v, _| v.instance.kernel_id.as_deref())),
+    row("meta-data/local-hostname", "2007-01-19", Text(|v, _| v.local_hostname())),
+    row("meta-data/local-ipv4", "1.0", List(|v, _, l| l.extend(v.local_ipv4()))),
+    row("meta-data/mac", "2011-01-01", List(|v, _, l| l.extend(v.primary().map(|i| i.record.mac_address)))),
     row("meta-data/metrics/vhostmd", "2011-05-01", Text(|_, _| Some("<?xml version=\"1.0\" encoding=\"UTF-8\"?>"))),
 
-    row("meta-data/network/interfaces/macs/{mac}/device-number", "2011-01-01", List(|_, keys, lines| lines.extend(keys.interface.map(|interface| interface.device_number)))),
-    row("meta-data/network/interfaces/macs/{mac}/interface-id", "2011-01-01", Text(|_, keys| Some(keys.interface?.record.network_interface_id.as_ref()?.as_str()))),
-    row("meta-data/network/interfaces/macs/{mac}/ipv4-associations/{public-ip}", "2011-01-01", List(ipv4_association)),
+    row(eni!("device-number"), "2011-01-01", List(|_, k, l| l.extend(k.interface.map(|i| i.device_number)))),
+    row(eni!("interface-id"), "2011-01-01", Text(|_, k| Some(k.eni()?.network_interface_id.as_ref()?.as_str()))),
+    row(eni!("ipv4-associations/{public-ip}"), "2011-01-01", List(ipv4_association)),
     // The two prefixes have no documented date; delegation of prefixes came in July 2021.
-    row("meta-data/network/interfaces/macs/{mac}/ipv4-prefix", "2021-07-15", List(|_, keys, lines| lines.extend(keys.interface.iter().flat_map(|interface| &interface.record.ipv4_prefixes).map(|prefix| &prefix.ipv4_prefix)))),
-    row("meta-data/network/interfaces/macs/{mac}/ipv6-prefix", "2021-07-15", List(|_, keys, lines| lines.extend(keys.interface.iter().flat_map(|interface| &interface.record.ipv6_prefixes).map(|prefix| &prefix.ipv6_prefix)))),
-    row("meta-data/network/interfaces/macs/{mac}/ipv6s", "2016-06-30", List(|_, keys, lines| lines.extend(keys.interface.iter().flat_map(|interface| &interface.record.ipv6_addresses).map(|address| address.ipv6_address)))),
-    row("meta-data/network/interfaces/macs/{mac}/local-hostname", "2007-01-19", Text(|view, keys| view.interface_local_hostname(keys.interface?))),
-    row("meta-data/network/interfaces/macs/{mac}/local-ipv4s", "2011-01-01", List(|_, keys, lines| lines.extend(keys.interface.into_iter().flat_map(|interface| interface.local_ipv4s())))),
-    row("meta-data/network/interfaces/macs/{mac}/mac", "2011-01-01", List(|_, keys, lines| lines.extend(keys.interface.map(|interface| interface.record.mac_address)))),
-    row("meta-data/network/interfaces/macs/{mac}/network-card", "2020-11-01", List(network_card)),
-    row("meta-data/network/interfaces/macs/{mac}/network-card-index", "2020-11-01", List(network_card)),
-    row("meta-data/network/interfaces/macs/{mac}/owner-id", "2011-01-01", Text(|view, keys| said(keys.interface?.record.owner_id.as_deref()).or_else(|| view.account()))),
-    row("meta-data/network/interfaces/macs/{mac}/public-hostname", "2011-01-01", Text(|_, keys| keys.interface?.public_hostname())),
-    row("meta-data/network/interfaces/macs/{mac}/public-ipv4s", "2011-01-01", List(|_, keys, lines| lines.extend(keys.interface.into_iter().flat_map(|interface| interface.public_ipv4s())))),
-    row("meta-data/network/interfaces/macs/{mac}/security-group-ids", "2011-01-01", List(|view, keys, lines| lines.extend(keys.interface.iter().flat_map(|interface| view.interface_security_groups(*interface)).filter_map(|group| said(group.group_id.as_deref()))))),
-    row("meta-data/network/interfaces/macs/{mac}/security-groups", "2011-01-01", List(|view, keys, lines| lines.extend(keys.interface.iter().flat_map(|interface| view.interface_security_groups(*interface)).filter_map(|group| said(group.group_name.as_deref()))))),
-    row("meta-data/network/interfaces/macs/{mac}/subnet-id", "2011-01-01", Text(|_, keys| keys.interface?.record.subnet_id.as_deref())),
-    row("meta-data/network/interfaces/macs/{mac}/subnet-ipv4-cidr-block", "2011-01-01", Text(|_, keys| keys.interface?.record.subnet_ipv4_cidr_block.as_deref())),
-    row("meta-data/network/interfaces/macs/{mac}/subnet-ipv6-cidr-blocks", "2016-06-30", List(|_, keys, lines| lines.extend(keys.interface.iter().flat_map(|interface| &interface.record.subnet_ipv6_cidr_blocks)))),
-    row("meta-data/network/interfaces/macs/{mac}/vpc-id", "2011-01-01", Text(|_, keys| keys.interface?.record.vpc_id.as_deref())),
-    row("meta-data/network/interfaces/macs/{mac}/vpc-ipv4-cidr-block", "2011-01-01", Text(|_, keys| Some(keys.interface?.record.vpc_ipv4_cidr_blocks.first()?))),
-    row("meta-data/network/interfaces/macs/{mac}/vpc-ipv4-cidr-blocks", "2016-06-30", List(|_, keys, lines| lines.extend(keys.interface.iter().flat_map(|interface| &interface.record.vpc_ipv4_cidr_blocks)))),
-    row("meta-data/network/interfaces/macs/{mac}/vpc-ipv6-cidr-blocks", "2016-06-30", List(|_, keys, lines| lines.extend(keys.interface.iter().flat_map(|interface| &interface.record.vpc_ipv6_cidr_blocks)))),
+    row(eni!("ipv4-prefix"), "2021-07-15", List(|_, k, l| l.each(k.eni(), |e| e.ipv4_prefixes.iter().map(|p| &p.ipv4_prefix)))),
+    row(eni!("ipv6-prefix"), "2021-07-15", List(|_, k, l| l.each(k.eni(), |e| e.ipv6_prefixes.iter().map(|p| &p.ipv6_prefix)))),
+    row(eni!("ipv6s"), "2016-06-30", List(|_, k, l| l.each(k.eni(), |e| e.ipv6_addresses.iter().map(|a| a.ipv6_address)))),
+    // Documented with a date of 2007, which is that of the instance's: nothing per interface is older than its directory.
+    row(eni!("local-hostname"), "2011-01-01", Text(|v, k| v.interface_local_hostname(k.interface?))),
+    row(eni!("local-ipv4s"), "2011-01-01", List(|_, k, l| l.each(k.interface, |i| i.local_ipv4s()))),
+    row(eni!("mac"), "2011-01-01", List(|_, k, l| l.extend(k.eni().map(|e| e.mac_address)))),
+    row(eni!("network-card"), "2020-11-01", List(|_, k, l| l.extend(k.interface.and_then(|i| i.network_card())))),
+    row(eni!("network-card-index"), "2020-11-01", List(|_, k, l| l.extend(k.interface.and_then(|i| i.network_card())))),
+    row(eni!("owner-id"), "2011-01-01", Text(|v, k| said(k.eni()?.owner_id.as_deref()).or_else(|| v.account()))),
+    row(eni!("public-hostname"), "2011-01-01", Text(|_, k| k.interface?.public_hostname())),
+    row(eni!("public-ipv4s"), "2011-01-01", List(|_, k, l| l.each(k.interface, |i| i.public_ipv4s()))),
+    row(eni!("security-group-ids"), "2011-01-01", List(|v, k, l| l.each(k.interface, |i| ids(v.interface_security_groups(i))))),
+    row(eni!("security-groups"), "2011-01-01", List(|v, k, l| l.each(k.interface, |i| names(v.interface_security_groups(i))))),
+    row(eni!("subnet-id"), "2011-01-01", Text(|_, k| k.eni()?.subnet_id.as_deref())),
+    row(eni!("subnet-ipv4-cidr-block"), "2011-01-01", Text(|_, k| k.eni()?.subnet_ipv4_cidr_block.as_deref())),
+    row(eni!("subnet-ipv6-cidr-blocks"), "2016-06-30", List(|_, k, l| l.each(k.eni(), |e| &e.subnet_ipv6_cidr_blocks))),
+    row(eni!("vpc-id"), "2011-01-01", Text(|_, k| k.eni()?.vpc_id.as_deref())),
+    row(eni!("vpc-ipv4-cidr-block"), "2011-01-01", Text(|_, k| Some(k.eni()?.vpc_ipv4_cidr_blocks.first()?))),
+    row(eni!("vpc-ipv4-cidr-blocks"), "2016-06-30", List(|_, k, l| l.each(k.eni(), |e| &e.vpc_ipv4_cidr_blocks))),
+    row(eni!("vpc-ipv6-cidr-blocks"), "2016-06-30", List(|_, k, l| l.each(k.eni(), |e| &e.vpc_ipv6_cidr_blocks))),
 
-    row("meta-data/placement/availability-zone", "2008-02-01", Text(|view, _| view.availability_zone())),
-    row("meta-data/placement/availability-zone-id", "2019-10-01", Text(|view, _| view.instance.placement.availability_zone_id.as_deref())),
-    row("meta-data/placement/group-name", "2020-08-24", Text(|view, _| view.instance.placement.group_name.as_deref())),
-    row("meta-data/placement/host-id", "2020-08-24", Text(|view, _| view.instance.placement.host_id.as_deref())),
-    row("meta-data/placement/partition-number", "2020-08-24", List(|view, _, lines| lines.extend(view.instance.placement.partition_number))),
-    row("meta-data/placement/region", "2020-08-24", Text(|view, _| view.region())),
-    row("meta-data/product-codes", "2007-03-01", List(|view, _, lines| lines.extend(view.instance.product_codes.iter().map(|code| &code.product_code_id)))),
-    row("meta-data/public-hostname", "2007-01-19", Text(|view, _| view.public_hostname())),
-    row("meta-data/public-ipv4", "2007-01-19", List(|view, _, lines| lines.extend(view.public_ipv4()))),
-    row("meta-data/public-keys/{index}/openssh-key", "1.0", Text(|_, keys| Some(&keys.public_key?.public_key_material))),
-    row("meta-data/ramdisk-id", "2007-10-10", Text(|view, _| view.instance.ramdisk_id.as_deref())),
-    row("meta-data/reservation-id", "1.0", Text(|view, _| view.instance.reservation_id.as_deref())),
-    row("meta-data/security-groups", "1.0", List(|view, _, lines| lines.extend(view.security_groups().iter().filter_map(|group| said(group.group_name.as_deref()))))),
-    row("meta-data/services/domain", "2014-02-25", Text(|view, _| Some(view.partition().1))),
-    row("meta-data/services/partition", "2015-10-20", Text(|view, _| Some(view.partition().0))),
-    // `describe-instances` says `xen` of Nitro instances too, so that says nothing.
-    row("meta-data/system", "2022-09-24", Text(|view, _| view.instance.hypervisor.as_deref().filter(|system| matches!(*system, "nitro" | "xen-on-nitro")))),
+    row("meta-data/placement/availability-zone", "2008-02-01", Text(|v, _| v.availability_zone())),
+    row("meta-data/placement/availability-zone-id", "2019-10-01", Text(|v, _| v.placement().availability_zone_id.as_deref())),
+    row("meta-data/placement/group-name", "2020-08-24", Text(|v, _| v.placement().group_name.as_deref())),
+    row("meta-data/placement/host-id", "2020-08-24", Text(|v, _| v.placement().host_id.as_deref())),
+    row("meta-data/placement/partition-number", "2020-08-24", List(|v, _, l| l.extend(v.placement().partition_number))),
+    row("meta-data/placement/region", "2020-08-24", Text(|v, _| v.region())),
+    row("meta-data/product-codes", "2007-03-01", List(|v, _, l| l.extend(v.instance.product_codes.iter().map(|c| &c.product_code_id)))),
+    row("meta-data/public-hostname", "2007-01-19", Text(|v, _| v.public_hostname())),
+    row("meta-data/public-ipv4", "2007-01-19", List(|v, _, l| l.extend(v.public_ipv4()))),
+    row("meta-data/public-keys/{index}/openssh-key", "1.0", Text(|_, k| Some(&k.public_key?.public_key_material))),
+    row("meta-data/ramdisk-id", "2007-10-10", Text(|v, _| v.instance.ramdisk_id.as_deref())),
+    row("meta-data/reservation-id", "1.0", Text(|v, _| v.instance.reservation_id.as_deref())),
+    row("meta-data/security-groups", "1.0", List(|v, _, l| l.extend(names(v.security_groups())))),
+    row("meta-data/services/domain", "2014-02-25", Text(|v, _| Some(v.partition().1))),
+    row("meta-data/services/partition", "2015-10-20", Text(|v, _| Some(v.partition().0))),
+    row("meta-data/system", "2022-09-24", Text(|v, _| v.system())),
     row("meta-data/tags/instance/{tag}", "2021-03-23", Document(tag)),
 
     row("user-data", "1.0", Document(user_data)),
 ];
 
+fn names(groups: &[SecurityGroup]) -> impl Iterator<Item = &str> {
+    groups
+        .iter()
+        .filter_map(|group| said(group.group_name.as_deref()))
+}
+
+fn ids(groups: &[SecurityGroup]) -> impl Iterator<Item = &str> {
+    groups.iter().filter_map(|group| said(group.group_id.as_deref()))
+}
+
 fn ipv4_association<'v>(_: &View<'v>, keys: &Keys<'v>, lines: &mut Lines<'_>) {
     if let (Some(interface), Some(public_ip)) = (keys.interface, keys.public_ip) {
         lines.extend(interface.associated_with(public_ip));
     }
-}
-
-fn network_card<'v>(_: &View<'v>, keys: &Keys<'v>, lines: &mut Lines<'_>) {
-    let attachment = keys
-        .interface
-        .and_then(|interface| interface.record.attachment.as_ref());
-    lines.extend(attachment.and_then(|attachment| attachment.network_card_index));
 }
 
 fn identity_document<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
@@ -185,7 +210,15 @@ fn iam_info<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
     }
 }
 
-fn role_credentials(view: &View<'_>, account: Option<&str>, out: &mut Vec<u8>) -> Answer {
+fn role_credentials<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
+    credentials(view, None, out)
+}
+
+fn extended_role_credentials<'v>(view: &View<'v>, keys: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
+    credentials(view, keys.role.and_then(documents::account_of), out)
+}
+
+fn credentials(view: &View<'_>, account: Option<&str>, out: &mut Vec<u8>) -> Answer {
     match view.role_state {
         Some(RoleState::Ready(credentials)) if view.is_current(credentials) => {
             documents::role_credentials(credentials, account, out);

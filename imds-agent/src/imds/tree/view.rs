@@ -10,7 +10,7 @@ use crate::{
     now::Now,
     registry::{
         Instance, NetworkInterface,
-        instance::{Association, SecurityGroup},
+        instance::{Association, Placement, SecurityGroup},
         snapshot::Member,
     },
 };
@@ -86,6 +86,27 @@ impl<'v> View<'v> {
     pub fn account(&self) -> Option<&'v str> {
         let primary = || self.primary()?.record.owner_id.as_deref();
         said(self.instance.owner_id.as_deref()).or_else(|| said(primary()))
+    }
+
+    /// EC2 says `(unknown)` of images that are backed by EBS.
+    pub fn ami_manifest_path(&self) -> Option<&'v str> {
+        said(self.instance.ami_manifest_path.as_deref()).or(Some("(unknown)"))
+    }
+
+    /// `describe-instances` says nothing of an on-demand instance.
+    pub fn life_cycle(&self) -> Option<&'v str> {
+        said(self.instance.instance_lifecycle.as_deref()).or(Some("on-demand"))
+    }
+
+    /// The virtualization. `describe-instances` says `xen` of Nitro instances too, so that says nothing.
+    pub fn system(&self) -> Option<&'v str> {
+        let system = self.instance.hypervisor.as_deref();
+        system.filter(|system| matches!(*system, "nitro" | "xen-on-nitro"))
+    }
+
+    /// Where the instance runs.
+    pub fn placement(&self) -> &'v Placement {
+        &self.instance.placement
     }
 
     /// The availability zone.
@@ -231,6 +252,11 @@ impl<'v> Interface<'v> {
         associations
             .filter_map(|association: &Association| said(association.public_dns_name.as_deref()))
             .next()
+    }
+
+    /// Its network card, if the record says one.
+    pub fn network_card(self) -> Option<u32> {
+        self.record.attachment.as_ref()?.network_card_index
     }
 
     fn associations(self) -> impl Iterator<Item = (Ipv4Addr, Ipv4Addr)> + 'v {

@@ -74,6 +74,10 @@ fn describe_instances_output_gives_reservation_and_owner() {
     };
     assert_eq!(record.reservation_id.as_deref(), Some("r-1"));
     assert_eq!(record.owner_id.as_deref(), Some("210987654321"));
+    assert_eq!(
+        (record.public_dns_name, record.placement.group_name),
+        (None, None)
+    );
     assert_eq!(warnings, []);
     for (instances, count) in [(json!([]), 0), (json!([instance, instance]), 2)] {
         let errors = wrap(instances).unwrap_err();

@@ -1,0 +1,154 @@
+//! One instance, a clock that is set by hand, and connections to the service.
+
+use std::{fs, path::Path, sync::Arc, time::Duration};
+
+use imds_agent::{
+    credentials::{Refusal, RoleCredentials, RoleState},
+    http::{Connection, Request, Response, Service},
+    imds::{Caller, Imds, Outcome, TokenKey, TokenKeys},
+    now::Now,
+    registry::{Instance, InstanceProfile, Role, instance::MetadataOptions, snapshot::Member},
+};
+use jiff::Timestamp;
+use rand::{SeedableRng as _, rngs::StdRng};
+use secrecy::SecretString;
+use serde::Deserialize;
+
+/// When every exchange begins: the second of the capture in smithy-rs, Mon, 20 Sep 2021 21:43:31 GMT.
+pub const BEGIN: Duration = Duration::from_secs(1_632_174_211);
+
+/// What a file of `golden/instances` says.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct File {
+    last_modified: Timestamp,
+    instance: Instance,
+    instance_profile: Option<InstanceProfile>,
+    role: Option<Role>,
+    credentials: Option<Credentials>,
+    refusal: Option<Refused>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct Credentials {
+    access_key_id: String,
+    secret_access_key: String,
+    token: String,
+    last_updated: Timestamp,
+    expiration: Timestamp,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct Refused {
+    message: String,
+    last_updated: Timestamp,
+}
+
+/// One instance and what is known of its role session.
+pub struct World {
+    pub member: Member,
+    pub role_state: Option<Arc<RoleState>>,
+}
+
+impl World {
+    pub fn read(path: &Path) -> Self {
+        let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let file: File =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let ready = file.credentials.map(|credentials| {
+            RoleState::Ready(RoleCredentials {
+                access_key_id: credentials.access_key_id,
+                secret_access_key: SecretString::from(credentials.secret_access_key),
+                session_token: SecretString::from(credentials.token),
+                last_updated: credentials.last_updated,
+                expiration: credentials.expiration,
+            })
+        });
+        let refused = file.refusal.map(|refused| {
+            RoleState::Refused(Refusal {
+                code: "AssumeRoleUnauthorizedAccess",
+                message: refused.message,
+                last_updated: refused.last_updated,
+            })
+        });
+        Self {
+            member: Member {
+                options: file.instance.metadata_options.or(MetadataOptions::default()),
+                instance: file.instance,
+                instance_profile: file.instance_profile.map(Arc::new),
+                role: file.role.map(Arc::new),
+                last_modified: file.last_modified,
+            },
+            role_state: ready.or(refused).map(Arc::new),
+        }
+    }
+
+    pub fn named(name: &str) -> Self {
+        Self::read(&super::golden("instances").join(format!("{name}.json")))
+    }
+}
+
+/// Time since the exchange began.
+pub fn now(since_begin: Duration) -> Now {
+    Now {
+        monotonic: Duration::from_secs(1_000) + since_begin,
+        unix: BEGIN + since_begin,
+    }
+}
+
+/// The service as a worker has it, for the caller that is set.
+pub struct Server {
+    imds: Imds,
+    pub caller: Option<(World, usize)>,
+    pub outcomes: Vec<Outcome>,
+}
+
+impl Server {
+    pub fn new() -> Self {
+        let keys = TokenKeys::new(TokenKey::new([0, 0, 1], [0x5a; 32]), vec![]);
+        Self {
+            imds: Imds::new(Arc::new(keys), StdRng::seed_from_u64(7)),
+            caller: None,
+            outcomes: Vec::new(),
+        }
+    }
+
+    /// What comes back for `request` on a connection of its own.
+    pub fn exchange(&mut self, now: Now, request: &[u8]) -> Vec<u8> {
+        let mut connection = Connection::new(now);
+        connection.handle_bytes(now, request, self);
+        let mut bytes = Vec::new();
+        while let Some(transmit) = connection.poll_transmit() {
+            let count = transmit.bytes.len();
+            bytes.extend_from_slice(transmit.bytes);
+            connection.handle_transmitted(now, count, self);
+        }
+        bytes
+    }
+
+    /// A token that the service mints for the caller.
+    pub fn mint(&mut self, now: Now, ttl_seconds: u32) -> String {
+        let request = format!(
+            "PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: {ttl_seconds}\r\n\r\n"
+        );
+        let response = String::from_utf8(self.exchange(now, request.as_bytes())).expect("text");
+        self.outcomes.clear();
+        let (_, token) = response.split_once("\r\n\r\n").expect("a whole response");
+        token.to_owned()
+    }
+}
+
+impl Service for Server {
+    fn respond(&mut self, now: Now, request: &Request<'_>, response: &mut Response) {
+        let caller = self.caller.as_ref().map(|(world, interface)| Caller {
+            member: &world.member,
+            interface: &world.member.instance.network_interfaces[*interface],
+            role_state: world.role_state.as_ref(),
+        });
+        let outcome = self.imds.respond(now, caller.as_ref(), request, response);
+        assert_eq!(outcome.status, response.status);
+        self.outcomes.push(outcome);
+    }
+}
