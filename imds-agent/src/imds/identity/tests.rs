@@ -80,7 +80,7 @@ fn openssl_smime_verifies_rsa2048() {
     fs::write(path.join("certificate"), &HOST.certificate).unwrap();
 
     // The user guide's words; then with the certificate as the root of trust, too.
-    for trust in ["-noverify", "-CAfile certificate"] {
+    for trust in ["-noverify", "-noverify -nointern", "-CAfile certificate"] {
         let output = openssl(
             path,
             &format!("smime -verify -in rsa2048 -inform PEM -certfile certificate {trust}"),
@@ -271,6 +271,40 @@ fn refused_with_its_reason() {
             "{refused:?}"
         );
     }
+}
+
+/// The user guide's command believes a signer whose certificate comes along. We do not, nor does it with `-nointern`.
+#[test]
+fn certificate_that_comes_along_is_not_believed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    fs::write(path.join("document"), DOCUMENT).unwrap();
+    fs::write(path.join("key"), &OTHER.key).unwrap();
+    fs::write(path.join("signer"), &OTHER.certificate).unwrap();
+    fs::write(path.join("certificate"), &HOST.certificate).unwrap();
+    let arguments =
+        "smime -sign -binary -nodetach -in document -signer signer -inkey key -outform PEM -out rsa2048";
+    assert!(openssl(path, arguments).status.success());
+
+    let guide = "smime -verify -in rsa2048 -inform PEM -certfile certificate -noverify";
+    assert!(
+        openssl(path, guide).status.success(),
+        "then the documentation may be changed"
+    );
+    assert!(!openssl(path, &format!("{guide} -nointern")).status.success());
+    let signed = fs::read_to_string(path.join("rsa2048")).unwrap();
+    let refused = verify_signed_data(&pinned(&[&HOST]), NOW, &signed).map(|_| ());
+    assert!(
+        matches!(refused, Err(VerifyError::UnknownSigner { .. })),
+        "{refused:?}"
+    );
+
+    // Pinned, it is believed: signed data that openssl made is understood.
+    let other = pinned(&[&OTHER]);
+    assert_eq!(
+        verify_signed_data(&other, NOW, &signed).unwrap().document,
+        DOCUMENT
+    );
 }
 
 /// Whoever names another's certificate has to have its key.
