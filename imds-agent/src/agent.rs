@@ -1,6 +1,10 @@
 //! Composes everything and keeps it running: taps from the kernel, instances from the registry, bindings between the two.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context as _, Result};
 use imds_ebpf::abi::TapIndex;
@@ -15,8 +19,10 @@ use crate::{
         Classifier, Injector,
         link_watch::{LinkEvent, LinkWatch},
     },
+    identity_files,
+    identity_signer::Signer,
     imds::{
-        Imds,
+        Imds, identity,
         token::{TokenKey, TokenKeys},
     },
     keys::{self, Key, Purpose},
@@ -39,6 +45,7 @@ struct Agent {
     classifier: Classifier,
     bindings: Bindings,
     snapshot: Arc<Snapshot>,
+    signer: Signer,
     worker: worker::Handle,
     requests: Arc<Requests>,
 }
@@ -62,6 +69,10 @@ pub async fn run(config: Config) -> Result<()> {
     let sources = Sources::new(settings, issuer);
     let refresher = Refresher::new(Arc::new(sources), Arc::clone(&credentials), duration_seconds);
 
+    let identities = Arc::new(identity::Published::default());
+    let identity_keys = identity_files::load_or_create(&config.keys_directory(), &host_name(), unix_time())?;
+    let signer = Signer::start(identity_keys, Arc::clone(&identities)).context("cannot start the signer")?;
+
     let mut classifier = Classifier::load(&config.bpf_directory)?;
     let worker = Worker {
         ring: classifier
@@ -73,13 +84,17 @@ pub async fn run(config: Config) -> Result<()> {
         imds: Imds::new(Arc::new(token_keys), StdRng::from_rng(&mut rand::rng())),
         registry: Arc::clone(&registry),
         credentials: Arc::clone(&credentials),
+        identities: Arc::clone(&identities),
         requests: Arc::clone(&requests),
     };
+    let snapshot = Arc::clone(&snapshots.borrow_and_update());
+    signer.handle_snapshot(Arc::clone(&snapshot));
     let mut agent = Agent {
         taps: config.taps,
         classifier,
         bindings: Bindings::default(),
-        snapshot: Arc::clone(&snapshots.borrow_and_update()),
+        snapshot,
+        signer,
         worker: worker.start(0).context("cannot start a worker")?,
         requests,
     };
@@ -140,6 +155,7 @@ impl Agent {
             snapshot.revision,
             snapshot.instances.len()
         );
+        self.signer.handle_snapshot(Arc::clone(&snapshot));
         let changes = self.bindings.handle_snapshot(&snapshot);
         self.snapshot = snapshot;
         self.apply(changes);
@@ -199,6 +215,19 @@ impl Agent {
             }
         }
     }
+}
+
+/// What the host's own certificate is made out to.
+fn host_name() -> String {
+    let name = nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok());
+    name.filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "imds-agent".to_owned())
+}
+
+fn unix_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// The signals that end the agent.

@@ -19,7 +19,7 @@ use crate::{
     credentials,
     datapath::{Injector, Punt, PuntRing},
     http::{Request, Response, Service},
-    imds::{Caller, Imds},
+    imds::{Caller, Imds, identity},
     now::Now,
     observe::Requests,
     registry::{self, Snapshot},
@@ -61,6 +61,8 @@ pub struct Worker {
     pub registry: Arc<registry::Published>,
     /// The role sessions.
     pub credentials: Arc<credentials::Published>,
+    /// The signed identity documents.
+    pub identities: Arc<identity::Published>,
     /// What became of requests.
     pub requests: Arc<Requests>,
 }
@@ -113,6 +115,7 @@ impl Worker {
             imds,
             registry,
             credentials,
+            identities,
             requests,
         } = self;
         let mut ring = ring.into_async()?;
@@ -121,6 +124,7 @@ impl Worker {
             imds,
             registry,
             credentials,
+            identities,
             requests,
             stacks: HashMap::new(),
             deadlines: BTreeSet::new(),
@@ -153,6 +157,7 @@ struct Interfaces {
     imds: Imds,
     registry: Arc<registry::Published>,
     credentials: Arc<credentials::Published>,
+    identities: Arc<identity::Published>,
     requests: Arc<Requests>,
     /// Only of taps with connections: an idle instance has nothing here.
     stacks: HashMap<TapIndex, InterfaceStack>,
@@ -217,6 +222,7 @@ impl Interfaces {
             imds: &mut self.imds,
             snapshot: &self.registry.load(),
             credentials: &self.credentials,
+            identities: &self.identities,
             requests: &self.requests,
             mac: punt.mac,
         };
@@ -264,6 +270,7 @@ impl Interfaces {
                 imds: &mut self.imds,
                 snapshot: &self.registry.load(),
                 credentials: &self.credentials,
+                identities: &self.identities,
                 requests: &self.requests,
                 mac: interface.mac,
             };
@@ -335,6 +342,7 @@ struct Answer<'a> {
     imds: &'a mut Imds,
     snapshot: &'a Snapshot,
     credentials: &'a credentials::Published,
+    identities: &'a identity::Published,
     requests: &'a Requests,
     mac: MacAddr,
 }
@@ -353,6 +361,7 @@ impl Service for Answer<'_> {
                     member,
                     interface,
                     role_state: state.as_ref(),
+                    identities: self.identities,
                 };
                 self.imds.respond(now, Some(&caller), request, response)
             }
