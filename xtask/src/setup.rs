@@ -143,7 +143,10 @@ fn missing() -> Result<Vec<Item>> {
     }
     if !stamp(&venv()).exists() {
         missing.push(Item {
-            what: format!("boto3, in a Python environment in {}", venv().display()),
+            what: format!(
+                "boto3, the AWS CLI and moto, in a Python environment in {}",
+                venv().display()
+            ),
             install: Box::new(install_boto3),
         });
     }
@@ -286,8 +289,15 @@ fn install_boto3() -> Result<()> {
     };
     run_shown(Command::new(python).args(["-m", "venv", "--clear"]).arg(venv()))?;
     let pip = venv().join("bin/pip");
-    run_shown(Command::new(pip).args(["install", "--quiet", "--disable-pip-version-check", "boto3"]))?;
-    fs::write(stamp(&venv()), "boto3")?;
+    run_shown(Command::new(pip).args([
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "awscli",
+        "boto3",
+        "moto[server]",
+    ]))?;
+    fs::write(stamp(&venv()), "awscli boto3 moto")?;
     Ok(())
 }
 

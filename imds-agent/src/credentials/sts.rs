@@ -6,10 +6,7 @@
 
 use std::{collections::BTreeMap, error::Error, fmt::Write as _, path::PathBuf, time::Duration};
 
-use aws_config::{
-    BehaviorVersion, Region, SdkConfig, meta::region::RegionProviderChain, retry::RetryConfig,
-    timeout::TimeoutConfig,
-};
+use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_sdk_sts::{
     Client, config, error::ProvideErrorMetadata as _, error::SdkError, operation::assume_role,
@@ -161,14 +158,8 @@ async fn connect(settings: &Settings) -> Result<Client, FetchError> {
         .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
         .tls_context(tls_context)
         .build_https();
-    let configured = settings.region.clone().map(Region::new);
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http_client)
-        .region(
-            RegionProviderChain::first_try(configured)
-                .or_default_provider()
-                .or_else(REGION),
-        )
         .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
         .timeout_config(
             TimeoutConfig::builder()
@@ -176,6 +167,9 @@ async fn connect(settings: &Settings) -> Result<Client, FetchError> {
                 .operation_timeout(TIMEOUT)
                 .build(),
         );
+    if let Some(region) = &settings.region {
+        loader = loader.region(Region::new(region.clone()));
+    }
     if let Some(profile) = &settings.profile {
         loader = loader.profile_name(profile);
     }
@@ -192,6 +186,9 @@ async fn connect(settings: &Settings) -> Result<Client, FetchError> {
 /// The endpoint is that of the roles alone: the host's identity may come from another service.
 fn client(host: &SdkConfig, settings: &Settings) -> Client {
     let mut builder = config::Builder::from(host);
+    if host.region().is_none() {
+        builder = builder.region(Region::from_static(REGION));
+    }
     if let Some(endpoint) = &settings.endpoint {
         builder = builder.endpoint_url(endpoint);
     }

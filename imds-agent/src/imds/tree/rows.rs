@@ -122,7 +122,7 @@ pub static ROWS: &[Row] = &[
     row("meta-data/iam/info", "2012-01-12", Document(iam_info)),
     row("meta-data/iam/security-credentials/{role}", "2012-01-12", Document(role_credentials)),
     // Undocumented, and asked for by the SDKs of today. It is as old as what it extends.
-    row("meta-data/iam/security-credentials-extended/{role}", "2012-01-12", Document(extended_role_credentials)),
+    row("meta-data/iam/security-credentials-extended/{role}", "2012-01-12", Document(role_credentials)),
     row("meta-data/identity-credentials/ec2/info", "2018-05-23", Document(identity_credentials_info)),
     row("meta-data/instance-action", "2008-09-01", Text(|_, _| Some("none"))),
     row("meta-data/instance-id", "1.0", Text(|v, _| Some(v.instance.instance_id.as_str()))),
@@ -238,11 +238,7 @@ fn iam_info<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
     }
 }
 
-fn role_credentials<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
-    credentials(view, None, out)
-}
-
-fn extended_role_credentials<'v>(view: &View<'v>, keys: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
+fn role_credentials<'v>(view: &View<'v>, keys: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
     credentials(view, keys.role.and_then(documents::account_of), out)
 }
 
