@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     Fetch, FetchError, RoleCredentials, RoleSessionRequest, Source,
-    capsule::{self, CapsuleKey, Claims, NONCE_BYTES, OpenError, Opened},
+    capsule::{self, CapsuleKey, Claims, Delivery, NONCE_BYTES, OpenError, Opened},
     whole_seconds,
 };
 use crate::{keys::IssuerKey, registry::IamArn};
@@ -32,47 +32,44 @@ impl Issuer {
         capsule::open(&self.keys, session_token, now)
     }
 
-    fn mint(
-        &self,
-        request: &RoleSessionRequest,
-        nonce: [u8; NONCE_BYTES],
-    ) -> Result<RoleCredentials, FetchError> {
-        let issued = whole_seconds(request.now);
-        let expires = issued + SignedDuration::from_secs(request.duration_seconds.into());
-        let account = IamArn::parse(&request.role.arn, "role").map_or("", |arn| arn.account);
-        let claims = Claims {
-            account: account.to_owned(),
-            role: request.role.arn.clone(),
-            session: request.instance.to_string(),
-            instance: request.instance.clone(),
-            issued,
-            expires,
-        };
+    /// Makes a set that says `claims`.
+    pub fn issue(&self, claims: &Claims) -> Result<RoleCredentials, FetchError> {
         let unavailable = |error: &dyn std::error::Error| FetchError::Unavailable(error.to_string());
+        let mut nonce = [0; NONCE_BYTES];
+        getrandom::fill(&mut nonce).map_err(|error| {
+            FetchError::Unavailable(format!("the kernel gives no random bytes: {error}"))
+        })?;
         let key = self
             .keys
             .first()
             .ok_or_else(|| FetchError::Unavailable("the issuer has no key".to_owned()))?;
-        let sealed = key.seal(&claims, nonce).map_err(|error| unavailable(&error))?;
+        let sealed = key.seal(claims, nonce).map_err(|error| unavailable(&error))?;
         Ok(RoleCredentials {
             access_key_id: sealed.access_key_id,
             secret_access_key: sealed.secret_access_key,
             session_token: sealed.session_token,
-            last_updated: issued,
-            expiration: expires,
+            last_updated: claims.issued,
+            expiration: claims.expires,
         })
     }
 }
 
 impl Source for Issuer {
     fn fetch<'a>(&'a self, request: &'a RoleSessionRequest) -> Fetch<'a> {
-        Box::pin(async move {
-            let mut nonce = [0; NONCE_BYTES];
-            getrandom::fill(&mut nonce).map_err(|error| {
-                FetchError::Unavailable(format!("the kernel gives no random bytes: {error}"))
-            })?;
-            self.mint(request, nonce)
-        })
+        let issued = whole_seconds(request.now);
+        let account = IamArn::parse(&request.role.arn, "role").map_or("", |arn| arn.account);
+        let claims = Claims {
+            account: account.to_owned(),
+            role: request.role.arn.clone(),
+            role_id: request.role.role_id.clone(),
+            session: request.instance.to_string(),
+            instance: request.instance.clone(),
+            address: request.address,
+            delivery: Delivery::ImdsV2,
+            issued,
+            expires: issued + SignedDuration::from_secs(request.duration_seconds.into()),
+        };
+        Box::pin(std::future::ready(self.issue(&claims)))
     }
 }
 

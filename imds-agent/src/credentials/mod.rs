@@ -8,7 +8,7 @@ pub mod refresh;
 pub mod schedule;
 pub mod sources;
 pub mod sts;
-mod trust;
+pub mod trust;
 
 use std::{collections::HashMap, net::IpAddr, pin::Pin, sync::Arc};
 
