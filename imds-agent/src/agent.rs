@@ -28,6 +28,7 @@ use crate::{
     keys::{self, Key, Purpose},
     observe::Requests,
     registry::{self, Directory, Snapshot},
+    sts,
     worker::{self, Worker},
 };
 
@@ -66,7 +67,7 @@ pub async fn run(config: Config) -> Result<()> {
     let settings = config.credentials();
     let duration_seconds = settings.duration_seconds;
     let issuer = Arc::new(Issuer::new(&issuer_key, &[]));
-    let sources = Sources::new(settings, issuer);
+    let sources = Sources::new(settings, Arc::clone(&issuer));
     let refresher = Refresher::new(Arc::new(sources), Arc::clone(&credentials), duration_seconds);
 
     let identities = Arc::new(identity::Published::default());
@@ -90,13 +91,24 @@ pub async fn run(config: Config) -> Result<()> {
     let snapshot = Arc::clone(&snapshots.borrow_and_update());
     signer.handle_snapshot(Arc::clone(&snapshot));
     let mut agent = Agent {
-        taps: config.taps,
+        taps: config.taps.clone(),
         classifier,
         bindings: Bindings::default(),
         snapshot,
         signer,
         worker: worker.start(0).context("cannot start a worker")?,
         requests,
+    };
+    let sts_endpoint = match config.sts_endpoint() {
+        Some(settings) => {
+            let service = sts::Service::new(issuer);
+            let endpoint =
+                sts::Endpoint::bind(&settings, service, Arc::clone(&registry), Box::new(|_| ())).await;
+            Some(tokio::spawn(
+                endpoint.context("the security token service cannot start")?.run(),
+            ))
+        }
+        None => None,
     };
     let refresher = tokio::spawn(refresher.run(directory.snapshots()));
     let mut registry_watch = tokio::spawn(directory.watch(registry));
@@ -118,6 +130,9 @@ pub async fn run(config: Config) -> Result<()> {
             Event::Stop(signal) => {
                 log::info!("{signal}: stopping; the classifier stays on its taps, and the address is dark");
                 refresher.abort();
+                if let Some(sts_endpoint) = &sts_endpoint {
+                    sts_endpoint.abort();
+                }
                 agent.stop();
                 return Ok(());
             }

@@ -1,6 +1,7 @@
 //! The configuration file, read into a validated [`Config`]. `docs/examples/config.toml` shows every field with its default.
 
 mod credentials;
+mod sts_endpoint;
 
 use std::{
     fmt, io,
@@ -9,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, de};
 
-use self::credentials::Credentials;
+use self::{credentials::Credentials, sts_endpoint::StsEndpoint};
 use crate::{
     credentials::sources,
     glob,
@@ -17,6 +18,7 @@ use crate::{
         HttpEndpoint, HttpProtocolIpv6, HttpTokens, InstanceMetadataTags, MetadataOptions, Rules,
         record::USER_DATA_BYTES_MAX,
     },
+    sts,
 };
 
 /// Where the configuration is unless the operator says otherwise.
@@ -43,6 +45,8 @@ pub struct Config {
     metadata_options: MetadataDefaults,
     /// Role credentials.
     credentials: Credentials,
+    /// The security token service for the credentials of the embedded issuer.
+    sts_endpoint: StsEndpoint,
 }
 
 /// Which taps are the agent's business.
@@ -148,6 +152,11 @@ impl Config {
         self.keys_directory().join("issuer")
     }
 
+    /// Where the security token service listens; nothing if it does not.
+    pub fn sts_endpoint(&self) -> Option<sts::Settings> {
+        self.sts_endpoint.settings(&self.keys_directory())
+    }
+
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let invalid = |place, field, message| ConfigError::Invalid {
             path: path.to_owned(),
@@ -170,7 +179,11 @@ impl Config {
             let (place, message) = syntax(error.inner());
             invalid(place, field.trim_matches('.').to_owned(), message)
         })?;
-        if let Some((field, message)) = config.credentials.contradiction() {
+        let contradictions = [
+            config.credentials.contradiction(),
+            config.sts_endpoint.contradiction(),
+        ];
+        if let Some((field, message)) = contradictions.into_iter().flatten().next() {
             return Err(invalid(None, field.to_owned(), message.to_owned()));
         }
         Ok(config)
@@ -198,6 +211,7 @@ impl Default for Config {
             log_level: LogLevel::default(),
             metadata_options: MetadataDefaults::default(),
             credentials: Credentials::default(),
+            sts_endpoint: StsEndpoint::default(),
         }
     }
 }
@@ -271,6 +285,15 @@ impl<'de> Deserialize<'de> for Taps {
 fn absolute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
     let path = PathBuf::deserialize(deserializer)?;
     if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(de::Error::custom("not an absolute path"))
+    }
+}
+
+fn path_or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    let path = PathBuf::deserialize(deserializer)?;
+    if path.is_absolute() || path.as_os_str().is_empty() {
         Ok(path)
     } else {
         Err(de::Error::custom("not an absolute path"))

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::within;
+use super::{path_or_nothing, within};
 use crate::{
     credentials::{process::Environment, sources, sts},
     registry::role::{RoleSource, StsRole},
@@ -163,14 +163,5 @@ fn url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
         Ok(url)
     } else {
         Err(de::Error::custom("does not begin with https:// or http://"))
-    }
-}
-
-fn path_or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
-    let path = PathBuf::deserialize(deserializer)?;
-    if path.is_absolute() || path.as_os_str().is_empty() {
-        Ok(path)
-    } else {
-        Err(de::Error::custom("not an absolute path"))
     }
 }

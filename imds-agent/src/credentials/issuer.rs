@@ -36,9 +36,8 @@ impl Issuer {
     pub fn issue(&self, claims: &Claims) -> Result<RoleCredentials, FetchError> {
         let unavailable = |error: &dyn std::error::Error| FetchError::Unavailable(error.to_string());
         let mut nonce = [0; NONCE_BYTES];
-        getrandom::fill(&mut nonce).map_err(|error| {
-            FetchError::Unavailable(format!("the kernel gives no random bytes: {error}"))
-        })?;
+        getrandom::fill(&mut nonce)
+            .map_err(|error| FetchError::Unavailable(format!("the kernel gives no random bytes: {error}")))?;
         let key = self
             .keys
             .first()

@@ -104,11 +104,7 @@ impl Principal<'_> {
 }
 
 /// Whether `document` lets whom `names` recognizes assume the role. `fulfils` says of a condition whether it holds, if it can.
-fn lets(
-    document: &Value,
-    names: impl Fn(&Value) -> bool,
-    fulfils: impl Fn(&Value) -> Option<bool>,
-) -> bool {
+fn lets(document: &Value, names: impl Fn(&Value) -> bool, fulfils: impl Fn(&Value) -> Option<bool>) -> bool {
     let statements = || each(document.get("Statement"));
     let effect =
         |statement: &Value, effect: &str| statement.get("Effect").and_then(Value::as_str) == Some(effect);
@@ -256,12 +252,17 @@ mod tests {
             allow(json!({"AWS": "1"})),
             allow(json!({"AWS": "arn:aws:sts::1:assumed-role/web/i-1"})),
             with(json!({"StringEquals": {"sts:ExternalId": ["other", "shared"]}})),
-            with(json!({"StringLike": {"sts:RoleSessionName": "dep*"}, "ArnLike": {"aws:PrincipalArn": "arn:aws:iam::1:role/*"}})),
+            with(
+                json!({"StringLike": {"sts:RoleSessionName": "dep*"}, "ArnLike": {"aws:PrincipalArn": "arn:aws:iam::1:role/*"}}),
+            ),
             with(json!({"StringNotEquals": {"aws:PrincipalAccount": "2"}})),
             json!([allow(own.clone()), {"Effect": "Deny", "Principal": "*", "Action": "*",
                 "Condition": {"StringNotEquals": {"sts:ExternalId": "shared"}}}]),
         ] {
-            assert!(chained().may_assume(&json!({"Statement": statement})), "{statement}");
+            assert!(
+                chained().may_assume(&json!({"Statement": statement})),
+                "{statement}"
+            );
         }
     }
 
@@ -288,11 +289,20 @@ mod tests {
                 "Condition": {"Bool": {"aws:SecureTransport": "false"}}}]),
             json!([allow(own.clone()), {"Effect": "Deny", "NotPrincipal": {"AWS": "2"}, "Action": "*"}]),
         ] {
-            assert!(!chained().may_assume(&json!({"Statement": statement})), "{statement}");
+            assert!(
+                !chained().may_assume(&json!({"Statement": statement})),
+                "{statement}"
+            );
         }
-        let stranger = Principal { account: "", ..chained() };
+        let stranger = Principal {
+            account: "",
+            ..chained()
+        };
         assert!(!stranger.may_assume(&json!({"Statement": allow(json!({"AWS": ""}))})));
-        let silent = Principal { external_id: None, ..chained() };
+        let silent = Principal {
+            external_id: None,
+            ..chained()
+        };
         let asks = with(json!({"StringEquals": {"sts:ExternalId": "shared"}}));
         assert!(!silent.may_assume(&json!({"Statement": asks})));
     }

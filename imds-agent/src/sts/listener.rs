@@ -20,6 +20,7 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     query::{Service, Told},
     sigv4::Received,
+    tls::{Certificate, TlsError},
     xml,
 };
 use crate::registry;
@@ -37,12 +38,31 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const CONNECTION_TIME_MAX: Duration = Duration::from_secs(600);
 
 /// Where to listen.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
     /// Addresses for HTTP.
     pub http: Vec<SocketAddr>,
     /// Addresses for HTTPS.
     pub https: Vec<SocketAddr>,
+    /// What HTTPS shows.
+    pub certificate: Certificate,
+}
+
+/// Why there is no endpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// An address cannot be listened at.
+    #[error("cannot listen at {address}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no certificate for HTTPS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// What happened, for whoever keeps an audit trail.
@@ -77,21 +97,22 @@ struct Shared {
 }
 
 impl Endpoint {
-    /// Opens the sockets. `tls` is needed where there are addresses for HTTPS.
+    /// Opens the sockets, and makes or reads the certificate if it is needed.
     pub async fn bind(
         settings: &Settings,
-        tls: Option<Arc<rustls::ServerConfig>>,
         service: Service,
         registry: Arc<registry::Published>,
         watch: Watch,
-    ) -> io::Result<Self> {
-        let acceptor = tls.map(TlsAcceptor::from);
+    ) -> Result<Self, EndpointError> {
         let mut listeners = Vec::new();
         for address in &settings.http {
-            listeners.push((TcpListener::bind(address).await?, None));
+            listeners.push((bind(address).await?, None));
         }
-        for address in &settings.https {
-            listeners.push((TcpListener::bind(address).await?, acceptor.clone()));
+        if !settings.https.is_empty() {
+            let acceptor = TlsAcceptor::from(settings.certificate.load_or_create()?);
+            for address in &settings.https {
+                listeners.push((bind(address).await?, Some(acceptor.clone())));
+            }
         }
         Ok(Self {
             listeners,
@@ -112,6 +133,15 @@ impl Endpoint {
         }
         while listeners.join_next().await.is_some() {}
     }
+}
+
+async fn bind(address: &SocketAddr) -> Result<TcpListener, EndpointError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| EndpointError::Bind {
+            address: *address,
+            source,
+        })
 }
 
 async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
@@ -154,9 +184,8 @@ async fn serve_stream(stream: TcpStream, tls: Option<TlsAcceptor>, peer: SocketA
 }
 
 async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, peer: SocketAddr, shared: &Shared) {
-    let service = service_fn(|request| async move {
-        Ok::<_, Infallible>(respond(request, peer, shared).await)
-    });
+    let service =
+        service_fn(|request| async move { Ok::<_, Infallible>(respond(request, peer, shared).await) });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)

@@ -6,6 +6,7 @@
 pub mod listener;
 pub mod query;
 pub mod sigv4;
+pub mod tls;
 pub mod xml;
 
 pub use listener::{Endpoint, Settings};

@@ -290,7 +290,10 @@ fn duration_seconds(parameters: &BTreeMap<String, String>, role: &Role) -> Resul
     let Some(text) = parameters.get("DurationSeconds") else {
         return Ok(CHAINED_SECONDS_MAX.min(role.max_session_duration.unwrap_or(CHAINED_SECONDS_MAX)));
     };
-    let asked = text.parse().ok().filter(|seconds| *seconds >= SESSION_SECONDS_MIN);
+    let asked = text
+        .parse()
+        .ok()
+        .filter(|seconds| *seconds >= SESSION_SECONDS_MIN);
     let asked = asked.ok_or_else(|| {
         Refusal::Invalid(format!(
             "1 validation error detected: Value at 'durationSeconds' failed to satisfy constraint: Member must have value \

@@ -133,9 +133,8 @@ impl Claim {
         };
         let (credential, signed_headers) = (parameter("Credential")?, parameter("SignedHeaders")?);
         let signature = parameter("Signature")?;
-        let date = header(headers, "x-amz-date")?.ok_or_else(|| {
-            incomplete("Authorization header requires existence of a 'X-Amz-Date' header.")
-        })?;
+        let date = header(headers, "x-amz-date")?
+            .ok_or_else(|| incomplete("Authorization header requires existence of a 'X-Amz-Date' header."))?;
         let session_token = header(headers, "x-amz-security-token")?;
         Self::of(&credential, &signed_headers, signature, date, session_token, None)
     }
@@ -209,7 +208,9 @@ impl Claim {
         }
         let signed_headers: Vec<_> = signed_headers.split(';').map(str::to_owned).collect();
         if !signed_headers.iter().any(|name| name == "host") {
-            return Err(incomplete("'Host' must be a 'SignedHeader' in the AWS Authorization."));
+            return Err(incomplete(
+                "'Host' must be a 'SignedHeader' in the AWS Authorization.",
+            ));
         }
         Ok(Self {
             access_key_id: access_key_id.to_owned(),
@@ -275,7 +276,10 @@ impl Claim {
                 basic(now)
             )));
         }
-        if now.checked_add(WINDOW).is_ok_and(|latest| self.signed_at > latest) {
+        if now
+            .checked_add(WINDOW)
+            .is_ok_and(|latest| self.signed_at > latest)
+        {
             return Err(SignatureError::Time(format!(
                 "Signature not yet current: {} is still later than {} by more than 15 min.",
                 self.date,
@@ -347,9 +351,7 @@ fn header(headers: &HeaderMap, name: &str) -> Result<Option<String>, SignatureEr
         (None, _) => Ok(None),
         (Some(value), None) => match value.to_str() {
             Ok(value) => Ok(Some(value.to_owned())),
-            Err(_) => Err(incomplete(&format!(
-                "{name} is not of printable characters."
-            ))),
+            Err(_) => Err(incomplete(&format!("{name} is not of printable characters."))),
         },
         (Some(_), Some(_)) => Err(incomplete(&format!("{name} is there twice."))),
     }
