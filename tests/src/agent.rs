@@ -18,7 +18,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::netns::Namespace;
+use crate::{netns::Namespace, records};
 
 /// How long the agent may take to say that it serves, or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -74,6 +74,22 @@ impl HostFiles {
         fs::write(&beside, serde_json::to_vec_pretty(record)?)?;
         fs::rename(&beside, &path)?;
         Ok(())
+    }
+
+    /// Writes the record of the first guest, on `tap`, after `change` had its way with it; and its role and profile.
+    pub fn put_guest(
+        &self,
+        id: &str,
+        tap: &str,
+        address: &str,
+        change: impl FnOnce(&mut Value),
+    ) -> Result<()> {
+        let mut record = records::instance(id, records::guest_mac(2), tap, address);
+        change(&mut record);
+        self.put("roles", records::ROLE, &records::role())?;
+        let profile = records::INSTANCE_PROFILE;
+        self.put("instance-profiles", profile, &records::instance_profile())?;
+        self.put("instances", id, &record)
     }
 
     /// Removes a record.
