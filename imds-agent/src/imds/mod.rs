@@ -15,6 +15,7 @@
 
 pub mod access;
 pub mod documents;
+pub mod identity;
 pub mod path;
 pub mod token;
 pub mod tree;

@@ -48,6 +48,16 @@ impl<'v> View<'v> {
         }
     }
 
+    /// What depends on the record alone: no role session, and no time at which one could have ended.
+    pub fn of_record(member: &'v Member) -> Self {
+        Self {
+            member,
+            instance: &member.instance,
+            role_state: None,
+            now: Duration::ZERO,
+        }
+    }
+
     /// Every interface, in the order of the record.
     pub fn interfaces(&self) -> impl Iterator<Item = Interface<'v>> {
         (0..)
