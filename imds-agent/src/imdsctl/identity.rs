@@ -184,14 +184,13 @@ fn print_table(claims: &Map<String, Value>) -> io::Result<()> {
     let width = claims.keys().map(String::len).max().unwrap_or_default();
     let mut out = io::stdout().lock();
     for (name, value) in claims {
-        match value {
-            Value::Null => writeln!(out, "{name:width$}  -")?,
+        let text = match value {
+            Value::Null => "-".to_owned(),
             // Who may sign may still not write to the terminal as he likes.
-            Value::String(text) if !text.chars().any(char::is_control) => {
-                writeln!(out, "{name:width$}  {text}")?
-            }
-            value => writeln!(out, "{name:width$}  {value}")?,
-        }
+            Value::String(text) if !text.chars().any(char::is_control) => text.clone(),
+            value => value.to_string(),
+        };
+        writeln!(out, "{name:width$}  {text}")?;
     }
     Ok(())
 }
