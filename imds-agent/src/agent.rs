@@ -1,6 +1,6 @@
 //! Composes everything and keeps it running: taps from the kernel, instances from the registry, bindings between the two.
 
-use std::{collections::HashSet, io, sync::Arc};
+use std::{io, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use imds_ebpf::abi::TapIndex;
@@ -21,7 +21,7 @@ use crate::{
     },
     keys::{self, Key, Purpose},
     observe::Requests,
-    registry::{self, Directory, Problem, Snapshot, problem::Severity},
+    registry::{self, Directory, Snapshot},
     worker::{self, Worker},
 };
 
@@ -29,7 +29,6 @@ use crate::{
 enum Event {
     Link(LinkEvent),
     Registry(Arc<Snapshot>),
-    Problems(Arc<[Problem]>),
     RegistryEnded(io::Error),
     Stop(&'static str),
 }
@@ -40,7 +39,6 @@ struct Agent {
     classifier: Classifier,
     bindings: Bindings,
     snapshot: Arc<Snapshot>,
-    problems: HashSet<Problem>,
     worker: worker::Handle,
     requests: Arc<Requests>,
 }
@@ -48,8 +46,9 @@ struct Agent {
 /// Serves until SIGTERM or SIGINT. The classifier stays on the taps then, so that the address goes dark and not astray.
 pub async fn run(config: Config) -> Result<()> {
     let mut stop = Stop::new()?;
+    Directory::create(&config.state_directory).context("cannot make the state directory")?;
     let directory = Directory::open(&config.state_directory, config.rules())?;
-    let (mut snapshots, mut problems) = (directory.snapshots(), directory.problems());
+    let mut snapshots = directory.snapshots();
     let registry = Arc::new(registry::Published::default());
     let credentials = Arc::new(credentials::Published::default());
     let requests = Arc::new(Requests::default());
@@ -80,11 +79,9 @@ pub async fn run(config: Config) -> Result<()> {
         classifier,
         bindings: Bindings::default(),
         snapshot: Arc::clone(&snapshots.borrow_and_update()),
-        problems: HashSet::new(),
         worker: worker.start(0).context("cannot start a worker")?,
         requests,
     };
-    agent.handle_problems(&Arc::clone(&problems.borrow_and_update()));
     let refresher = tokio::spawn(refresher.run(directory.snapshots()));
     let mut registry_watch = tokio::spawn(directory.watch(registry));
     let mut links = LinkWatch::new()?;
@@ -94,13 +91,11 @@ pub async fn run(config: Config) -> Result<()> {
             signal = stop.signal() => Event::Stop(signal),
             event = links.next() => Event::Link(event?),
             Ok(()) = snapshots.changed() => Event::Registry(Arc::clone(&snapshots.borrow_and_update())),
-            Ok(()) = problems.changed() => Event::Problems(Arc::clone(&problems.borrow_and_update())),
             ended = &mut registry_watch => Event::RegistryEnded(ended?),
         };
         match event {
             Event::Link(event) => agent.handle_link(event),
             Event::Registry(snapshot) => agent.handle_snapshot(snapshot),
-            Event::Problems(problems) => agent.handle_problems(&problems),
             Event::RegistryEnded(error) => {
                 return Err(error).context("the registry can no longer be watched");
             }
@@ -147,21 +142,6 @@ impl Agent {
         let changes = self.bindings.handle_snapshot(&snapshot);
         self.snapshot = snapshot;
         self.apply(changes);
-    }
-
-    /// Logs each problem once, and its end.
-    fn handle_problems(&mut self, problems: &[Problem]) {
-        let current: HashSet<_> = problems.iter().cloned().collect();
-        for problem in current.difference(&self.problems) {
-            match problem.severity {
-                Severity::Error => log::error!("{problem}; what was read from it before goes on serving"),
-                Severity::Warning => log::warn!("{problem}"),
-            }
-        }
-        for problem in self.problems.difference(&current) {
-            log::info!("mended: {problem}");
-        }
-        self.problems = current;
     }
 
     /// Carries changes out. One that the kernel refuses costs its tap the service, and nobody else anything.
