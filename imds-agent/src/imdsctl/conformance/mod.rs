@@ -227,6 +227,8 @@ mod tests {
                 .all(|id| id.starts_with("B.1/1") && id.len() == 6)
         );
         assert!(only("B.2").len() > 15);
+        assert!(only("B/").len() > 3 && only("B/").iter().all(|id| id.starts_with("B/")));
+        assert_eq!(only("B.5/1"), ["B.5/1"]);
         assert_eq!(only("C"), Vec::<&str>::new());
     }
 }

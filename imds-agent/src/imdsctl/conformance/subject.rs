@@ -1,6 +1,10 @@
 //! The server under test: how it is asked, and what is known about the instance before the first check.
 
-use std::{cell::OnceCell, cell::RefCell, thread, time::Duration};
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    thread,
+    time::Duration,
+};
 
 use super::{
     client::{Client, Conversation, ExchangeError, Expects, Reply, Result},
@@ -25,11 +29,11 @@ pub(super) const LEAF: &str = "/latest/meta-data/instance-id";
 /// What the SDKs ask for.
 pub(super) const TTL_SECONDS: u32 = 21600;
 
-/// How often a request is repeated to a server that says 503.
-const ATTEMPTS_MAX: u32 = 4;
-
 /// The longest wait that a `Retry-After` gets.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(1);
+
+/// How long a run waits in all for a server that says 503; then a 503 is its answer.
+const PATIENCE: Duration = Duration::from_secs(6);
 
 /// What answers a request without a token.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,13 +67,15 @@ pub(super) struct Subject<'a> {
     pub facts: Facts,
     token: Option<String>,
     kept: RefCell<Option<Conversation<'a>>>,
+    patience: Patience,
     crawl: OnceCell<Crawl>,
 }
 
 impl<'a> Subject<'a> {
     /// Finds out what the checks depend on. Fails if nobody answers at all.
     pub(super) fn discover(client: &'a Client) -> Result<Self> {
-        let minted = mint(client, TTL_SECONDS);
+        let patience = Patience(Cell::new(PATIENCE));
+        let minted = patience.with(|| mint(client, TTL_SECONDS));
         if let Err(ExchangeError::Connect(error)) = minted {
             return Err(ExchangeError::Connect(error));
         }
@@ -95,6 +101,7 @@ impl<'a> Subject<'a> {
             },
             token,
             kept: RefCell::new(None),
+            patience,
             crawl: OnceCell::new(),
         };
         subject.facts.keeps_alive = subject.keeps_alive();
@@ -134,7 +141,7 @@ impl<'a> Subject<'a> {
             Expects::Body
         };
         let request = self.client.request(method, target, headers);
-        patiently(|| self.client.exchange(&request, expects))
+        self.patience.with(|| self.client.exchange(&request, expects))
     }
 
     /// Asks for a token with these values of the TTL header.
@@ -155,7 +162,7 @@ impl<'a> Subject<'a> {
             return self.get(target);
         }
         let request = self.request("GET", target, &[("Connection", "keep-alive")]);
-        patiently(|| {
+        self.patience.with(|| {
             let held = self.kept.borrow_mut().take();
             if let Some(mut conversation) = held {
                 conversation.send(&request);
@@ -245,20 +252,27 @@ pub(super) fn token_of(reply: &Reply) -> Option<String> {
 fn mint(client: &Client, ttl_seconds: u32) -> Result<Reply> {
     let ttl = ttl_seconds.to_string();
     let request = client.request("PUT", TOKEN_PATH, &[(TTL_HEADER, &ttl)]);
-    patiently(|| client.exchange(&request, Expects::Body))
+    client.exchange(&request, Expects::Body)
 }
 
-/// Repeats what a busy server puts off, as the SDKs do.
-fn patiently(mut exchange: impl FnMut() -> Result<Reply>) -> Result<Reply> {
-    for _ in 1..ATTEMPTS_MAX {
-        let reply = exchange()?;
-        if reply.status != 503 {
-            return Ok(reply);
+/// What is left of the time that a busy server is given.
+struct Patience(Cell<Duration>);
+
+impl Patience {
+    /// Repeats what a busy server puts off, as the SDKs do.
+    fn with(&self, mut exchange: impl FnMut() -> Result<Reply>) -> Result<Reply> {
+        loop {
+            let reply = exchange()?;
+            if reply.status != 503 || self.0.get().is_zero() {
+                return Ok(reply);
+            }
+            let seconds = reply
+                .header("Retry-After")
+                .and_then(|seconds| seconds.parse().ok());
+            let wait = RETRY_AFTER_MAX.min(Duration::from_secs(seconds.unwrap_or(1)));
+            self.0
+                .set(self.0.get().saturating_sub(wait.max(Duration::from_millis(100))));
+            thread::sleep(wait);
         }
-        let seconds = reply
-            .header("Retry-After")
-            .and_then(|seconds| seconds.parse().ok());
-        thread::sleep(RETRY_AFTER_MAX.min(Duration::from_secs(seconds.unwrap_or(1))));
     }
-    exchange()
 }

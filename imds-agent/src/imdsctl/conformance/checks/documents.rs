@@ -1,6 +1,11 @@
 //! B.5: the identity document and the user data.
 
-use super::roles::{json, require_layout, text};
+use jiff::civil::DateTime;
+
+use super::{
+    roles::{json, require_layout, text},
+    shapes::time,
+};
 use crate::imdsctl::conformance::{
     client::Reply,
     finding::{Check, Finding, Judge, Mark::*, Outcome},
@@ -31,7 +36,7 @@ const DOCUMENT_KEYS: [&str; 15] = [
 /// EC2's own limit.
 const USER_DATA_BYTES_MAX: usize = 16 * 1024;
 
-pub(super) const CHECKS: [Check; 6] = [
+pub(super) const CHECKS: [Check; 9] = [
     Check::new(
         "B.5/9a",
         D,
@@ -59,6 +64,27 @@ pub(super) const CHECKS: [Check; 6] = [
         "it stays the same, and so does its signature",
         "GET document and signature twice",
         document_stays,
+    ),
+    Check::new(
+        "B.5/11a",
+        D,
+        "`spot/instance-action` is an action and a time",
+        "GET spot/instance-action",
+        spot_action,
+    ),
+    Check::new(
+        "B.5/11b",
+        D,
+        "maintenance events are dated `21 Jan 2019 09:00:43 GMT`",
+        "GET events/maintenance/scheduled, events/maintenance/history",
+        maintenance,
+    ),
+    Check::new(
+        "B.5/11c",
+        D,
+        "`events/recommendations/rebalance` is a noticeTime",
+        "GET events/recommendations/rebalance",
+        rebalance,
     ),
     Check::new(
         "B.5/12a",
@@ -139,7 +165,7 @@ fn document_agrees(subject: &Subject) -> Outcome {
                 judge.require(
                     false,
                     format!("{key}: as in its category"),
-                    format!("{key}: {said:?}"),
+                    format!("{key}: another value"),
                 );
             }
         }
@@ -160,6 +186,81 @@ fn document_stays(subject: &Subject) -> Outcome {
         judge.finding()
     } else {
         Finding::skip("there is no identity document")
+    })
+}
+
+/// Grades the document at `path` below the metadata with `grade`, if there is one.
+fn on_event(subject: &Subject, path: &str, grade: impl FnOnce(&mut Judge, &Reply)) -> Outcome {
+    let reply = subject.get(&format!("/latest/meta-data/{path}"))?;
+    if reply.status == 404 {
+        return Ok(Finding::skip("there is no such event"));
+    }
+    let mut judge = Judge::default();
+    if judge.status(path, &reply, &[200]) {
+        grade(&mut judge, &reply);
+    }
+    Ok(judge.finding())
+}
+
+fn spot_action(subject: &Subject) -> Outcome {
+    on_event(subject, "spot/instance-action", |judge, reply| {
+        let action = text(reply, "action").unwrap_or_default();
+        let is_known = ["hibernate", "stop", "terminate"].contains(&action.as_str());
+        judge.require(
+            is_known,
+            "action: hibernate, stop or terminate",
+            format!("action: {action}"),
+        );
+        require_time(judge, reply, "time");
+    })
+}
+
+fn rebalance(subject: &Subject) -> Outcome {
+    on_event(subject, "events/recommendations/rebalance", |judge, reply| {
+        require_time(judge, reply, "noticeTime");
+    })
+}
+
+fn require_time(judge: &mut Judge, reply: &Reply, key: &str) {
+    let value = text(reply, key).unwrap_or_default();
+    judge.require(
+        time(&value).is_some(),
+        format!("{key}: YYYY-MM-DDTHH:MM:SSZ"),
+        format!("{key}: {value}"),
+    );
+}
+
+fn maintenance(subject: &Subject) -> Outcome {
+    for path in ["events/maintenance/history", "events/maintenance/scheduled"] {
+        let finding = on_event(subject, path, |judge, reply| {
+            let events = json(reply).and_then(|events| events.as_array().cloned());
+            judge.require(events.is_some(), "a JSON array", reply.summary());
+            for event in events.unwrap_or_default() {
+                for key in ["NotBefore", "NotAfter"] {
+                    let date = event.get(key).and_then(|date| date.as_str()).unwrap_or_default();
+                    judge.require(
+                        is_event_date(date),
+                        format!("{key}: 21 Jan 2019 09:00:43 GMT"),
+                        format!("{key}: {date}"),
+                    );
+                }
+            }
+        })?;
+        if !matches!(finding, Finding::Pass { .. }) || path.ends_with("scheduled") {
+            return Ok(finding);
+        }
+    }
+    Ok(Finding::skip("there is no such event"))
+}
+
+fn is_event_date(text: &str) -> bool {
+    const FORMAT: &str = "%d %b %Y %H:%M:%S GMT";
+    let date = DateTime::strptime(FORMAT, text);
+    date.is_ok_and(|date| {
+        // No source shows a day below ten.
+        [FORMAT, "%-d %b %Y %H:%M:%S GMT"]
+            .iter()
+            .any(|format| date.strftime(*format).to_string() == text)
     })
 }
 

@@ -137,11 +137,12 @@ pub(super) fn require_order(judge: &mut Judge, reply: &Reply, order: &[&str]) {
 /// Whether the reply has these header fields and no others.
 pub(super) fn require_set(judge: &mut Judge, reply: &Reply, wanted: &[&str]) {
     for name in wanted {
-        judge.require(reply.header(name).is_some(), format!("a {name}"), "none");
+        let is_there = reply.header(name).is_some();
+        judge.require(is_there, format!("{name} present"), format!("{name} missing"));
     }
     for (name, _) in &reply.headers {
         let is_wanted = wanted.iter().any(|wanted| wanted.eq_ignore_ascii_case(name));
-        judge.require(is_wanted, format!("no {name}"), "one");
+        judge.require(is_wanted, format!("no {name}"), format!("{name} present"));
     }
 }
 

@@ -76,6 +76,7 @@ impl Shape {
             Self::OneOf(words) => words.join(" or "),
             Self::Time => "YYYY-MM-DDTHH:MM:SSZ".to_owned(),
             Self::Each(shape) => format!("lines, each {}", shape.words()),
+            Self::Object([]) => "a JSON object".to_owned(),
             Self::Object(keys) => format!("a JSON object with {}", keys.join(", ")),
             Self::Array([]) => "a JSON array".to_owned(),
             Self::Array(keys) => format!("a JSON array of objects with {}", keys.join(", ")),

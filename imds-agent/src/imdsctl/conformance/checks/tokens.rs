@@ -300,7 +300,7 @@ fn forwarded(subject: &Subject) -> Outcome {
         (&lower, "junk"),
         (FORWARDED_HEADER, ""),
     ] {
-        let what = format!("{name}: {value}");
+        let what = format!("{name} {value:?}");
         let reply = subject.put_token(&["60"], &[(name, value)])?;
         if judge.status(&what, &reply, &[403]) {
             judge.empty_plain(&what, &reply);
