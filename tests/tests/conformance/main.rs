@@ -74,7 +74,7 @@ fn service(name: &str, change: impl FnOnce(&mut World)) -> Server {
             .is_none_or(|attachment| attachment.device_index == 0)
     });
     let mut server = Server::new();
-    server.caller = Some((world, primary.expect("a primary interface")));
+    server.set_caller(world, primary.expect("a primary interface"));
     server
 }
 
