@@ -1,9 +1,9 @@
 //! The service through a tap, as programs in a guest see it. The guest's TCP is the kernel's.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Shutdown, TcpStream},
-    process::Output,
+    process::{Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -302,5 +302,64 @@ openssl dgst -sha256 -verify key -signature signature document
     let document: serde_json::Value =
         serde_json::from_slice(&std::fs::read(directory.path().join("document"))?)?;
     assert_eq!(document["instanceId"], INSTANCE_ID);
+    Ok(())
+}
+
+/// What an operator sees with tcpdump on the host's tap: both directions, and the hop limits.
+#[test]
+fn a_capture_shows_the_hop_limit_on_the_token_response_alone() -> Result<()> {
+    let (host, guest) =
+        Host::with_guest(|record| record["MetadataOptions"]["HttpPutResponseHopLimit"] = 3.into())?;
+    let mut tcpdump = host.namespace.command("tcpdump");
+    tcpdump.args([
+        "--immediate-mode",
+        "-l",
+        "-n",
+        "-v",
+        "-i",
+        "tap0",
+        "src host 169.254.169.254 and tcp",
+    ]);
+    let mut tcpdump = tcpdump.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut said = BufReader::new(tcpdump.stderr.take().context("piped")?).lines();
+    let is_listening = said
+        .by_ref()
+        .map_while(Result::ok)
+        .any(|line| line.contains("listening on"));
+    ensure!(is_listening, "tcpdump captures nothing");
+    guest.namespace.enter(|| {
+        let token = token();
+        assert_eq!(body(&get(&token, "/latest/meta-data/instance-id")), INSTANCE_ID);
+    });
+    // Every packet is two lines, IP header and TCP header; then come the lines of its payload.
+    let mut lines = BufReader::new(tcpdump.stdout.take().context("piped")?)
+        .lines()
+        .map_while(Result::ok);
+    let mut payloads = Vec::new();
+    let mut ends = 0;
+    while ends < 2 {
+        let ip = lines.by_ref().find(|line| line.contains(" IP (tos"));
+        let (Some(ip), Some(tcp)) = (ip, lines.next()) else {
+            break;
+        };
+        let field = |line: &str, name: &str| -> Option<u32> {
+            let rest = line.split_once(name)?.1.trim_start();
+            rest.split(|letter: char| !letter.is_ascii_digit())
+                .next()?
+                .parse()
+                .ok()
+        };
+        let ttl = field(&ip, "ttl").with_context(|| format!("no ttl in {ip}"))?;
+        let length = field(&tcp, "length").with_context(|| format!("no length in {tcp}"))?;
+        ends += usize::from(tcp.contains("Flags [F"));
+        if length > 0 {
+            payloads.push(ttl);
+        } else {
+            assert_eq!(ttl, 64, "a packet without payload: {tcp}");
+        }
+    }
+    tcpdump.kill()?;
+    tcpdump.wait()?;
+    assert_eq!(payloads, [3, 64], "the token response, and the other one");
     Ok(())
 }
