@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use imds_agent::imds::{
     path::VERSIONS,
-    tree::{Kind, ROWS},
+    tree::{Kind, ROWS, Row},
 };
 
 use super::{crawl, world::World};
@@ -214,19 +214,36 @@ fn versions_are_those_of_the_capture() {
 /// So that the golden tree of `full` has a value for everything.
 #[test]
 fn the_full_instance_has_every_row() {
-    let world = World::named("full");
-    let paths: Vec<_> = crawl::crawl(&world, "latest")
-        .into_iter()
-        .map(|(path, _)| path)
-        .collect();
+    let paths = paths("full");
     for row in ROWS {
-        let is_there = paths.iter().any(|path| {
-            let (template, path) = (row.path.split('/'), path.split('/'));
-            template.clone().count() == path.clone().count()
-                && template
-                    .zip(path)
-                    .all(|(template, segment)| template.starts_with('{') || template == segment)
-        });
-        assert!(is_there, "{}", row.path);
+        assert!(is_there(row, &paths), "{}", row.path);
     }
+}
+
+/// A record says at least the id and the MAC: then there is what is said to be absent never, and nothing else.
+#[test]
+fn the_barest_instance_has_the_rows_that_are_never_absent() {
+    let paths = paths("bare");
+    for row in ROWS {
+        // It has one interface, which is its primary one for want of another.
+        let is_expected = row.absent == "never" || row.path == "meta-data/mac";
+        assert_eq!(is_there(row, &paths), is_expected, "{}", row.path);
+    }
+}
+
+/// Every path that the instance of that name has.
+fn paths(name: &str) -> Vec<String> {
+    let found = crawl::crawl(&World::named(name), "latest");
+    found.into_iter().map(|(path, _)| path).collect()
+}
+
+/// Whether one of `paths` is of `row`.
+fn is_there(row: &Row, paths: &[String]) -> bool {
+    paths.iter().any(|path| {
+        let (template, path) = (row.path.split('/'), path.split('/'));
+        template.clone().count() == path.clone().count()
+            && template
+                .zip(path)
+                .all(|(template, segment)| template.starts_with('{') || template == segment)
+    })
 }

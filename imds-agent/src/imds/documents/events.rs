@@ -59,7 +59,7 @@ pub fn target_lifecycle_state(view: &View<'_>, out: &mut Vec<u8>) -> Option<Time
 
 const UTC: &str = "%Y-%m-%dT%H:%M:%SZ";
 
-/// `21 Jan 2019 09:00:43 GMT`. The day has no leading zero or space: EC2's examples have two digits only.
+/// `21 Jan 2019 09:00:43 GMT`; the day without a leading zero, as the AWS Node Termination Handler parses it.
 const MAINTENANCE_TIME: &str = "%-d %b %Y %H:%M:%S GMT";
 
 fn maintenance(view: &View<'_>, wanted: impl Fn(MaintenanceState) -> bool, out: &mut Vec<u8>) -> Timestamp {
