@@ -102,7 +102,7 @@ fn an_interface_that_is_added_to_a_running_instance_is_answered_too() -> Result<
     let second = host.add_guest("tap1", records::guest_mac(3), "10.0.1.2/24")?;
     // The tap and the record come to the agent's notice one after the other.
     let is_answered = || wait_for("the new interface", || Ok(token()), Result::is_ok);
-    second.namespace.enter(is_answered)?;
+    _ = second.namespace.enter(is_answered)?;
     second.namespace.enter(expect_both_interfaces)?;
     first.namespace.enter(expect_both_interfaces)?;
 
