@@ -2,7 +2,7 @@ use serde_json::{Value as Json, json};
 
 use super::*;
 use crate::{
-    imds::Caller,
+    imds::{Caller, identity::Published},
     now::Now,
     registry::{Instance, instance::MetadataOptions, snapshot::Member},
 };
@@ -79,7 +79,9 @@ fn instance(tags: usize, interfaces: usize) -> Member {
 
 /// The body at `path`, and the steps that it took to find it.
 fn ask(root: &Node, member: &Member, path: &str) -> (Option<String>, u32) {
+    let identities = Published::default();
     let caller = Caller {
+        identities: &identities,
         member,
         interface: &member.instance.network_interfaces[0],
         role_state: None,
