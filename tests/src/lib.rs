@@ -1,6 +1,7 @@
 //! Guests, namespaces and peers for the integration tests.
 
 pub mod agent;
+pub mod client;
 pub mod frames;
 pub mod host;
 pub mod kernel;
