@@ -24,8 +24,9 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use imds_ebpf::{
-    abi::{HAIRPINNED_SLOT, PUNTED_SLOT, RING_BYTES, TAPS_MAX, TapBinding, TapCounters, TapIndex},
+    abi::{HAIRPINNED_SLOT, PUNTED_SLOT, RING_BYTES, Reason, TAPS_MAX, TapBinding, TapCounters, TapIndex},
     classify::{Verdict, classify},
+    hairpin::{advertisement, arp_reply},
 };
 use skb::Skb;
 
@@ -51,10 +52,8 @@ pub fn imds_classify(context: TcContext) -> i32 {
     let (action, slot) = match classify(&skb, || binding(tap)) {
         Verdict::Pass => return TC_ACT_UNSPEC,
         Verdict::Drop(reason) => (TC_ACT_SHOT, reason as u32),
-        Verdict::HairpinArp => match skb.hairpin_arp() {
-            Ok(action) => (action, HAIRPINNED_SLOT),
-            Err(reason) => (TC_ACT_SHOT, reason as u32),
-        },
+        Verdict::HairpinArp => hairpinned(skb.hairpin(arp_reply(&skb))),
+        Verdict::HairpinNdp => hairpinned(skb.hairpin(advertisement(&skb))),
         Verdict::Punt => match punt::punt(&skb, &RING_0) {
             Ok(()) => (TC_ACT_SHOT, PUNTED_SLOT),
             Err(reason) => (TC_ACT_SHOT, reason as u32),
@@ -62,6 +61,14 @@ pub fn imds_classify(context: TcContext) -> i32 {
     };
     count(tap, slot);
     action
+}
+
+#[inline(always)]
+fn hairpinned(result: Result<i32, Reason>) -> (i32, u32) {
+    match result {
+        Ok(action) => (action, HAIRPINNED_SLOT),
+        Err(reason) => (TC_ACT_SHOT, reason as u32),
+    }
 }
 
 #[inline(always)]

@@ -5,13 +5,12 @@ use core::{mem::MaybeUninit, ptr};
 use aya_ebpf::{
     EbpfContext,
     bindings::__sk_buff,
-    helpers::{bpf_redirect, bpf_skb_load_bytes},
+    helpers::{bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes},
     programs::TcContext,
 };
 use imds_ebpf::{
     abi::{Reason, TapIndex},
     classify::Frame,
-    hairpin::arp_reply,
 };
 
 /// A frame on a tap's ingress hook.
@@ -45,12 +44,19 @@ impl<'a> Skb<'a> {
         }
     }
 
-    /// Writes the reply over the request and sends it back out of the tap: the action that does so.
+    /// Writes the answer over the question and sends it back out of the tap: the action that does so.
     #[inline(always)]
-    pub fn hairpin_arp(&self) -> Result<i32, Reason> {
-        let reply = arp_reply(self).ok_or(Reason::HairpinFailed)?;
+    pub fn hairpin<const N: usize>(&self, answer: Option<[u8; N]>) -> Result<i32, Reason> {
+        let answer = answer.ok_or(Reason::HairpinFailed)?;
+        if self.length() != N {
+            // SAFETY: a helper that takes the context and two numbers.
+            let changed = unsafe { bpf_skb_change_tail(self.context.as_ptr().cast(), N as u32, 0) };
+            if changed != 0 {
+                return Err(Reason::HairpinFailed);
+            }
+        }
         self.context
-            .store(0, &reply, 0)
+            .store(0, &answer, 0)
             .map_err(|_| Reason::HairpinFailed)?;
         // SAFETY: a helper without memory arguments.
         let action = unsafe { bpf_redirect(self.tap().0, 0) };

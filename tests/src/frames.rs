@@ -1,8 +1,11 @@
 //! Outbound frames and the verdict over each: one table for the host's tests, `BPF_PROG_TEST_RUN` and real taps.
 
 use imds_ebpf::{
-    abi::{IMDS_IPV4, IMDS_MAC, LARGE_FRAME_MAX, MacAddr, Reason, SMALL_FRAME_MAX},
-    classify::Verdict::{self, Drop, HairpinArp, Pass, Punt},
+    abi::{IMDS_IPV4, IMDS_IPV6, IMDS_MAC, LARGE_FRAME_MAX, MacAddr, Reason, SMALL_FRAME_MAX},
+    classify::{
+        SOLICITED_NODE, UNSPECIFIED,
+        Verdict::{self, Drop, HairpinArp, HairpinNdp, Pass, Punt},
+    },
 };
 
 /// The MAC that is bound to the tap.
@@ -16,6 +19,9 @@ pub const BROADCAST: MacAddr = MacAddr([0xff; 6]);
 /// The guest's address.
 pub const GUEST_IP: [u8; 4] = [10, 0, 0, 7];
 
+/// The guest's IPv6 address.
+pub const GUEST_IPV6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
+
 /// One frame and what is to happen to it.
 #[derive(Clone, Debug)]
 pub struct Case {
@@ -23,7 +29,7 @@ pub struct Case {
     pub name: &'static str,
     /// The frame as it leaves the guest, tags inline.
     pub frame: Vec<u8>,
-    /// On a tap that [`GUEST_MAC`] is bound to.
+    /// On a tap that [`GUEST_MAC`] is bound to, on both addresses.
     pub verdict: Verdict,
     /// On a tap that nothing is bound to.
     pub unbound: Verdict,
@@ -37,6 +43,9 @@ pub fn table() -> Vec<Case> {
         link_layer(),
         ipv4_headers(),
         arp_messages(),
+        ipv6_packets(),
+        extension_headers(),
+        discovery(),
     ]
     .into_iter()
     .flatten()
@@ -104,7 +113,7 @@ fn neighbours() -> Vec<Case> {
         case("the address in the options", Ipv4 { destination: [10, 0, 0, 1], options: vec![0x83, 7, 4, 169, 254, 169, 254, 0], ..Ipv4::default() }.frame(&tcp(80, 0)), Pass),
         case("a fragment for another", Ipv4 { destination: [10, 0, 0, 1], fragment: 0x2000, ..Ipv4::default() }.frame(&tcp(80, 0)), Pass),
         case("a malformed header for another", Ipv4 { destination: [10, 0, 0, 1], version_and_length: Some(0x41), ..Ipv4::default() }.frame(&tcp(80, 0)), Pass),
-        case("IPv6", eth(GATEWAY_MAC, GUEST_MAC, &[], 0x86dd, &[0x60; 60]), Pass),
+        case("IPv6", Ipv6 { destination: OTHER_IPV6, ..Ipv6::default() }.frame(&tcp(80, 0)), Pass),
         case("IPv6 with the address where IPv4 has it", eth(GATEWAY_MAC, GUEST_MAC, &[], 0x86dd, &Ipv4::default().packet(&tcp(80, 0))), Pass),
         case("802.3 with LLC (spanning tree)", eth(MacAddr([0x01, 0x80, 0xc2, 0, 0, 0]), GUEST_MAC, &[], 38, &[0x42; 46]), Pass),
         case("802.3 SNAP around IPv4 for the address, which nobody receives", eth(GATEWAY_MAC, GUEST_MAC, &[], 48, &[&[0xaa, 0xaa, 3, 0, 0, 0, 8, 0][..], &Ipv4::default().packet(&tcp(80, 0))].concat()), Pass),
@@ -134,7 +143,7 @@ fn link_layer() -> Vec<Case> {
         early("ten tags", tagged(&[0x8100; 10], &elsewhere), vlan),
         case("802.1Q around other traffic", tagged(&[0x8100], &elsewhere), Pass),
         case("two tags around other traffic", tagged(&[0x88a8, 0x8100], &elsewhere), Pass),
-        case("a tag around IPv6", eth(GATEWAY_MAC, GUEST_MAC, &[0x8100], 0x86dd, &[0x60; 60]), Pass),
+        case("a tag around IPv6", eth(GATEWAY_MAC, GUEST_MAC, &[0x8100], 0x86dd, &Ipv6 { destination: OTHER_IPV6, ..Ipv6::default() }.packet(&tcp(80, 0))), Pass),
         case("a tag around ARP for another", eth(BROADCAST, GUEST_MAC, &[0x8100], 0x0806, &Arp { target_ip: [10, 0, 0, 1], ..Arp::default() }.message()), Pass),
         early("IPv4 without a packet", tagged(&[], &[]), truncated),
         early("IPv4 that ends before its destination's last byte", tagged(&[], &request[..19]), truncated),
@@ -145,7 +154,7 @@ fn link_layer() -> Vec<Case> {
         case("IPv4 for another that ends behind its destination", tagged(&[], &elsewhere[..20]), Pass),
         case("IPv4 for the address that ends before the port's last byte", tagged(&[], &request[..23]), truncated),
         case("IPv4 for the address that ends behind the port", tagged(&[], &request[..24]), Punt),
-        case("other EtherType without payload", eth(GATEWAY_MAC, GUEST_MAC, &[], 0x86dd, &[]), Pass),
+        case("other EtherType without payload", eth(GATEWAY_MAC, GUEST_MAC, &[], 0x88cc, &[]), Pass),
     ]
 }
 
@@ -207,6 +216,136 @@ fn arp_messages() -> Vec<Case> {
         case("request for 169.254.169.253", arp(Arp { target_ip: [169, 254, 169, 253], ..default() }), Pass),
         case("announcement of the guest's own address", arp(Arp { target_ip: GUEST_IP, ..default() }), Pass),
         case("request for the gateway from a nested guest", eth(BROADCAST, OTHER_MAC, &[], 0x0806, &Arp { target_ip: [10, 0, 0, 1], sender_mac: OTHER_MAC, ..default() }.message()), Pass),
+    ]
+}
+
+/// The other address, in all that is sent to it.
+#[rustfmt::skip]
+fn ipv6_packets() -> Vec<Case> {
+    let default = Ipv6::default;
+    let to_port = |port| default().frame(&tcp(port, 0));
+    let truncated = Drop(Reason::Truncated);
+    let ether = |source, tags: &[u16], packet: &[u8]| eth(GATEWAY_MAC, source, tags, 0x86dd, packet);
+    let request = default().packet(&tcp(80, 0));
+    let to = |destination| Ipv6 { destination, ..default() }.frame(&tcp(80, 0));
+    vec![
+        case("IPv6 SYN to port 80", to_port(80), Punt),
+        case("IPv6 request of 200 bytes", default().frame(&tcp(80, 200)), Punt),
+        case("IPv6 from a link-local address", Ipv6 { source: LINK_LOCAL, ..default() }.frame(&tcp(80, 0)), Punt),
+        case("IPv6 with hop limit 1", Ipv6 { hop_limit: 1, ..default() }.frame(&tcp(80, 0)), Punt),
+        case("IPv6 with traffic class and flow label", Ipv6 { first: [0x6b, 0x81, 0x23, 0x45], ..default() }.frame(&tcp(80, 0)), Punt),
+        case("IPv6, longer than the offered window", default().frame(&tcp(80, LARGE_FRAME_MAX - 73)), Drop(Reason::FrameTooLong)),
+        case("IPv6 to port 443", to_port(443), Drop(Reason::NotHttpPort)),
+        case("IPv6 UDP", Ipv6 { next: 17, ..default() }.frame(&[0, 80, 0, 80, 0, 8, 0, 0]), Drop(Reason::NotTcp)),
+        case("IPv6 echo", Ipv6 { next: 58, ..default() }.frame(&[128, 0, 0, 0, 0, 1, 0, 1]), Drop(Reason::NotTcp)),
+        case("IPv6 packet-too-big", Ipv6 { next: 58, ..default() }.frame(&[2, 0, 0, 0, 0, 0, 5, 0]), Drop(Reason::NotTcp)),
+        case("IPv6 with no next header", Ipv6 { next: 59, ..default() }.frame(&[]), Drop(Reason::NotTcp)),
+        case("IPv6 with an authentication header", Ipv6 { next: 51, ..default() }.frame(&[&[6, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &tcp(80, 0)].concat()), Drop(Reason::NotTcp)),
+        case("IPv6 from another MAC", ether(OTHER_MAC, &[], &request), Drop(Reason::SourceMacForged)),
+        case("IPv6 in a tag", ether(GUEST_MAC, &[0x8100], &request), Drop(Reason::VlanTagged)),
+        case("IPv6 from the address", Ipv6 { source: IMDS_IPV6, destination: OTHER_IPV6, ..default() }.frame(&tcp(80, 0)), Drop(Reason::AddressClaimed)),
+        case("IPv6 UDP from the address to all nodes", Ipv6 { source: IMDS_IPV6, destination: ALL_NODES, next: 17, ..default() }.frame(&[0; 8]), Drop(Reason::AddressClaimed)),
+        case("IPv6 from and to the address", Ipv6 { source: IMDS_IPV6, ..default() }.frame(&tcp(80, 0)), Drop(Reason::AddressClaimed)),
+        case("IP version 4 in an IPv6 frame", Ipv6 { first: [0x45, 0, 0, 0], ..default() }.frame(&tcp(80, 0)), Drop(Reason::MalformedIpHeader)),
+        case("IPv6 that ends before the port's last byte", default().frame(&tcp(80, 0)[..3]), truncated),
+        case("IPv6 that ends behind the port", default().frame(&tcp(80, 0)[..4]), Punt),
+        early("IPv6 that ends within its destination", ether(GUEST_MAC, &[], &request[..39]), truncated),
+        early("IPv6 without a packet", ether(GUEST_MAC, &[], &[]), truncated),
+        case("IPv6 to the address plus one", to([0xfd, 0, 0x0e, 0xc2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0x55]), Pass),
+        case("IPv6 to the last four bytes elsewhere", to(SAME_GROUP), Pass),
+        case("IPv6 with the IPv4 address mapped into it", to([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 169, 254, 169, 254]), Pass),
+        case("IPv6 from a nested guest", ether(OTHER_MAC, &[], &Ipv6 { destination: OTHER_IPV6, ..default() }.packet(&tcp(80, 0))), Pass),
+        case("IPv6 with the address in the payload", Ipv6 { destination: OTHER_IPV6, next: 17, ..default() }.frame(&IMDS_IPV6.repeat(3)), Pass),
+    ]
+}
+
+/// Extension headers, around metadata traffic and around what might claim the address.
+#[rustfmt::skip]
+fn extension_headers() -> Vec<Case> {
+    let default = Ipv6::default;
+    let behind = |headers: &[u8], next, payload: &[u8]| default().behind(headers, next, payload);
+    let elsewhere = |headers: &[u8], next, payload: &[u8]| Ipv6 { destination: ALL_NODES, hop_limit: 255, ..default() }.behind(headers, next, payload);
+    let claim = ndp(136, 0, &IMDS_IPV6);
+    let extension = Drop(Reason::ExtensionHeader);
+    let claimed = Drop(Reason::AddressClaimed);
+    // Two units of eight bytes, the first of which says so.
+    let long = [&[58, 1][..], &[0; 14]].concat();
+    vec![
+        case("TCP behind hop-by-hop options", behind(&[0], 6, &tcp(80, 0)), extension),
+        case("TCP behind destination options", behind(&[60], 6, &tcp(80, 0)), extension),
+        case("TCP behind a routing header", behind(&[43], 6, &tcp(80, 0)), extension),
+        case("IPv6 UDP behind hop-by-hop options", behind(&[0], 17, &[0; 8]), extension),
+        case("IPv6 fragment", behind(&[44], 6, &tcp(80, 0)), Drop(Reason::Fragment)),
+        case("IPv6 later fragment", default().fragment(0x0008, 6, &tcp(80, 0)), Drop(Reason::Fragment)),
+        case("IPv6 fragment from the address", Ipv6 { source: IMDS_IPV6, destination: OTHER_IPV6, ..default() }.behind(&[44], 6, &tcp(80, 0)), claimed),
+        case("solicitation behind hop-by-hop options", behind(&[0], 58, &ndp(135, 0, &IMDS_IPV6)), extension),
+        case("advertisement behind hop-by-hop options", elsewhere(&[0], 58, &claim), claimed),
+        case("advertisement behind destination options", elsewhere(&[60], 58, &claim), claimed),
+        case("advertisement behind a routing header", elsewhere(&[43], 58, &claim), claimed),
+        case("advertisement behind four headers", elsewhere(&[0, 60, 43, 60], 58, &claim), claimed),
+        case("advertisement behind eight headers", elsewhere(&[60; 8], 58, &claim), claimed),
+        case("advertisement behind a header of sixteen bytes", Ipv6 { destination: ALL_NODES, next: 60, ..default() }.frame(&[&long[..], &claim].concat()), claimed),
+        case("advertisement in a first fragment", elsewhere(&[44], 58, &claim), claimed),
+        case("solicitation elsewhere behind hop-by-hop options", elsewhere(&[0], 58, &ndp(135, 0, &IMDS_IPV6)), extension),
+        case("later fragment of what may be an advertisement", Ipv6 { destination: ALL_NODES, ..default() }.fragment(0x0008, 58, &claim), Pass),
+        early("nine extension headers", elsewhere(&[60; 9], 58, &claim), extension),
+        early("a chain of headers that the frame ends in", elsewhere(&[0, 60], 58, &[])[..62].to_vec(), Drop(Reason::Truncated)),
+        early("a header that reaches behind the frame", Ipv6 { destination: ALL_NODES, next: 0, ..default() }.frame(&[58, 200, 0, 0, 0, 0, 0, 0]), Drop(Reason::Truncated)),
+        early("first fragment of an advertisement that ends before its target", elsewhere(&[44], 58, &claim[..16]), Drop(Reason::Truncated)),
+        case("multicast listener report", Ipv6 { destination: ALL_NODES, hop_limit: 1, ..default() }.behind(&[0], 58, &[&[143, 0, 0, 0, 0, 0, 0, 1, 4, 0, 0, 0][..], &SOLICITED_NODE].concat()), Pass),
+        case("IPv6 TCP elsewhere behind hop-by-hop options", Ipv6 { destination: OTHER_IPV6, ..default() }.behind(&[0], 6, &tcp(80, 0)), Pass),
+        case("IPv6 fragment elsewhere", Ipv6 { destination: OTHER_IPV6, ..default() }.behind(&[44], 17, &[0; 64]), Pass),
+        case("encrypted IPv6 elsewhere", Ipv6 { destination: OTHER_IPV6, next: 50, ..default() }.frame(&[0x11; 32]), Pass),
+    ]
+}
+
+/// Solicitations of the address, claims of it, and odd messages about it.
+#[rustfmt::skip]
+fn discovery() -> Vec<Case> {
+    let icmp = |destination, message: &[u8]| Ipv6 { destination, next: 58, hop_limit: 255, ..Ipv6::default() }.frame(message);
+    let solicited = |message: &[u8]| icmp(SOLICITED_NODE, message);
+    let default = || Ipv6 { destination: SOLICITED_NODE, next: 58, hop_limit: 255, ..Ipv6::default() };
+    let ask = || ndp(135, 0, &IMDS_IPV6);
+    let with_source = || [ask(), vec![1, 1, 0x52, 0x54, 0, 0x12, 0x34, 0x56]].concat();
+    let odd = Drop(Reason::NdpNotSolicitation);
+    let claimed = Drop(Reason::AddressClaimed);
+    let redirect = |target: [u8; 16], about: [u8; 16]| [ndp(137, 0, &target), about.to_vec()].concat();
+    vec![
+        case("solicitation", solicited(&with_source()), HairpinNdp),
+        case("solicitation without an option", solicited(&ask()), HairpinNdp),
+        case("solicitation with a nonce behind its option", solicited(&[with_source(), vec![14, 1, 1, 2, 3, 4, 5, 6]].concat()), HairpinNdp),
+        case("solicitation to the address itself", icmp(IMDS_IPV6, &ask()), HairpinNdp),
+        case("solicitation from a link-local address", Ipv6 { source: LINK_LOCAL, ..default() }.frame(&with_source()), HairpinNdp),
+        case("probe (RFC 4862)", Ipv6 { source: UNSPECIFIED, ..default() }.frame(&ask()), HairpinNdp),
+        case("probe with a nonce (RFC 7527)", Ipv6 { source: UNSPECIFIED, ..default() }.frame(&[ask(), vec![14, 1, 1, 2, 3, 4, 5, 6]].concat()), HairpinNdp),
+        case("probe to the address itself", Ipv6 { source: UNSPECIFIED, destination: IMDS_IPV6, ..default() }.frame(&ask()), odd),
+        case("solicitation to all nodes", icmp(ALL_NODES, &ask()), odd),
+        case("solicitation that crossed a router", Ipv6 { hop_limit: 254, ..default() }.frame(&ask()), odd),
+        case("solicitation with a code", solicited(&ndp(135, 1, &IMDS_IPV6)), odd),
+        case("solicitation whose length is too short", Ipv6 { length: Some(20), ..default() }.frame(&ask()), odd),
+        case("solicitation of another, sent to the address", icmp(IMDS_IPV6, &ndp(135, 0, &GUEST_IPV6)), odd),
+        case("advertisement of the guest's address to the service", icmp(IMDS_IPV6, &ndp(136, 0, &GUEST_IPV6)), odd),
+        case("router solicitation to the address", icmp(IMDS_IPV6, &[133, 0, 0, 0, 0, 0, 0, 0]), odd),
+        case("router advertisement to the address", icmp(IMDS_IPV6, &[134, 0, 0, 0, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), odd),
+        case("solicitation to the address that ends before its target", icmp(IMDS_IPV6, &ask()[..20]), Drop(Reason::Truncated)),
+        case("ICMPv6 to the address without a type", icmp(IMDS_IPV6, &[]), Drop(Reason::Truncated)),
+        early("solicitation that ends before its target", solicited(&ask()[..20]), Drop(Reason::Truncated)),
+        early("ICMPv6 elsewhere without a type", icmp(ALL_NODES, &[]), Drop(Reason::Truncated)),
+        case("solicitation from another MAC", eth(GATEWAY_MAC, OTHER_MAC, &[], 0x86dd, &default().packet(&ask())), Drop(Reason::SourceMacForged)),
+        case("solicitation in a tag", eth(GATEWAY_MAC, GUEST_MAC, &[0x8100], 0x86dd, &default().packet(&ask())), Drop(Reason::VlanTagged)),
+        case("solicitation from the address", Ipv6 { source: IMDS_IPV6, ..default() }.frame(&ask()), claimed),
+        case("advertisement of the address to all nodes", icmp(ALL_NODES, &ndp(136, 0, &IMDS_IPV6)), claimed),
+        case("advertisement of the address to a neighbour", icmp(OTHER_IPV6, &ndp(136, 0, &IMDS_IPV6)), claimed),
+        case("advertisement of the address from the address", Ipv6 { source: IMDS_IPV6, destination: ALL_NODES, ..default() }.frame(&ndp(136, 0, &IMDS_IPV6)), claimed),
+        case("redirect of the address", icmp(OTHER_IPV6, &redirect(GUEST_IPV6, IMDS_IPV6)), claimed),
+        case("redirect to the address", icmp(OTHER_IPV6, &redirect(IMDS_IPV6, OTHER_IPV6)), claimed),
+        case("redirect of others", icmp(OTHER_IPV6, &redirect(GUEST_IPV6, OTHER_IPV6)), Pass),
+        case("router solicitation", icmp(ALL_NODES, &[133, 0, 0, 0, 0, 0, 0, 0]), Pass),
+        case("router advertisement", icmp(ALL_NODES, &[134, 0, 0, 0, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), Pass),
+        case("solicitation of the gateway", icmp(ALL_NODES, &ndp(135, 0, &OTHER_IPV6)), Pass),
+        case("solicitation of another in the same group", solicited(&ndp(135, 0, &SAME_GROUP)), Pass),
+        case("advertisement of the guest's own address", icmp(ALL_NODES, &ndp(136, 0, &GUEST_IPV6)), Pass),
+        case("echo elsewhere", icmp(OTHER_IPV6, &[128, 0, 0, 0, 0, 1, 0, 1]), Pass),
     ]
 }
 
@@ -312,6 +451,91 @@ impl Ipv4 {
     pub fn frame(&self, payload: &[u8]) -> Vec<u8> {
         eth(GATEWAY_MAC, GUEST_MAC, &[], 0x0800, &self.packet(payload))
     }
+}
+
+/// A neighbour on the guest's network, the guest's link-local address, all nodes, and an address that shares the metadata
+/// address's solicited-node group.
+const OTHER_IPV6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+const LINK_LOCAL: [u8; 16] = [
+    0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x50, 0x54, 0, 0xff, 0xfe, 0x12, 0x34, 0x56,
+];
+const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+const SAME_GROUP: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0x54];
+
+/// The fields of an IPv6 header; by default those of a request's packet.
+#[derive(Clone, Debug)]
+pub struct Ipv6 {
+    /// Version, traffic class and flow label.
+    pub first: [u8; 4],
+    /// Bytes behind the header, where it is not what there is.
+    pub length: Option<u16>,
+    /// Number of the next header.
+    pub next: u8,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// Source address.
+    pub source: [u8; 16],
+    /// Destination address.
+    pub destination: [u8; 16],
+}
+
+impl Default for Ipv6 {
+    fn default() -> Self {
+        Self {
+            first: [0x60, 0, 0, 0],
+            length: None,
+            next: 6,
+            hop_limit: 64,
+            source: GUEST_IPV6,
+            destination: IMDS_IPV6,
+        }
+    }
+}
+
+impl Ipv6 {
+    /// The packet with this header.
+    pub fn packet(&self, payload: &[u8]) -> Vec<u8> {
+        let mut packet = self.first.to_vec();
+        packet.extend(self.length.unwrap_or(payload.len() as u16).to_be_bytes());
+        packet.extend([self.next, self.hop_limit]);
+        packet.extend(self.source);
+        packet.extend(self.destination);
+        packet.extend(payload);
+        packet
+    }
+
+    /// The frame with this packet, from the guest by its gateway.
+    pub fn frame(&self, payload: &[u8]) -> Vec<u8> {
+        eth(GATEWAY_MAC, GUEST_MAC, &[], 0x86dd, &self.packet(payload))
+    }
+
+    /// The frame in which `payload`, whose number is `last`, stands behind extension headers of eight bytes each.
+    pub fn behind(&self, extensions: &[u8], last: u8, payload: &[u8]) -> Vec<u8> {
+        let mut chain = Vec::new();
+        for next in extensions.iter().skip(1).chain([&last]) {
+            // Options are padding; what they say is nobody's business. For a fragment header: the first of several.
+            chain.extend([*next, 0, 0, 1, 0, 0, 0, 0]);
+        }
+        chain.extend(payload);
+        let next = extensions.first().copied().unwrap_or(last);
+        Self { next, ..self.clone() }.frame(&chain)
+    }
+
+    /// The frame with a fragment whose offset field is `offset`.
+    pub fn fragment(&self, offset: u16, last: u8, payload: &[u8]) -> Vec<u8> {
+        let [high, low] = offset.to_be_bytes();
+        let header = [last, 0, high, low, 0, 0, 0, 1];
+        Self {
+            next: 44,
+            ..self.clone()
+        }
+        .frame(&[&header, payload].concat())
+    }
+}
+
+/// An NDP message about `target`, its checksum left out and without options.
+pub fn ndp(kind: u8, code: u8, target: &[u8; 16]) -> Vec<u8> {
+    [&[kind, code, 0, 0, 0, 0, 0, 0][..], target].concat()
 }
 
 /// A TCP segment to `port` with `length` bytes of payload, its checksum left to an offload. Without payload it is a SYN.

@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, io, os::fd::AsFd};
 use anyhow::{Context, bail, ensure};
 use imds_agent::datapath::{Classifier, PuntRing};
 use imds_ebpf::{
-    abi::{IMDS_MAC, Reason, TapBinding, TapIndex},
+    abi::{Reason, TapBinding, TapIndex},
     classify::{Frame, Verdict, classify},
-    hairpin::arp_reply,
+    hairpin::{advertisement, arp_reply},
 };
 use imds_tests::{
     frames::{Case, GUEST_MAC, table},
@@ -16,6 +16,9 @@ use imds_tests::{
 
 /// `BPF_PROG_TEST_RUN` has the frame come in by the loopback device, which is the first in every network namespace.
 const LOOPBACK: TapIndex = TapIndex(1);
+
+/// What is bound to the tap in the table.
+const BINDING: TapBinding = TapBinding::to(GUEST_MAC).with_ipv6();
 
 const TC_ACT_UNSPEC: i32 = -1;
 const TC_ACT_SHOT: i32 = 2;
@@ -31,7 +34,7 @@ fn table_names_every_shape_once_and_every_verdict() {
         // These depend on the state of tap, ring and device, not on the frame.
         if !matches!(
             reason,
-            Reason::TapUnbound | Reason::RingFull | Reason::HairpinFailed
+            Reason::TapUnbound | Reason::RingFull | Reason::HairpinFailed | Reason::Ipv6Disabled
         ) {
             assert!(
                 table.iter().any(|case| case.verdict == Verdict::Drop(reason)),
@@ -50,11 +53,7 @@ fn host_decides_as_the_table_says() {
         unbound,
     } in table()
     {
-        assert_eq!(
-            classify(&frame[..], || Some(TapBinding::to(GUEST_MAC))),
-            verdict,
-            "{name}"
-        );
+        assert_eq!(classify(&frame[..], || Some(BINDING)), verdict, "{name}");
         assert_eq!(classify(&frame[..], || None), unbound, "{name}, unbound");
     }
 }
@@ -86,7 +85,7 @@ fn tag_aside_is_as_good_as_inline() {
         let is_tagged = matches!(frame.get(12..14), Some([0x81, 0x00] | [0x88, 0xa8]));
         if is_tagged && frame.len() > 18 {
             frame.drain(12..16);
-            let verdict_aside = classify(&Untagged(frame), || Some(TapBinding::to(GUEST_MAC)));
+            let verdict_aside = classify(&Untagged(frame), || Some(BINDING));
             assert_eq!(verdict_aside, verdict, "{name}");
             untagged += 1;
         }
@@ -104,7 +103,7 @@ fn kernel_decides_as_the_table_says() -> anyhow::Result<()> {
         for case in table() {
             classifier.unbind(LOOPBACK)?;
             let ran = expect(&classifier, &mut ring, &case, case.unbound).context(case.name)?;
-            classifier.bind(LOOPBACK, GUEST_MAC)?;
+            classifier.bind(LOOPBACK, BINDING)?;
             expect(&classifier, &mut ring, &case, case.verdict).context(case.name)?;
             tested += usize::from(ran);
         }
@@ -112,6 +111,55 @@ fn kernel_decides_as_the_table_says() -> anyhow::Result<()> {
         Ok(())
     })?;
     Ok(())
+}
+
+/// An instance whose `HttpProtocolIpv6` is disabled gets IPv4 as before, and of IPv6 nothing, nor does anything pass.
+#[test]
+fn without_ipv6_all_of_it_is_dropped() -> anyhow::Result<()> {
+    let ipv4_only = TapBinding::to(GUEST_MAC);
+    let cases: Vec<_> = table()
+        .into_iter()
+        .map(|case| {
+            let is_served_alone = is_ipv6(&case.frame)
+                && case.verdict != Verdict::Pass
+                && case.verdict != case.unbound
+                && !matches!(
+                    case.verdict,
+                    Verdict::Drop(Reason::SourceMacForged | Reason::VlanTagged)
+                );
+            let verdict = if is_served_alone {
+                Verdict::Drop(Reason::Ipv6Disabled)
+            } else {
+                case.verdict
+            };
+            Case { verdict, ..case }
+        })
+        .collect();
+    for case in &cases {
+        assert_eq!(
+            classify(&case.frame[..], || Some(ipv4_only)),
+            case.verdict,
+            "{}",
+            case.name
+        );
+    }
+    in_namespaces(|bpffs| {
+        let mut classifier = Classifier::load(&bpffs.join("imds"))?;
+        let mut ring = classifier.rings().pop().context("no ring")?;
+        classifier.attach(LOOPBACK)?;
+        classifier.bind(LOOPBACK, ipv4_only)?;
+        for case in &cases {
+            expect(&classifier, &mut ring, case, case.verdict).context(case.name)?;
+        }
+        let dropped = classifier.counters(LOOPBACK)?.dropped_for(Reason::Ipv6Disabled);
+        ensure!(dropped >= 30, "only {dropped} were dropped for it");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+fn is_ipv6(frame: &[u8]) -> bool {
+    frame.get(12..14) == Some(&[0x86, 0xdd])
 }
 
 /// Runs the program over one frame: action, counter, ring and frame must agree with the verdict. False when this kernel
@@ -139,7 +187,7 @@ fn expect(
             *expected.dropped.entry(reason).or_default() += 1;
             TC_ACT_SHOT
         }
-        Verdict::HairpinArp => {
+        Verdict::HairpinArp | Verdict::HairpinNdp => {
             expected.hairpinned += 1;
             TC_ACT_REDIRECT
         }
@@ -152,12 +200,11 @@ fn expect(
     let counted = classifier.counters(LOOPBACK)?;
     ensure!(counted == expected, "counted {counted:?} instead of {expected:?}");
 
-    let mut frame_after = case.frame.clone();
-    if verdict == Verdict::HairpinArp {
-        let reply = arp_reply(&case.frame[..]).context("no reply")?;
-        frame_after[..reply.len()].copy_from_slice(&reply);
-        ensure!(run.frame[..6] == GUEST_MAC.0 && run.frame[6..12] == IMDS_MAC.0);
-    }
+    let frame_after = match verdict {
+        Verdict::HairpinArp => arp_reply(&case.frame[..]).context("no reply")?.to_vec(),
+        Verdict::HairpinNdp => advertisement(&case.frame[..]).context("no answer")?.to_vec(),
+        _ => case.frame.clone(),
+    };
     ensure!(run.frame == frame_after, "the frame became {:02x?}", run.frame);
 
     match (verdict, ring.next()) {
@@ -181,12 +228,13 @@ fn cost_of_a_frame_that_passes() -> anyhow::Result<()> {
     in_namespaces(|bpffs| {
         let mut classifier = Classifier::load(&bpffs.join("imds"))?;
         classifier.attach(LOOPBACK)?;
-        classifier.bind(LOOPBACK, GUEST_MAC)?;
+        classifier.bind(LOOPBACK, BINDING)?;
         let empty = empty_classifier()?;
         for round in 1..=3 {
             for name in [
                 "HTTP to the world",
                 "IPv6",
+                "echo elsewhere",
                 "a tag around IPv6",
                 "request for the gateway",
                 "UDP",

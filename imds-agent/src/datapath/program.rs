@@ -20,7 +20,7 @@ use aya::{
     programs::{ProgramError, SchedClassifier},
     util::{KernelVersion, nr_cpus},
 };
-use imds_ebpf::abi::{COUNTERS, MacAddr, TapBinding, TapCounters, TapIndex};
+use imds_ebpf::abi::{COUNTERS, TapBinding, TapCounters, TapIndex};
 use thiserror::Error;
 
 pub use super::object::LoadError;
@@ -75,7 +75,7 @@ pub enum TapOperationError {
 
 /// A tap's binding cannot be changed or read.
 #[derive(Debug, Error)]
-#[error("cannot change or read what MAC is bound to tap {tap}")]
+#[error("cannot change or read what is bound to tap {tap}")]
 pub struct BindError {
     /// The tap's name and index.
     pub tap: String,
@@ -177,9 +177,9 @@ impl Classifier {
         })
     }
 
-    /// Has `mac`'s metadata traffic on this tap served, and no other's.
-    pub fn bind(&mut self, tap: TapIndex, mac: MacAddr) -> Result<(), BindError> {
-        let bound = self.taps.insert(tap.0, TapBinding::to(mac).to_bytes(), 0);
+    /// Has the metadata traffic on this tap served that `binding` says, and no other.
+    pub fn bind(&mut self, tap: TapIndex, binding: TapBinding) -> Result<(), BindError> {
+        let bound = self.taps.insert(tap.0, binding.to_bytes(), 0);
         bound.map_err(|source| BindError {
             tap: describe(tap),
             source,
@@ -194,10 +194,10 @@ impl Classifier {
         })
     }
 
-    /// The MAC bound to a tap, by this agent or an earlier one.
-    pub fn binding(&self, tap: TapIndex) -> Result<Option<MacAddr>, BindError> {
+    /// What is bound to a tap, by this agent or an earlier one.
+    pub fn binding(&self, tap: TapIndex) -> Result<Option<TapBinding>, BindError> {
         match self.taps.get(&tap.0, 0) {
-            Ok(value) => Ok(Some(TapBinding::from_bytes(value).mac)),
+            Ok(value) => Ok(Some(TapBinding::from_bytes(value))),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(source) => Err(BindError {
                 tap: describe(tap),
