@@ -21,6 +21,10 @@ pub const IMDS_PORT: u16 = 80;
 /// administered, and it spells the IPv4 address (`a9:fe:a9:fe` is 169.254.169.254).
 pub const IMDS_MAC: MacAddr = MacAddr([0x02, 0x00, 0xa9, 0xfe, 0xa9, 0xfe]);
 
+/// The mark (`SO_MARK`, `skb->mark`) of every frame that comes from the service itself, by which the inbound filter tells
+/// them from a forger's. It spells 169.254, twice. Marks do not travel: a frame from the network has none.
+pub const INJECT_MARK: u32 = 0xa9fe_a9fe;
+
 /// The 48-bit address of a network interface.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -117,6 +121,8 @@ pub enum Reason {
     NdpNotSolicitation = 15,
     /// The frame is for the IPv6 address, and the instance's `HttpProtocolIpv6` is disabled.
     Ipv6Disabled = 16,
+    /// An inbound frame from elsewhere that claims to come from the metadata address, or of which that cannot be told.
+    InboundForged = 17,
 }
 
 /// Number of slots of a tap's counters: one per possible [`Verdict`](crate::classify::Verdict) counter, with room to grow.
@@ -192,7 +198,7 @@ impl PuntHeader {
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Truncated,
         Self::TapUnbound,
         Self::SourceMacForged,
@@ -209,6 +215,7 @@ impl Reason {
         Self::ExtensionHeader,
         Self::NdpNotSolicitation,
         Self::Ipv6Disabled,
+        Self::InboundForged,
     ];
 
     /// The name that metrics and logs use.
@@ -230,6 +237,7 @@ impl Reason {
             Self::ExtensionHeader => "extension-header",
             Self::NdpNotSolicitation => "ndp-not-solicitation",
             Self::Ipv6Disabled => "ipv6-disabled",
+            Self::InboundForged => "inbound-forged",
         }
     }
 }

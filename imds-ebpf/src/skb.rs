@@ -9,11 +9,11 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use imds_ebpf::{
-    abi::{Reason, TapIndex},
+    abi::{INJECT_MARK, Reason, TapIndex},
     classify::Frame,
 };
 
-/// A frame on a tap's ingress hook.
+/// A frame on one of a tap's hooks.
 pub struct Skb<'a> {
     context: &'a TcContext,
 }
@@ -25,7 +25,7 @@ impl<'a> Skb<'a> {
         Self { context }
     }
 
-    /// The tap that the frame came in by.
+    /// The tap that the frame came in by, or is to leave by.
     #[inline(always)]
     pub fn tap(&self) -> TapIndex {
         TapIndex(self.fields().ifindex)
@@ -44,7 +44,14 @@ impl<'a> Skb<'a> {
         }
     }
 
-    /// Writes the answer over the question and sends it back out of the tap: the action that does so.
+    /// What the kernel keeps beside the frame to tell whose it is.
+    #[inline(always)]
+    pub fn mark(&self) -> u32 {
+        self.fields().mark
+    }
+
+    /// Writes the answer over the question and sends it back out of the tap, marked as the service's: the action that does
+    /// so.
     #[inline(always)]
     pub fn hairpin<const N: usize>(&self, answer: Option<[u8; N]>) -> Result<i32, Reason> {
         let answer = answer.ok_or(Reason::HairpinFailed)?;
@@ -58,6 +65,7 @@ impl<'a> Skb<'a> {
         self.context
             .store(0, &answer, 0)
             .map_err(|_| Reason::HairpinFailed)?;
+        self.context.set_mark(INJECT_MARK);
         // SAFETY: a helper without memory arguments.
         let action = unsafe { bpf_redirect(self.tap().0, 0) };
         i32::try_from(action).map_err(|_| Reason::HairpinFailed)

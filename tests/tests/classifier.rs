@@ -3,15 +3,17 @@
 use std::{collections::BTreeMap, io, os::fd::AsFd};
 
 use anyhow::{Context, bail, ensure};
-use imds_agent::datapath::{Classifier, PuntRing};
+use imds_agent::datapath::{Classifier, Direction, PuntRing};
 use imds_ebpf::{
-    abi::{Reason, TapBinding, TapIndex},
+    abi::{INJECT_MARK, Reason, TapBinding, TapIndex},
     classify::{Frame, Verdict, classify},
     hairpin::{advertisement, arp_reply},
+    inbound::admit,
 };
 use imds_tests::{
-    frames::{Case, GUEST_MAC, table},
+    frames::GUEST_MAC,
     kernel::{empty_classifier, in_namespaces, test_run},
+    verdicts::{Case, inbound, table},
 };
 
 /// `BPF_PROG_TEST_RUN` has the frame come in by the loopback device, which is the first in every network namespace.
@@ -34,7 +36,11 @@ fn table_names_every_shape_once_and_every_verdict() {
         // These depend on the state of tap, ring and device, not on the frame.
         if !matches!(
             reason,
-            Reason::TapUnbound | Reason::RingFull | Reason::HairpinFailed | Reason::Ipv6Disabled
+            Reason::TapUnbound
+                | Reason::RingFull
+                | Reason::HairpinFailed
+                | Reason::Ipv6Disabled
+                | Reason::InboundForged
         ) {
             assert!(
                 table.iter().any(|case| case.verdict == Verdict::Drop(reason)),
@@ -158,6 +164,33 @@ fn without_ipv6_all_of_it_is_dropped() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is marked is the service's own, which no test run can have; `datapath.rs` sends such frames through a tap.
+#[test]
+fn inbound_forgers_are_dropped_by_host_and_kernel() -> anyhow::Result<()> {
+    for (name, frame, is_admitted) in inbound() {
+        assert_eq!(admit(&frame[..], 0).is_ok(), is_admitted, "{name}");
+        assert_eq!(admit(&frame[..], INJECT_MARK), Ok(()), "{name}, marked");
+    }
+    in_namespaces(|bpffs| {
+        let mut classifier = Classifier::load(&bpffs.join("imds"))?;
+        classifier.attach(LOOPBACK)?;
+        let mut forged = 0;
+        for (name, frame, is_admitted) in inbound() {
+            let run = test_run(classifier.program_fd(Direction::Inbound)?, &frame, 1).context(name)?;
+            let action = if is_admitted { TC_ACT_UNSPEC } else { TC_ACT_SHOT };
+            ensure!(run.action == action && run.frame == frame, "{name}: {run:?}");
+            forged += u64::from(!is_admitted);
+            let counted = classifier.counters(LOOPBACK)?;
+            ensure!(
+                counted.dropped_for(Reason::InboundForged) == forged && counted.dropped_total() == forged,
+                "{name}: {counted}"
+            );
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
 fn is_ipv6(frame: &[u8]) -> bool {
     frame.get(12..14) == Some(&[0x86, 0xdd])
 }
@@ -171,7 +204,7 @@ fn expect(
     verdict: Verdict,
 ) -> anyhow::Result<bool> {
     let mut expected = classifier.counters(LOOPBACK)?;
-    let run = match test_run(classifier.program_fd()?, &case.frame, 1) {
+    let run = match test_run(classifier.program_fd(Direction::Outbound)?, &case.frame, 1) {
         Ok(run) => run,
         // The kernel makes no test frame of more than a page, nor one that ends within its IP header. `datapath.rs` sends
         // those through a tap.
@@ -240,9 +273,14 @@ fn cost_of_a_frame_that_passes() -> anyhow::Result<()> {
                 "UDP",
             ] {
                 let case = table().into_iter().find(|case| case.name == name).context(name)?;
-                let ours = test_run(classifier.program_fd()?, &case.frame, REPEAT)?.duration;
+                let ours =
+                    test_run(classifier.program_fd(Direction::Outbound)?, &case.frame, REPEAT)?.duration;
                 let nothing = test_run(empty.as_fd(), &case.frame, REPEAT)?.duration;
-                println!("round {round}: {name}: {ours:?}, empty classifier {nothing:?}");
+                let inbound = classifier.program_fd(Direction::Inbound)?;
+                let inbound = test_run(inbound, &case.frame, REPEAT)?.duration;
+                println!(
+                    "round {round}: {name}: {ours:?}, inbound {inbound:?}, empty classifier {nothing:?}"
+                );
             }
         }
         Ok(())

@@ -17,9 +17,10 @@ use imds_ebpf::{
     classify::{SOLICITED_NODE, UNSPECIFIED, Verdict},
 };
 use imds_tests::{
-    frames::{Arp, BROADCAST, Case, GUEST_IP, GUEST_IPV6, GUEST_MAC, Ipv4, Ipv6, OTHER_MAC, ndp, table, tcp},
+    frames::{Arp, BROADCAST, GUEST_IP, GUEST_IPV6, GUEST_MAC, Ipv4, Ipv6, OTHER_MAC, ndp, tcp},
     kernel::in_namespaces,
     tap::{PATIENCE, Tap, VNET_HEADER_BYTES, bridge, wait_readable},
+    verdicts::{Case, inbound, table},
 };
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -210,6 +211,76 @@ fn solicitation_is_answered_on_its_own_tap() -> anyhow::Result<()> {
         );
         Ok(())
     })?;
+    Ok(())
+}
+
+/// With a neighbour on the same bridge who plays the service, and the real one beside it.
+#[test]
+fn only_the_service_speaks_as_the_address() -> anyhow::Result<()> {
+    for hook in [Hook::Tcx, Hook::Clsact] {
+        in_namespaces(|bpffs| forgers(&bpffs.join("imds"), hook).with_context(|| format!("{hook:?}")))?;
+    }
+    Ok(())
+}
+
+fn forgers(root: &Path, hook: Hook) -> anyhow::Result<()> {
+    let (guest, neighbour) = (Tap::new("guest")?, Tap::new("neighbour")?);
+    bridge("bridge", &[guest.index(), neighbour.index()])?;
+    let mut classifier = Classifier::load_on(root, hook)?;
+    classifier.attach(guest.index())?;
+    classifier.bind(guest.index(), BINDING)?;
+    let send_all = || -> anyhow::Result<()> {
+        for (name, frame, is_admitted) in inbound() {
+            neighbour.send(&frame)?;
+            if is_admitted {
+                let next = guest.receive(|frame| frame[6..12] == IMDS_MAC.0)?;
+                ensure!(next == frame, "{name}: {next:02x?} arrived");
+            }
+        }
+        Ok(())
+    };
+    send_all()?;
+    let forged = inbound()
+        .iter()
+        .filter(|(_, _, is_admitted)| !is_admitted)
+        .count() as u64;
+    let counted = classifier.counters(guest.index())?;
+    ensure!(counted.dropped_for(Reason::InboundForged) == forged, "{counted}");
+
+    let mut injector = Injector::new()?;
+    let answer = Ipv4 {
+        source: IMDS_IPV4,
+        destination: GUEST_IP,
+        ..Ipv4::default()
+    };
+    let answer = answer.packet(&tcp(80, 0));
+    injector.push(guest.index(), GUEST_MAC, answer.len(), |packet| {
+        packet.copy_from_slice(&answer);
+    });
+    injector.flush()?;
+    let arrived = guest.receive(|frame| frame[6..12] == IMDS_MAC.0)?;
+    ensure!(arrived[14..] == answer, "{arrived:02x?}");
+    guest.send(&Arp::default().frame(BROADCAST))?;
+    guest.receive(is_arp_reply)?;
+
+    // Neither without an agent nor with the next one does a forger get in.
+    drop(classifier);
+    send_all()?;
+    let mut classifier = Classifier::load_on(root, hook)?;
+    send_all()?;
+    classifier.attach(guest.index())?;
+    send_all()?;
+    let counted = classifier.counters(guest.index())?;
+    ensure!(
+        counted.dropped_for(Reason::InboundForged) == 4 * forged,
+        "{counted}"
+    );
+
+    classifier.detach_all()?;
+    let (_, frame, _) = &inbound()[0];
+    neighbour.send(frame)?;
+    let arrived = guest.receive(|frame| frame[6..12] == IMDS_MAC.0)?;
+    ensure!(arrived == *frame, "still filtered: {arrived:02x?}");
     Ok(())
 }
 
