@@ -11,4 +11,5 @@ pub mod netns;
 pub mod qemu;
 pub mod records;
 pub mod tap;
+pub mod verdicts;
 pub mod vm_host;
