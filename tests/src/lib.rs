@@ -1,11 +1,14 @@
 //! Guests, namespaces and peers for the integration tests.
 
 pub mod agent;
+pub mod debian;
+pub mod dhcp;
 pub mod frames;
 pub mod host;
 pub mod kernel;
 pub mod kernel_guest;
 pub mod load;
+pub mod machine;
 pub mod netns;
 pub mod qemu;
 pub mod records;

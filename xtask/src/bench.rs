@@ -73,7 +73,9 @@ pub fn run(options: Options, agent: &Path, target: &Path) -> Result<()> {
         let mut sides = [Vec::new(), Vec::new()];
         // The first round warms up and is thrown away.
         for round in 0..=rounds {
-            let ours = ours.measure(&request, in_flight, duration).context("imds-agent")?;
+            let ours = ours
+                .measure(&request, in_flight, duration)
+                .context("imds-agent")?;
             let nginx = nginx.measure(&request, in_flight, duration).context("nginx")?;
             if round > 0 {
                 sides[0].push(ours);
