@@ -12,9 +12,10 @@ use anyhow::{Context as _, Result};
 
 use crate::host_command::{run_shown, target};
 
-/// The release, with the packages of Debian's own cloud images that meet the metadata service or the network.
+/// The release.
 const RELEASE: &str = "bookworm";
 
+/// The packages of Debian's own cloud images that meet the metadata service or the network.
 const PACKAGES: &[&str] = &[
     "amazon-ec2-utils",
     "cloud-guest-utils",
@@ -30,12 +31,22 @@ const PACKAGES: &[&str] = &[
     "udev",
 ];
 
+/// What no test reads.
+const LEFT_OUT: &[&str] = &["doc", "locale", "man"];
+
+/// Last touches: what would be the host's is left to the guest, and its language is that of Debian's cloud images, which
+/// needs nothing generated.
+const TOUCHES: &[&str] = &[
+    "rm -f \"$1/etc/resolv.conf\" \"$1/etc/hostname\"",
+    "echo LANG=C.UTF-8 > \"$1/etc/default/locale\"",
+];
+
 /// Room for the packages and for what a first boot writes.
 const DISK_SIZE: &str = "1G";
 
 /// What is in it, as the stamp says.
 pub fn contents() -> String {
-    format!("{RELEASE} {DISK_SIZE} {}", PACKAGES.join(" "))
+    format!("{} {DISK_SIZE}", options().join(" "))
 }
 
 /// Where it is.
@@ -55,16 +66,24 @@ pub fn install() -> Result<()> {
     }
     run_shown(
         Command::new("mmdebstrap")
-            .args(["--quiet", "--variant=minbase"])
-            .arg(format!("--include={}", PACKAGES.join(",")))
-            .args(["doc", "locale", "man"].map(|kind| format!("--dpkgopt=path-exclude=/usr/share/{kind}/*")))
-            // They are the host's, and a guest gets its own.
-            .args(["resolv.conf", "hostname"].map(|file| format!("--customize-hook=rm -f \"$1/etc/{file}\"")))
+            .args(options())
             .arg(RELEASE)
             .arg(&root)
             .arg("http://deb.debian.org/debian"),
     )?;
     make_disk(&root, &directory.join("disk.img"))
+}
+
+fn options() -> Vec<String> {
+    let mut options = vec!["--quiet".to_owned(), "--variant=minbase".to_owned()];
+    options.push(format!("--include={}", PACKAGES.join(",")));
+    options.extend(
+        LEFT_OUT
+            .iter()
+            .map(|kind| format!("--dpkgopt=path-exclude=/usr/share/{kind}/*")),
+    );
+    options.extend(TOUCHES.iter().map(|touch| format!("--customize-hook={touch}")));
+    options
 }
 
 fn make_disk(root: &Path, disk: &Path) -> Result<()> {
