@@ -1,6 +1,10 @@
 //! Composes everything and keeps it running: taps from the kernel, instances from the registry, bindings between the two.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context as _, Result};
 use imds_ebpf::abi::TapIndex;
@@ -10,19 +14,21 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::{
     bindings::{Bindings, Change},
     config::{Config, Taps},
-    credentials::{self, Issuer, Refresher, Sources},
+    credentials::{Issuer, Refresher, Sources},
     datapath::{
         Classifier, Injector,
         link_watch::{LinkEvent, LinkWatch},
     },
+    identity_files,
+    identity_signer::Signer,
     imds::{
         Imds,
         token::{TokenKey, TokenKeys},
     },
     keys::{self, Key, Purpose},
     observe::Requests,
-    registry::{self, Directory, Snapshot},
-    worker::{self, Worker},
+    registry::{Directory, Snapshot},
+    worker::{self, Facts, Worker},
 };
 
 /// What wakes the agent.
@@ -39,6 +45,7 @@ struct Agent {
     classifier: Classifier,
     bindings: Bindings,
     snapshot: Arc<Snapshot>,
+    signer: Signer,
     worker: worker::Handle,
     requests: Arc<Requests>,
 }
@@ -49,18 +56,9 @@ pub async fn run(config: Config) -> Result<()> {
     Directory::create(&config.state_directory).context("cannot make the state directory")?;
     let directory = Directory::open(&config.state_directory, config.rules())?;
     let mut snapshots = directory.snapshots();
-    let registry = Arc::new(registry::Published::default());
-    let credentials = Arc::new(credentials::Published::default());
-    let requests = Arc::new(Requests::default());
-
-    let token_key: keys::TokenKey = Key::load_or_create(&config.token_key_path(), Purpose::Token)?;
-    let token_keys = TokenKeys::new(TokenKey::new(token_key.id, *token_key.secret()), Vec::new());
-    let issuer_key: keys::IssuerKey = Key::load_or_create(&config.issuer_key_path(), Purpose::Issuer)?;
-    let settings = config.credentials();
-    let duration_seconds = settings.duration_seconds;
-    let sources = Sources::new(settings, Issuer::new(&issuer_key, &[]));
-    let refresher = Refresher::new(Arc::new(sources), Arc::clone(&credentials), duration_seconds);
-
+    let facts = Facts::default();
+    let refresher = refresher(&config, &facts)?;
+    let signer = signer(&config, &facts)?;
     let mut classifier = Classifier::load(&config.bpf_directory)?;
     let worker = Worker {
         ring: classifier
@@ -69,21 +67,22 @@ pub async fn run(config: Config) -> Result<()> {
             .next()
             .context("the classifier has no ring")?,
         injector: Injector::new()?,
-        imds: Imds::new(Arc::new(token_keys), StdRng::from_rng(&mut rand::rng())),
-        registry: Arc::clone(&registry),
-        credentials: Arc::clone(&credentials),
-        requests: Arc::clone(&requests),
+        imds: imds(&config)?,
+        facts: facts.clone(),
     };
+    let snapshot = Arc::clone(&snapshots.borrow_and_update());
+    signer.handle_snapshot(Arc::clone(&snapshot));
     let mut agent = Agent {
         taps: config.taps,
         classifier,
         bindings: Bindings::default(),
-        snapshot: Arc::clone(&snapshots.borrow_and_update()),
+        snapshot,
+        signer,
         worker: worker.start(0).context("cannot start a worker")?,
-        requests,
+        requests: facts.requests,
     };
     let refresher = tokio::spawn(refresher.run(directory.snapshots()));
-    let mut registry_watch = tokio::spawn(directory.watch(registry));
+    let mut registry_watch = tokio::spawn(directory.watch(facts.registry));
     let mut links = LinkWatch::new()?;
     loop {
         let event = tokio::select! {
@@ -139,6 +138,7 @@ impl Agent {
             snapshot.revision,
             snapshot.instances.len()
         );
+        self.signer.handle_snapshot(Arc::clone(&snapshot));
         let changes = self.bindings.handle_snapshot(&snapshot);
         self.snapshot = snapshot;
         self.apply(changes);
@@ -198,6 +198,44 @@ impl Agent {
             }
         }
     }
+}
+
+fn imds(config: &Config) -> Result<Imds> {
+    let key: keys::TokenKey = Key::load_or_create(&config.token_key_path(), Purpose::Token)?;
+    let keys = TokenKeys::new(TokenKey::new(key.id, *key.secret()), Vec::new());
+    Ok(Imds::new(Arc::new(keys), StdRng::from_rng(&mut rand::rng())))
+}
+
+fn refresher(config: &Config, facts: &Facts) -> Result<Refresher> {
+    let key: keys::IssuerKey = Key::load_or_create(&config.issuer_key_path(), Purpose::Issuer)?;
+    let settings = config.credentials();
+    let duration_seconds = settings.duration_seconds;
+    let sources = Sources::new(settings, Issuer::new(&key, &[]));
+    Ok(Refresher::new(
+        Arc::new(sources),
+        Arc::clone(&facts.credentials),
+        duration_seconds,
+    ))
+}
+
+fn signer(config: &Config, facts: &Facts) -> Result<Signer> {
+    let keys = identity_files::load_or_create(&config.keys_directory(), &host_name(), unix_time())?;
+    Signer::start(keys, Arc::clone(&facts.identities))
+        .context("cannot start the signer of identity documents")
+}
+
+/// What the host's own certificate is made out to.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() {
+        "imds-agent".to_owned()
+    } else {
+        name.trim().to_owned()
+    }
+}
+
+fn unix_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// The signals that end the agent.

@@ -148,14 +148,19 @@ impl Config {
         }
     }
 
+    /// Where the host's keys are.
+    pub fn keys_directory(&self) -> PathBuf {
+        self.state_directory.join("keys")
+    }
+
     /// The file of the key that authenticates session tokens.
     pub fn token_key_path(&self) -> PathBuf {
-        self.state_directory.join("keys/token")
+        self.keys_directory().join("token")
     }
 
     /// The file of the embedded issuer's key.
     pub fn issuer_key_path(&self) -> PathBuf {
-        self.state_directory.join("keys/issuer")
+        self.keys_directory().join("issuer")
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {

@@ -1,10 +1,10 @@
 //! Programs of a stock Debian, run in a guest without a machine: its root directory in the guest's network.
 
-use std::process::Command;
+use std::{path::PathBuf, process::Command};
 
 use anyhow::{Result, ensure};
 
-use crate::{machine, netns::Namespace};
+use crate::{netns::Namespace, qemu};
 
 /// Mounts what programs want to see, for this one process, and becomes the program. `/sys` shows the guest's network.
 const ENTER: &str = r#"
@@ -13,7 +13,7 @@ mount -t proc proc "$0/proc" && mount -t sysfs sysfs "$0/sys" && exec chroot "$0
 
 /// `program` of the stock Debian, in the guest's network and with none of the host's environment.
 pub fn command(guest: &Namespace, program: &str) -> Result<Command> {
-    let root = machine::debian().join("root");
+    let root = directory().join("root");
     ensure!(
         root.join("usr/bin/cloud-init").exists(),
         "{} is missing: `cargo xtask setup` makes it",
@@ -30,4 +30,9 @@ pub fn command(guest: &Namespace, program: &str) -> Result<Command> {
         .arg(root)
         .arg(program);
     Ok(command)
+}
+
+/// Where `cargo xtask setup` puts it: the directory, and the disk of the same.
+pub(crate) fn directory() -> PathBuf {
+    qemu::target().join("debian")
 }

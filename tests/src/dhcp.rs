@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use imds_ebpf::abi::MacAddr;
 
-use crate::{machine, netns::Namespace};
+use crate::{netns::Namespace, qemu};
 
 /// A running server. Killed when dropped.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl DhcpServer {
             ),
         )?;
         let mut server = namespace
-            .command(machine::image().join("busybox/bin/busybox"))
+            .command(qemu::image().join("busybox/bin/busybox"))
             .args(["udhcpd", "-f"])
             .arg(&config)
             .stdin(Stdio::null())

@@ -38,15 +38,7 @@ impl Host {
         let namespace = Namespace::new()?;
         let tap = Arc::new(namespace.enter(|| Tap::new("tap0"))?);
         let files = HostFiles::new(extra_config)?;
-        let mut record = records::instance(INSTANCE_ID, records::guest_mac(2), "tap0", ADDRESS);
-        change(&mut record);
-        files.put("roles", records::ROLE, &records::role())?;
-        files.put(
-            "instance-profiles",
-            records::INSTANCE_PROFILE,
-            &records::instance_profile(),
-        )?;
-        files.put("instances", INSTANCE_ID, &record)?;
+        files.put_guest(INSTANCE_ID, "tap0", ADDRESS, change)?;
         let agent = Agent::start(&program()?, &namespace, &files)?;
         Ok(Self {
             agent,

@@ -8,7 +8,6 @@ pub mod host;
 pub mod kernel;
 pub mod kernel_guest;
 pub mod load;
-pub mod machine;
 pub mod netns;
 pub mod qemu;
 pub mod records;

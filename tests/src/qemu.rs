@@ -4,21 +4,24 @@
 //! `init: failure` line. Whatever else happens is a failure that this module names: a hang marker in the console, the
 //! time limit, or an end without that line. A failed guest leaves its console and a capture of its tap behind.
 
+mod capture;
+mod machine;
+
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _},
+    io::Read as _,
     path::PathBuf,
-    process::{Child, Stdio},
+    process::Child,
     sync::mpsc::{Receiver, RecvTimeoutError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use imds_ebpf::abi::MacAddr;
 
-use crate::{
-    machine::{self, GuestOptions},
-    netns::Namespace,
-};
+pub use self::machine::Software;
+use self::{capture::Capture, machine::power_on};
+use crate::netns::Namespace;
 
 /// Lines after which a guest never ends by itself, and what they mean.
 const HANG_MARKERS: &[(&str, &str)] = &[
@@ -36,6 +39,21 @@ const HANG_MARKERS: &[(&str, &str)] = &[
         "the guest's kernel found no initramfs",
     ),
 ];
+
+/// A guest to boot.
+#[derive(Clone, Debug)]
+pub struct GuestOptions {
+    /// Names the files that a failure leaves behind.
+    pub name: String,
+    /// The tap in the namespace that the guest's interface is connected to.
+    pub tap: String,
+    /// The interface's address.
+    pub mac: MacAddr,
+    /// What runs in the guest.
+    pub software: Software,
+    /// From power-on to power-off.
+    pub limit: Duration,
+}
 
 /// A running guest.
 #[derive(Debug)]
@@ -61,7 +79,7 @@ impl Guest {
     pub fn boot(namespace: &Namespace, options: &GuestOptions) -> Result<Self> {
         let mut command = machine::command(namespace, options)?;
         let capture = Capture::start(namespace, options)?;
-        let (qemu, lines) = machine::power_on(&mut command)?;
+        let (qemu, lines) = power_on(&mut command)?;
         Ok(Self {
             name: options.name.clone(),
             qemu,
@@ -191,56 +209,15 @@ fn complaints(qemu: &mut Child) -> String {
     text.trim().to_owned()
 }
 
-/// Everything that crosses a guest's tap, kept only when the guest fails.
-#[derive(Debug)]
-struct Capture {
-    tcpdump: Child,
-    file: PathBuf,
-}
-
-impl Capture {
-    fn start(namespace: &Namespace, options: &GuestOptions) -> Result<Self> {
-        fs::create_dir_all(failures()).context("cannot make the directory of failures")?;
-        let file = failures().join(format!("{}.pcap", options.name));
-        let mut command = namespace.command("tcpdump");
-        command
-            .args(["-i", &options.tap, "-U", "-Z", "root", "-w"])
-            .arg(&file)
-            .stdin(Stdio::null());
-        let mut tcpdump = command
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("cannot start tcpdump")?;
-        // Its first line says that it listens.
-        let errors = tcpdump.stderr.take().context("tcpdump has no output")?;
-        let mut first = String::new();
-        BufReader::new(errors).read_line(&mut first)?;
-        Ok(Self { tcpdump, file })
-    }
-
-    fn stop(&mut self) {
-        let _ = self.tcpdump.kill();
-        let _ = self.tcpdump.wait();
-    }
-
-    fn discard(&mut self) {
-        self.stop();
-        let _ = fs::remove_file(&self.file);
-    }
-
-    fn keep(&mut self) -> PathBuf {
-        self.stop();
-        self.file.clone()
-    }
-}
-
-impl Drop for Capture {
-    fn drop(&mut self) {
-        self.stop();
-    }
+/// Where `cargo xtask` puts guests' kernel and initramfs.
+pub(crate) fn image() -> PathBuf {
+    target().join("guest")
 }
 
 fn failures() -> PathBuf {
-    machine::image().join("failures")
+    target().join("guest/failures")
+}
+
+pub(crate) fn target() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target"))
 }

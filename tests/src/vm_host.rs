@@ -8,9 +8,8 @@ use serde_json::Value;
 use crate::{
     agent::{Agent, HostFiles},
     dhcp::DhcpServer,
-    machine::{GuestOptions, Software},
     netns::Namespace,
-    qemu::Guest,
+    qemu::{Guest, GuestOptions, Software},
     records,
 };
 
@@ -41,15 +40,7 @@ impl VmHost {
         namespace.ip(&format!("tuntap add dev {TAP} mode tap"))?;
         namespace.ip(&format!("link set {TAP} up"))?;
         let files = HostFiles::new("")?;
-        let mut record = records::instance(INSTANCE_ID, records::guest_mac(2), TAP, ADDRESS);
-        change(&mut record);
-        files.put("roles", records::ROLE, &records::role())?;
-        files.put(
-            "instance-profiles",
-            records::INSTANCE_PROFILE,
-            &records::instance_profile(),
-        )?;
-        files.put("instances", INSTANCE_ID, &record)?;
+        files.put_guest(INSTANCE_ID, TAP, ADDRESS, change)?;
         let agent = Agent::start(program, &namespace, &files)?;
         Ok(Self {
             agent,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use imds_tests::{
     host,
-    machine::Software,
+    qemu::Software,
     records,
     vm_host::{INSTANCE_ID, VmHost},
 };

@@ -270,3 +270,37 @@ sys.stdout.write(urllib.request.urlopen(request, timeout=10).read().decode())
     assert_eq!(run(&guest, "python3", &["-c", script, &id, &token])?, INSTANCE_ID);
     Ok(())
 }
+
+#[test]
+fn a_guests_identity_document_is_signed_by_its_host() -> Result<()> {
+    let (host, guest) = Host::with_guest(|_| ())?;
+    let script = r#"
+url=http://169.254.169.254/latest
+token=$(curl -sS --fail -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' $url/api/token)
+get() { curl -sS --fail --retry 5 -H "X-aws-ec2-metadata-token: $token" $url/dynamic/instance-identity/$1; }
+get document > document
+(echo '-----BEGIN PKCS7-----'; get rsa2048; echo; echo '-----END PKCS7-----') > rsa2048.pem
+openssl smime -verify -in rsa2048.pem -inform PEM -certfile "$1" -noverify -nointern -out verified
+cmp document verified
+get signature | base64 -d > signature
+openssl x509 -pubkey -noout -in "$1" > key
+openssl dgst -sha256 -verify key -signature signature document
+"#;
+    let directory = tempfile::tempdir()?;
+    let certificate = host.files.state().join("keys/identity.crt");
+    let mut command = guest.command("sh");
+    command
+        .current_dir(directory.path())
+        .args(["-euc", script, "sh"])
+        .arg(certificate);
+    let output = command.output()?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let document: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(directory.path().join("document"))?)?;
+    assert_eq!(document["instanceId"], INSTANCE_ID);
+    Ok(())
+}

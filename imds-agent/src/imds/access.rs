@@ -48,9 +48,9 @@ pub enum Refusal {
     /// Nothing is there for this instance in this version.
     #[error("there is no such category")]
     NotFound,
-    /// The first fetch of the role credentials is under way.
-    #[error("the role credentials are not there yet")]
-    CredentialsPending,
+    /// It will be there in a moment: role credentials of which the first fetch is under way, a signature in the making.
+    #[error("what is asked for is still being made")]
+    Pending,
 }
 
 /// The methods that a path takes.
@@ -87,7 +87,7 @@ pub(super) fn refuse(refusal: Refusal, response: &mut Response) {
             response.allow = Some(allow.methods());
             Status::MethodNotAllowed
         }
-        Refusal::UnknownCaller | Refusal::CredentialsPending => {
+        Refusal::UnknownCaller | Refusal::Pending => {
             response.retry_after_seconds = Some(RETRY_AFTER_SECONDS);
             Status::ServiceUnavailable
         }

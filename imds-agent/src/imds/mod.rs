@@ -46,6 +46,8 @@ pub struct Caller<'a> {
     pub interface: &'a NetworkInterface,
     /// The state of the instance's role session; nothing while the first fetch is under way.
     pub role_state: Option<&'a Arc<RoleState>>,
+    /// The signed identity documents.
+    pub identities: &'a identity::Published,
 }
 
 /// What became of one request: for counters and the audit trail, which are somebody else's.
@@ -178,7 +180,7 @@ impl Imds {
         let path = Path::of(request.target).ok_or(Refusal::NotFound)?;
         match tree::answer(&View::new(now, caller), path, &mut response.body) {
             Answer::Absent => Err(Refusal::NotFound),
-            Answer::Pending => Err(Refusal::CredentialsPending),
+            Answer::Pending => Err(Refusal::Pending),
             Answer::Found(found) => {
                 let last_modified = found.last_modified.unwrap_or(caller.member.last_modified);
                 response.content_type = found.content_type;

@@ -52,7 +52,7 @@ struct Wire {
 }
 
 impl Wire {
-    fn send(&mut self, now: Duration, packet: Vec<u8>, faults: Faults, rng: &mut StdRng) {
+    fn send(&mut self, now: Duration, packet: &[u8], faults: Faults, rng: &mut StdRng) {
         if rng.random_range(0..100) < faults.lost {
             return;
         }
@@ -64,7 +64,7 @@ impl Wire {
         for _ in 0..copies {
             let delay = faults.delay_max.mul_f64(rng.random());
             self.sent += 1;
-            self.packets.insert((now + delay, self.sent), packet.clone());
+            self.packets.insert((now + delay, self.sent), packet.to_vec());
         }
     }
 
@@ -174,7 +174,7 @@ impl Simulation {
                     .poll(instant(self.now()), &mut device, &mut self.sockets);
             }
             for packet in guest_sent.0 {
-                self.outbound.send(self.now, packet, self.faults, &mut self.rng);
+                self.outbound.send(self.now, &packet, self.faults, &mut self.rng);
             }
 
             let mut sent = Sent::default();
@@ -190,8 +190,8 @@ impl Simulation {
             }
             is_quiet &= sent.0.is_empty();
             for packet in sent.0 {
-                self.seen.push(packet.clone());
-                self.inbound.send(self.now, packet, self.faults, &mut self.rng);
+                self.inbound.send(self.now, &packet, self.faults, &mut self.rng);
+                self.seen.push(packet);
             }
             if is_quiet && self.inbound.next().is_none_or(|due| due > self.now) {
                 return;

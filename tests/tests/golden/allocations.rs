@@ -9,7 +9,7 @@ use super::world::{Server, World, now};
 #[test]
 fn nothing_is_allocated_for_a_request() {
     let mut server = Server::new();
-    server.caller = Some((World::named("full"), 1));
+    server.set_caller(World::named("full"), 1);
     let now = now(Duration::ZERO);
     let token = server.mint(now, 60);
     for path in [

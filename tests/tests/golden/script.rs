@@ -66,7 +66,7 @@ impl Run {
         let words: Vec<_> = event.split_whitespace().collect();
         match words[..] {
             [] => {}
-            ["as", "nobody"] => self.server.caller = None,
+            ["as", "nobody"] => self.server.unset_caller(),
             ["as", name] => self.set_caller(name, 0),
             ["as", name, interface] => self.set_caller(name, interface.parse().expect("an index")),
             ["after", count, unit] => {
@@ -99,7 +99,7 @@ impl Run {
     }
 
     fn set_caller(&mut self, name: &str, interface: usize) {
-        self.server.caller = Some((World::named(name), interface));
+        self.server.set_caller(World::named(name), interface);
         let now = now(self.since_begin);
         let long = self.server.mint(now, 21_600);
         self.tokens

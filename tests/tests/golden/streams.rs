@@ -46,7 +46,7 @@ fn stream() -> impl Strategy<Value = Vec<u8>> {
 /// Everything that comes back for `stream`, sent in pieces of these lengths over and over, and whether it ends.
 fn answers(stream: &[u8], pieces: &[usize], takes: &[usize]) -> (Vec<(Option<u8>, u8)>, bool) {
     let mut server = Server::new();
-    server.caller = Some((World::named("optional"), 0));
+    server.set_caller(World::named("optional"), 0);
     let now = now(Duration::ZERO);
     let mut connection = Connection::new(now);
     let mut answers = Vec::new();
@@ -93,7 +93,7 @@ proptest! {
     #[test]
     fn any_target_gets_a_status(target in "[!-~]{1,60}", method in "GET|HEAD|PUT|OPTIONS|[A-Z]{1,8}") {
         let mut server = Server::new();
-        server.caller = Some((World::named("optional"), 0));
+        server.set_caller(World::named("optional"), 0);
         let request = format!("{method} {target} HTTP/1.1\r\n\r\n");
         let response = server.exchange(now(Duration::ZERO), request.as_bytes());
         prop_assert!(response.starts_with(b"HTTP/1.1 "));

@@ -1,11 +1,20 @@
 //! One instance, a clock that is set by hand, and connections to the service.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    sync::{Arc, LazyLock, Mutex},
+    time::Duration,
+};
 
 use imds_agent::{
     credentials::{Refusal, RoleCredentials, RoleState},
     http::{Connection, Request, Response, Service},
-    imds::{Caller, Imds, Outcome, TokenKey, TokenKeys},
+    imds::{
+        Caller, Imds, Outcome, TokenKey, TokenKeys,
+        identity::{self, IdentityKeys, published::Slot},
+    },
     now::Now,
     registry::{Instance, InstanceProfile, Role, instance::MetadataOptions, snapshot::Member},
 };
@@ -101,7 +110,8 @@ pub fn now(since_begin: Duration) -> Now {
 /// The service as a worker has it, for the caller that is set.
 pub struct Server {
     imds: Imds,
-    pub caller: Option<(World, usize)>,
+    identities: identity::Published,
+    caller: Option<(World, usize)>,
     pub outcomes: Vec<Outcome>,
 }
 
@@ -110,9 +120,23 @@ impl Server {
         let keys = TokenKeys::new(TokenKey::new([0, 0, 1], [0x5a; 32]), vec![]);
         Self {
             imds: Imds::new(Arc::new(keys), StdRng::seed_from_u64(7)),
+            identities: identity::Published::default(),
             caller: None,
             outcomes: Vec::new(),
         }
+    }
+
+    /// Nobody that the registry knows asks from now on.
+    pub fn unset_caller(&mut self) {
+        self.caller = None;
+    }
+
+    /// Lets `interface` of `world` ask from now on. Its identity document is signed.
+    pub fn set_caller(&mut self, world: World, interface: usize) {
+        let instance = world.member.instance.instance_id.clone();
+        self.identities
+            .publish([(instance, signed(&world.member))].into());
+        self.caller = Some((world, interface));
     }
 
     /// What comes back for `request` on a connection of its own.
@@ -146,9 +170,33 @@ impl Service for Server {
             member: &world.member,
             interface: &world.member.instance.network_interfaces[*interface],
             role_state: world.role_state.as_ref(),
+            identities: &self.identities,
         });
         let outcome = self.imds.respond(now, caller.as_ref(), request, response);
         assert_eq!(outcome.status, response.status);
         self.outcomes.push(outcome);
     }
+}
+
+/// The signed document of `member`, signed once for all servers: that takes a while without optimization.
+fn signed(member: &Member) -> Arc<Slot> {
+    static SIGNED: Mutex<BTreeMap<Vec<u8>, Arc<Slot>>> = Mutex::new(BTreeMap::new());
+    static KEYS: LazyLock<IdentityKeys> = LazyLock::new(identity_keys);
+    let document = identity::document(member);
+    let mut signed = SIGNED.lock().expect("nobody panics with the lock");
+    let slot = signed.entry(document).or_insert_with_key(|document| {
+        let slot = Slot::default();
+        slot.fill(identity::sign(&KEYS, document).expect("a document can be signed"));
+        Arc::new(slot)
+    });
+    Arc::clone(slot)
+}
+
+/// A key for tests alone, so that signatures are the same in every run.
+fn identity_keys() -> IdentityKeys {
+    let read = |name: &str| {
+        let path = super::golden("identity").join(name);
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    };
+    IdentityKeys::from_pem(&read("key.pem"), &read("certificate.pem")).expect("the golden key is good")
 }

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     credentials::RoleState,
     http::ContentType,
-    imds::{Delivery, documents},
+    imds::{Delivery, documents, identity::SignedIdentity},
     registry::instance::SecurityGroup,
 };
 
@@ -109,6 +109,9 @@ macro_rules! eni {
 pub static ROWS: &[Row] = &[
     row("dynamic/fws/instance-monitoring", "2009-04-04", Text(|v, _| Some(&v.instance.monitoring.as_ref()?.state))),
     row("dynamic/instance-identity/document", "2009-04-04", Document(identity_document)),
+    row("dynamic/instance-identity/pkcs7", "2009-04-04", Document(identity_signed_data)),
+    row("dynamic/instance-identity/rsa2048", "2009-04-04", Document(identity_signed_data)),
+    row("dynamic/instance-identity/signature", "2009-04-04", Document(identity_signature)),
 
     row("meta-data/ami-id", "1.0", Text(|v, _| v.instance.image_id.as_deref())),
     row("meta-data/ami-launch-index", "1.0", List(|v, _, l| l.extend([v.instance.ami_launch_index]))),
@@ -198,6 +201,31 @@ fn ipv4_association<'v>(_: &View<'v>, keys: &Keys<'v>, lines: &mut Lines<'_>) {
 fn identity_document<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
     documents::identity(view, out);
     Answer::Found(Found::TEXT)
+}
+
+fn identity_signature<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
+    signed_identity(view, out, |signed| &signed.signature)
+}
+
+/// CMS signed data around the document. EC2's `pkcs7` is signed with DSA and SHA-1, which nobody should trust any more:
+/// *ours* is the same as `rsa2048`.
+fn identity_signed_data<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
+    signed_identity(view, out, |signed| &signed.rsa2048)
+}
+
+fn signed_identity(view: &View<'_>, out: &mut Vec<u8>, part: fn(&SignedIdentity) -> &str) -> Answer {
+    // The document goes where the answer will, so that nothing is allocated for it.
+    let start = out.len();
+    documents::identity(view, out);
+    let signed = view.signed_identity(out.get(start..).unwrap_or_default());
+    out.truncate(start);
+    match signed {
+        Some(signed) => {
+            out.extend_from_slice(part(&signed).as_bytes());
+            Answer::Found(Found::TEXT)
+        }
+        None => Answer::Pending,
+    }
 }
 
 fn iam_info<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -> Answer {

@@ -2,11 +2,18 @@
 //!
 //! A record that comes from `describe-instances` has empty strings where nothing is known; they count as absent.
 
-use std::{net::Ipv4Addr, net::Ipv6Addr, time::Duration};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{
     credentials::{RoleCredentials, RoleState},
-    imds::Caller,
+    imds::{
+        Caller,
+        identity::{self, SignedIdentity},
+    },
     now::Now,
     registry::{
         Instance, NetworkInterface,
@@ -24,6 +31,8 @@ pub struct View<'v> {
     pub instance: &'v Instance,
     /// The state of the role session.
     pub role_state: Option<&'v RoleState>,
+    /// The signed identity documents, for whoever may see them.
+    identities: Option<&'v identity::Published>,
     /// Since the Unix epoch.
     now: Duration,
 }
@@ -44,6 +53,7 @@ impl<'v> View<'v> {
             member: caller.member,
             instance: &caller.member.instance,
             role_state: caller.role_state.map(|state| &**state),
+            identities: Some(caller.identities),
             now: now.unix,
         }
     }
@@ -54,8 +64,14 @@ impl<'v> View<'v> {
             member,
             instance: &member.instance,
             role_state: None,
+            identities: None,
             now: Duration::ZERO,
         }
+    }
+
+    /// The signatures of `document`, the instance's current identity document; nothing while they are being made.
+    pub fn signed_identity(&self, document: &[u8]) -> Option<Arc<SignedIdentity>> {
+        self.identities?.get(&self.instance.instance_id, document)
     }
 
     /// Every interface, in the order of the record.

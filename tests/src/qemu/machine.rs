@@ -1,4 +1,4 @@
-//! The machine that a guest runs on: QEMU's command line, and whether KVM works here.
+//! The machine: which accelerator, which devices, how it starts.
 
 use std::{
     fs,
@@ -11,30 +11,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use imds_ebpf::abi::MacAddr;
 
-use crate::netns::Namespace;
+use super::{GuestOptions, image};
+use crate::{debian, netns::Namespace};
 
 /// The emulator.
 const QEMU: &str = "qemu-system-x86_64";
 
 /// How long a guest may take from power-on to its first line when KVM is tried. Under KVM it takes one second.
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
-
-/// A guest to boot.
-#[derive(Clone, Debug)]
-pub struct GuestOptions {
-    /// Names the files that a failure leaves behind.
-    pub name: String,
-    /// The tap in the namespace that the guest's interface is connected to.
-    pub tap: String,
-    /// The interface's address.
-    pub mac: MacAddr,
-    /// What runs in the guest.
-    pub software: Software,
-    /// From power-on to power-off.
-    pub limit: Duration,
-}
 
 /// What runs in a guest.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -219,7 +204,7 @@ fn add_kernel(command: &mut Command, software: &Software) -> Result<()> {
 }
 
 fn add_disk(command: &mut Command) -> Result<()> {
-    let disk = there(debian().join("disk.img"))?;
+    let disk = there(debian::directory().join("disk.img"))?;
     let drive = format!("file={},format=raw,if=virtio,snapshot=on", disk.display());
     command.args(["-drive", &drive]);
     Ok(())
@@ -232,18 +217,4 @@ fn there(file: PathBuf) -> Result<PathBuf> {
         file.display()
     );
     Ok(file)
-}
-
-/// Where `cargo xtask` puts guests' kernel and initramfs.
-pub(crate) fn image() -> PathBuf {
-    target().join("guest")
-}
-
-/// Where `cargo xtask setup` puts a stock Debian with cloud-init.
-pub(crate) fn debian() -> PathBuf {
-    target().join("debian")
-}
-
-fn target() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target"))
 }
