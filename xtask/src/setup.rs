@@ -63,7 +63,10 @@ const UNPACKED: &[(&str, &str)] = &[
 ];
 
 /// The clients that come from Python's package index.
-const PYTHON_CLIENTS: &str = "boto3 awscli";
+const PYTHON_CLIENTS: &str = "awscli boto3 cloudbase-init";
+
+/// The clients that come from npm, where it is installed.
+const NODE_CLIENTS: &str = "@aws-sdk/credential-providers @aws-sdk/ec2-metadata-service";
 
 /// Something that is missing, and the way to it.
 struct Item {
@@ -169,6 +172,12 @@ fn missing() -> Result<Vec<Item>> {
                 venv().display()
             ),
             install: Box::new(install_python_clients),
+        });
+    }
+    if is_on_path("npm") && !is_stamped(&node(), NODE_CLIENTS) {
+        missing.push(Item {
+            what: format!("{NODE_CLIENTS} in {}", node().display()),
+            install: Box::new(install_node_clients),
         });
     }
     if !bpffs_is_mounted()? {
@@ -316,6 +325,22 @@ fn install_python_clients() -> Result<()> {
             .args(PYTHON_CLIENTS.split(' ')),
     )?;
     fs::write(stamp(&venv()), PYTHON_CLIENTS)?;
+    Ok(())
+}
+
+fn node() -> PathBuf {
+    target().join("node")
+}
+
+fn install_node_clients() -> Result<()> {
+    fs::create_dir_all(node()).context("cannot make the directory of npm's packages")?;
+    run_shown(
+        Command::new("npm")
+            .args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"])
+            .arg(node())
+            .args(NODE_CLIENTS.split(' ')),
+    )?;
+    fs::write(stamp(&node()), NODE_CLIENTS)?;
     Ok(())
 }
 
