@@ -429,6 +429,7 @@ fn links_are_told_as_they_come_and_go() -> anyhow::Result<()> {
             ensure!(first.remove(&TapIndex(1)) == Some(appeared(TapIndex(1), "lo", false)));
             ensure!(first.remove(&before.index()) == Some(appeared(before.index(), "before", true)));
             ensure!(first.remove(&after.index()) == Some(appeared(after.index(), "after", true)));
+            ensure!(told(&mut watch).await? == LinkEvent::Listed);
 
             bridge("bridge", &[before.index()])?;
             let LinkEvent::Appeared {
