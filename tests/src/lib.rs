@@ -2,6 +2,8 @@
 
 pub mod agent;
 pub mod client;
+pub mod debian;
+pub mod dhcp;
 pub mod frames;
 pub mod host;
 pub mod kernel;
