@@ -1,20 +1,23 @@
 //! Composes everything and keeps it running: taps from the kernel, instances from the registry, bindings between the two.
 
 use std::{
-    io,
+    fmt, io,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
-use imds_ebpf::abi::TapIndex;
+use imds_ebpf::abi::{TapBinding, TapIndex};
 use rand::{SeedableRng as _, rngs::StdRng};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
+};
 
 use crate::{
     bindings::{Bindings, Change},
     config::{Config, Taps},
-    credentials::{self, Issuer, Refresher, Sources},
+    credentials::{Issuer, IssuerKeys, Refresher, Sources, issuer_keys},
     datapath::{
         Classifier, Injector,
         link_watch::{LinkEvent, LinkWatch},
@@ -22,14 +25,14 @@ use crate::{
     identity_files,
     identity_signer::Signer,
     imds::{
-        Imds, identity,
+        Imds,
         token::{TokenKey, TokenKeys},
     },
     keys::{self, Key, Purpose},
     observe::Requests,
-    registry::{self, Directory, Snapshot},
+    registry::{Directory, Snapshot},
     sts,
-    worker::{self, Worker},
+    worker::{self, Facts, Worker},
 };
 
 /// What wakes the agent.
@@ -57,23 +60,12 @@ pub async fn run(config: Config) -> Result<()> {
     Directory::create(&config.state_directory).context("cannot make the state directory")?;
     let directory = Directory::open(&config.state_directory, config.rules())?;
     let mut snapshots = directory.snapshots();
-    let registry = Arc::new(registry::Published::default());
-    let credentials = Arc::new(credentials::Published::default());
-    let requests = Arc::new(Requests::default());
-
-    let token_key: keys::TokenKey = Key::load_or_create(&config.token_key_path(), Purpose::Token)?;
-    let token_keys = TokenKeys::new(TokenKey::new(token_key.id, *token_key.secret()), Vec::new());
-    let issuer_key: keys::IssuerKey = Key::load_or_create(&config.issuer_key_path(), Purpose::Issuer)?;
-    let settings = config.credentials();
-    let duration_seconds = settings.duration_seconds;
-    let issuer = Arc::new(Issuer::new(&issuer_key, &[]));
-    let sources = Sources::new(settings, Arc::clone(&issuer));
-    let refresher = Refresher::new(Arc::new(sources), Arc::clone(&credentials), duration_seconds);
-
-    let identities = Arc::new(identity::Published::default());
-    let identity_keys = identity_files::load_or_create(&config.keys_directory(), &host_name(), unix_time())?;
-    let signer = Signer::start(identity_keys, Arc::clone(&identities)).context("cannot start the signer")?;
-
+    let facts = Facts::default();
+    let keys = config.keys_directory();
+    let issuer_keys = IssuerKeys::load_or_create(&keys)?;
+    let issuer = Arc::new(Issuer::new(&issuer_keys.newest, &issuer_keys.accepted));
+    let refresher = refresher(&config, &facts, &issuer);
+    let signer = signer(&config, &facts)?;
     let mut classifier = Classifier::load(&config.bpf_directory)?;
     let worker = Worker {
         ring: classifier
@@ -82,11 +74,8 @@ pub async fn run(config: Config) -> Result<()> {
             .next()
             .context("the classifier has no ring")?,
         injector: Injector::new()?,
-        imds: Imds::new(Arc::new(token_keys), StdRng::from_rng(&mut rand::rng())),
-        registry: Arc::clone(&registry),
-        credentials: Arc::clone(&credentials),
-        identities: Arc::clone(&identities),
-        requests: Arc::clone(&requests),
+        imds: imds(&config)?,
+        facts: facts.clone(),
     };
     let snapshot = Arc::clone(&snapshots.borrow_and_update());
     signer.handle_snapshot(Arc::clone(&snapshot));
@@ -97,21 +86,19 @@ pub async fn run(config: Config) -> Result<()> {
         snapshot,
         signer,
         worker: worker.start(0).context("cannot start a worker")?,
-        requests,
+        requests: facts.requests,
     };
-    let sts_endpoint = match config.sts_endpoint() {
-        Some(settings) => {
-            let service = sts::Service::new(issuer);
-            let endpoint =
-                sts::Endpoint::bind(&settings, service, Arc::clone(&registry), Box::new(|_| ())).await;
-            Some(tokio::spawn(
-                endpoint.context("the security token service cannot start")?.run(),
-            ))
-        }
-        None => None,
-    };
-    let refresher = tokio::spawn(refresher.run(directory.snapshots()));
-    let mut registry_watch = tokio::spawn(directory.watch(registry));
+    // All of it ends with this function.
+    let mut upkeep = JoinSet::new();
+    if let Some(settings) = config.sts_endpoint() {
+        let service = sts::Service::new(Arc::clone(&issuer));
+        let registry = Arc::clone(&facts.registry);
+        let endpoint = sts::Endpoint::bind(&settings, service, registry, Box::new(|_| ())).await;
+        upkeep.spawn(endpoint.context("the security token service cannot start")?.run());
+    }
+    upkeep.spawn(issuer_keys::follow(issuer, keys, issuer_keys));
+    upkeep.spawn(refresher.run(directory.snapshots()));
+    let mut registry_watch = tokio::spawn(directory.watch(facts.registry));
     let mut links = LinkWatch::new()?;
     loop {
         let event = tokio::select! {
@@ -129,10 +116,7 @@ pub async fn run(config: Config) -> Result<()> {
             }
             Event::Stop(signal) => {
                 log::info!("{signal}: stopping; the classifier stays on its taps, and the address is dark");
-                refresher.abort();
-                if let Some(sts_endpoint) = &sts_endpoint {
-                    sts_endpoint.abort();
-                }
+                upkeep.abort_all();
                 agent.stop();
                 return Ok(());
             }
@@ -191,10 +175,14 @@ impl Agent {
                 self.classifier.attach(tap)?;
                 log::info!("tap {}: attached", self.name(tap));
             }
-            Change::Bind(tap, mac) => {
+            Change::Bind(tap, binding) => {
                 self.worker.tell(worker::Command::Forget(tap));
-                self.classifier.bind(tap, mac)?;
-                log::info!("tap {}: bound to {mac}", self.name(tap));
+                self.classifier.bind(tap, binding)?;
+                log::info!("tap {}: bound to {}", self.name(tap), Bound(binding));
+            }
+            Change::Amend(tap, binding) => {
+                self.classifier.bind(tap, binding)?;
+                log::info!("tap {}: now bound to {}", self.name(tap), Bound(binding));
             }
             Change::Unbind(tap) => {
                 self.classifier.unbind(tap)?;
@@ -232,13 +220,47 @@ impl Agent {
     }
 }
 
+/// A binding as the log tells it.
+struct Bound(TapBinding);
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let also = if self.0.serves_ipv6() { ", IPv6 too" } else { "" };
+        write!(f, "{}{also}", self.0.mac)
+    }
+}
+
+fn imds(config: &Config) -> Result<Imds> {
+    let key: keys::TokenKey = Key::load_or_create(&config.token_key_path(), Purpose::Token)?;
+    let keys = TokenKeys::new(TokenKey::new(key.id, *key.secret()), Vec::new());
+    Ok(Imds::new(Arc::new(keys), StdRng::from_rng(&mut rand::rng())))
+}
+
+fn refresher(config: &Config, facts: &Facts, issuer: &Arc<Issuer>) -> Refresher {
+    let settings = config.credentials();
+    let duration_seconds = settings.duration_seconds;
+    let sources = Sources::new(settings, Arc::clone(issuer));
+    Refresher::new(
+        Arc::new(sources),
+        Arc::clone(&facts.credentials),
+        duration_seconds,
+    )
+}
+
+fn signer(config: &Config, facts: &Facts) -> Result<Signer> {
+    let keys = identity_files::load_or_create(&config.keys_directory(), &host_name(), unix_time())?;
+    Signer::start(keys, Arc::clone(&facts.identities))
+        .context("cannot start the signer of identity documents")
+}
+
 /// What the host's own certificate is made out to.
 fn host_name() -> String {
-    let name = nix::unistd::gethostname()
-        .ok()
-        .and_then(|name| name.into_string().ok());
-    name.filter(|name| !name.is_empty())
-        .unwrap_or_else(|| "imds-agent".to_owned())
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() {
+        "imds-agent".to_owned()
+    } else {
+        name.trim().to_owned()
+    }
 }
 
 fn unix_time() -> Duration {

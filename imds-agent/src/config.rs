@@ -15,8 +15,8 @@ use crate::{
     credentials::sources,
     glob,
     registry::{
-        HttpEndpoint, HttpProtocolIpv6, HttpTokens, InstanceMetadataTags, MetadataOptions, Rules,
-        record::USER_DATA_BYTES_MAX,
+        HttpEndpoint, HttpProtocolIpv6, HttpTokens, InstanceMetadataTags, InstanceMetadataTagsIndex,
+        MetadataOptions, Rules, record::USER_DATA_BYTES_MAX,
     },
     sts,
 };
@@ -127,6 +127,7 @@ impl Config {
                     .unwrap_or(u8::MAX),
                 http_protocol_ipv6: options.http_protocol_ipv6,
                 instance_metadata_tags: options.instance_metadata_tags,
+                instance_metadata_tags_index: options.instance_metadata_tags_index,
             },
             user_data_bytes_max: usize::try_from(self.user_data_bytes_max).unwrap_or(usize::MAX),
         }
@@ -145,11 +146,6 @@ impl Config {
     /// The file of the key that authenticates session tokens.
     pub fn token_key_path(&self) -> PathBuf {
         self.keys_directory().join("token")
-    }
-
-    /// The file of the embedded issuer's key.
-    pub fn issuer_key_path(&self) -> PathBuf {
-        self.keys_directory().join("issuer")
     }
 
     /// Where the security token service listens; nothing if it does not.
@@ -199,6 +195,7 @@ struct MetadataDefaults {
     http_put_response_hop_limit: u64,
     http_protocol_ipv6: HttpProtocolIpv6,
     instance_metadata_tags: InstanceMetadataTags,
+    instance_metadata_tags_index: InstanceMetadataTagsIndex,
 }
 
 impl Default for Config {
@@ -225,6 +222,7 @@ impl Default for MetadataDefaults {
             http_put_response_hop_limit: options.http_put_response_hop_limit.into(),
             http_protocol_ipv6: options.http_protocol_ipv6,
             instance_metadata_tags: options.instance_metadata_tags,
+            instance_metadata_tags_index: options.instance_metadata_tags_index,
         }
     }
 }

@@ -1,37 +1,41 @@
 //! One datapath thread: ring, stacks, taps.
 //!
 //! A worker owns its ring, the stacks of the interfaces whose frames come through it, and its timers. It reads the
-//! registry's and the credentials' current snapshots and waits for nobody.
+//! current facts and waits for nobody.
+
+mod answer;
+mod interfaces;
 
 use std::{
-    collections::{BTreeSet, HashMap, hash_map::Entry},
-    io,
-    sync::Arc,
-    thread,
+    io, thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use imds_ebpf::abi::{MacAddr, TapIndex};
-use rand::Rng as _;
+use imds_ebpf::abi::TapIndex;
 use tokio::sync::mpsc;
 
+pub use self::answer::Facts;
+use self::interfaces::Interfaces;
 use crate::{
-    credentials,
-    datapath::{Injector, Punt, PuntRing},
-    http::{Request, Response, Service},
-    imds::{Caller, Imds, identity},
+    datapath::{Injector, PuntRing},
+    imds::Imds,
     now::Now,
-    observe::Requests,
-    registry::{self, Snapshot},
-    stack::{Stack, Transmit},
 };
 
 /// Frames handled before the replies are sent. Enough to make batches of, few enough that the first reply of a crowd
 /// does not wait for the last request of it.
 const BATCH_FRAMES: usize = 64;
 
-/// Bytes of an Ethernet header.
-const ETHERNET_HEADER_BYTES: usize = 14;
+/// Batches handled before commands and timers get their turn.
+const BATCHES_MAX: usize = 16;
+
+/// How long a worker looks at its ring after a frame before it sleeps: a little longer than a guest takes from one
+/// segment of an exchange to the next, and less than it takes to be woken twice.
+const SPIN: Duration = Duration::from_micros(30);
+
+/// With more connections than this at once a worker does not spin: frames then come in crowds, and sleeping a moment makes
+/// batches of them, which is worth more than an early answer to the first.
+const SPIN_CONNECTIONS_MAX: usize = 3;
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -50,6 +54,7 @@ enum Event {
 }
 
 /// What a worker is made of.
+#[derive(Debug)]
 pub struct Worker {
     /// Where its frames come from.
     pub ring: PuntRing,
@@ -57,14 +62,8 @@ pub struct Worker {
     pub injector: Injector,
     /// What requests mean.
     pub imds: Imds,
-    /// Who is who.
-    pub registry: Arc<registry::Published>,
-    /// The role sessions.
-    pub credentials: Arc<credentials::Published>,
-    /// The signed identity documents.
-    pub identities: Arc<identity::Published>,
-    /// What became of requests.
-    pub requests: Arc<Requests>,
+    /// What answers are made of.
+    pub facts: Facts,
 }
 
 /// A running worker.
@@ -72,6 +71,52 @@ pub struct Worker {
 pub struct Handle {
     commands: mpsc::UnboundedSender<Command>,
     thread: thread::JoinHandle<()>,
+}
+
+impl Worker {
+    /// Starts the thread, numbered `number`.
+    pub fn start(self, number: usize) -> io::Result<Handle> {
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()?;
+        let run = move || {
+            if let Err(error) = runtime.block_on(self.run(inbox)) {
+                log::error!("worker {number} ended: {error}");
+            }
+        };
+        let thread = thread::Builder::new()
+            .name(format!("imds-worker-{number}"))
+            .spawn(run)?;
+        Ok(Handle { commands, thread })
+    }
+
+    async fn run(self, mut inbox: mpsc::UnboundedReceiver<Command>) -> io::Result<()> {
+        let clock = Clock::new();
+        let mut ring = self.ring.into_async()?;
+        let mut interfaces = Interfaces::new(self.facts, self.imds, self.injector);
+        let mut has_more = false;
+        loop {
+            let event = tokio::select! {
+                biased;
+                command = inbox.recv() => Event::Command(command.unwrap_or(Command::Stop)),
+                () = clock.sleep_until(interfaces.deadline()) => Event::Deadline,
+                () = std::future::ready(()), if has_more => Event::Frames,
+                ready = ring.readable() => {
+                    // The ring is drained from here on, and a frame that comes after that makes it ready again.
+                    ready?.clear_ready();
+                    Event::Frames
+                }
+            };
+            match event {
+                Event::Command(Command::Stop) => return Ok(()),
+                Event::Command(Command::Forget(tap)) => interfaces.forget(tap),
+                Event::Deadline => interfaces.handle_deadlines(clock.now())?,
+                Event::Frames => has_more = drain(ring.get_mut(), &mut interfaces, &clock)?,
+            }
+        }
+    }
 }
 
 impl Handle {
@@ -90,297 +135,30 @@ impl Handle {
     }
 }
 
-impl Worker {
-    /// Starts the thread, numbered `number`.
-    pub fn start(self, number: usize) -> io::Result<Handle> {
-        let (commands, inbox) = mpsc::unbounded_channel();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .build()?;
-        let thread = thread::Builder::new()
-            .name(format!("imds-worker-{number}"))
-            .spawn(move || {
-                if let Err(error) = runtime.block_on(self.run(inbox)) {
-                    log::error!("worker {number} ended: {error}");
-                }
-            })?;
-        Ok(Handle { commands, thread })
-    }
-
-    async fn run(self, mut inbox: mpsc::UnboundedReceiver<Command>) -> io::Result<()> {
-        let Self {
-            ring,
-            mut injector,
-            imds,
-            registry,
-            credentials,
-            identities,
-            requests,
-        } = self;
-        let mut ring = ring.into_async()?;
-        let mut interfaces = Interfaces {
-            clock: Clock::new(),
-            imds,
-            registry,
-            credentials,
-            identities,
-            requests,
-            stacks: HashMap::new(),
-            deadlines: BTreeSet::new(),
-            touched: Vec::new(),
-        };
-        loop {
-            let event = tokio::select! {
-                biased;
-                command = inbox.recv() => Event::Command(command.unwrap_or(Command::Stop)),
-                ready = ring.readable() => {
-                    // The ring is drained below until it is empty, and only a later frame makes it ready again.
-                    ready?.clear_ready();
-                    Event::Frames
-                }
-                () = interfaces.until_deadline() => Event::Deadline,
-            };
-            match event {
-                Event::Command(Command::Stop) => return Ok(()),
-                Event::Command(Command::Forget(tap)) => interfaces.forget(tap),
-                Event::Frames => interfaces.handle_frames(ring.get_mut(), &mut injector)?,
-                Event::Deadline => interfaces.handle_deadlines(&mut injector)?,
+/// Handles frames in batches until the ring is empty, and stays so for a while if the frames come singly. Returns whether
+/// there may be more: however many come, commands and timers get their turn.
+fn drain(ring: &mut PuntRing, interfaces: &mut Interfaces, clock: &Clock) -> io::Result<bool> {
+    let mut last_frame = Instant::now();
+    let mut batches = 0;
+    while batches < BATCHES_MAX {
+        let mut now = None;
+        for _ in 0..BATCH_FRAMES {
+            let Some(punt) = ring.next() else { break };
+            interfaces.handle_punt(*now.get_or_insert_with(|| clock.now()), &punt);
+        }
+        match now {
+            Some(now) => {
+                interfaces.flush(now)?;
+                last_frame = Instant::now();
+                batches += 1;
             }
-        }
-    }
-}
-
-/// The stacks of a worker, and all that answers their requests.
-struct Interfaces {
-    clock: Clock,
-    imds: Imds,
-    registry: Arc<registry::Published>,
-    credentials: Arc<credentials::Published>,
-    identities: Arc<identity::Published>,
-    requests: Arc<Requests>,
-    /// Only of taps with connections: an idle instance has nothing here.
-    stacks: HashMap<TapIndex, InterfaceStack>,
-    deadlines: BTreeSet<(Duration, TapIndex)>,
-    /// Taps with frames in the current batch.
-    touched: Vec<TapIndex>,
-}
-
-struct InterfaceStack {
-    mac: MacAddr,
-    stack: Stack,
-    /// Its entry in the deadlines.
-    deadline: Option<Duration>,
-    is_touched: bool,
-}
-
-impl Interfaces {
-    fn handle_frames(&mut self, ring: &mut PuntRing, injector: &mut Injector) -> io::Result<()> {
-        loop {
-            let now = self.clock.now();
-            let mut frames = 0;
-            while frames < BATCH_FRAMES
-                && let Some(punt) = ring.next()
-            {
-                self.handle_punt(now, &punt, injector);
-                frames += 1;
+            None if interfaces.connections() > SPIN_CONNECTIONS_MAX || last_frame.elapsed() > SPIN => {
+                return Ok(false);
             }
-            self.flush_touched(now, injector);
-            injector.flush()?;
-            if frames < BATCH_FRAMES {
-                return Ok(());
-            }
+            None => std::hint::spin_loop(),
         }
     }
-
-    fn handle_punt(&mut self, now: Now, punt: &Punt<'_>, injector: &mut Injector) {
-        log::trace!(
-            "frame of {} bytes from tap {} {}",
-            punt.frame.len(),
-            punt.tap,
-            punt.mac
-        );
-        let Some(packet) = punt.frame.get(ETHERNET_HEADER_BYTES..) else {
-            return;
-        };
-        let interface = match self.stacks.entry(punt.tap) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(InterfaceStack::new(now, punt.mac)),
-        };
-        if interface.mac != punt.mac {
-            // The tap was bound anew and the word of it is still on its way to us.
-            *interface = InterfaceStack {
-                deadline: interface.deadline,
-                ..InterfaceStack::new(now, punt.mac)
-            };
-        }
-        if !interface.is_touched {
-            interface.is_touched = true;
-            self.touched.push(punt.tap);
-        }
-        let mut service = Answer {
-            imds: &mut self.imds,
-            snapshot: &self.registry.load(),
-            credentials: &self.credentials,
-            identities: &self.identities,
-            requests: &self.requests,
-            mac: punt.mac,
-        };
-        let mut transmit = TapTransmit {
-            injector,
-            tap: punt.tap,
-            mac: punt.mac,
-        };
-        interface
-            .stack
-            .handle_packet(now, packet, &mut service, &mut transmit);
-    }
-
-    fn flush_touched(&mut self, now: Now, injector: &mut Injector) {
-        let mut touched = std::mem::take(&mut self.touched);
-        for tap in touched.drain(..) {
-            let Some(interface) = self.stacks.get_mut(&tap) else {
-                continue;
-            };
-            interface.is_touched = false;
-            interface.stack.flush(
-                now,
-                &mut TapTransmit {
-                    injector,
-                    tap,
-                    mac: interface.mac,
-                },
-            );
-            self.settle(now, tap);
-        }
-        self.touched = touched;
-    }
-
-    fn handle_deadlines(&mut self, injector: &mut Injector) -> io::Result<()> {
-        let now = self.clock.now();
-        while let Some(&(deadline, tap)) = self.deadlines.first()
-            && deadline <= now.monotonic
-        {
-            self.deadlines.pop_first();
-            let Some(interface) = self.stacks.get_mut(&tap) else {
-                continue;
-            };
-            interface.deadline = None;
-            let mut service = Answer {
-                imds: &mut self.imds,
-                snapshot: &self.registry.load(),
-                credentials: &self.credentials,
-                identities: &self.identities,
-                requests: &self.requests,
-                mac: interface.mac,
-            };
-            let mut transmit = TapTransmit {
-                injector,
-                tap,
-                mac: interface.mac,
-            };
-            interface.stack.handle_timeout(now, &mut service, &mut transmit);
-            self.settle(now, tap);
-        }
-        injector.flush()
-    }
-
-    /// Files the stack of `tap` under its next deadline, or forgets it when it remembers nothing.
-    fn settle(&mut self, now: Now, tap: TapIndex) {
-        let Some(interface) = self.stacks.get_mut(&tap) else {
-            return;
-        };
-        let deadline = interface
-            .stack
-            .poll_timeout(now)
-            .map(|due| due.max(now.monotonic + Clock::TICK));
-        if deadline != interface.deadline {
-            if let Some(old) = interface.deadline {
-                self.deadlines.remove(&(old, tap));
-            }
-            if let Some(new) = deadline {
-                self.deadlines.insert((new, tap));
-            }
-            interface.deadline = deadline;
-        }
-        if interface.stack.is_idle() {
-            self.forget(tap);
-        }
-    }
-
-    fn forget(&mut self, tap: TapIndex) {
-        if let Some(InterfaceStack {
-            deadline: Some(deadline),
-            ..
-        }) = self.stacks.remove(&tap)
-        {
-            self.deadlines.remove(&(deadline, tap));
-        }
-    }
-
-    async fn until_deadline(&self) {
-        match self.deadlines.first() {
-            Some((deadline, _)) => tokio::time::sleep_until(self.clock.instant(*deadline).into()).await,
-            None => std::future::pending().await,
-        }
-    }
-}
-
-impl InterfaceStack {
-    fn new(now: Now, mac: MacAddr) -> Self {
-        Self {
-            mac,
-            stack: Stack::new(now, rand::rng().next_u64()),
-            deadline: None,
-            is_touched: false,
-        }
-    }
-}
-
-/// Answers one interface's requests.
-struct Answer<'a> {
-    imds: &'a mut Imds,
-    snapshot: &'a Snapshot,
-    credentials: &'a credentials::Published,
-    identities: &'a identity::Published,
-    requests: &'a Requests,
-    mac: MacAddr,
-}
-
-impl Service for Answer<'_> {
-    fn respond(&mut self, now: Now, request: &Request<'_>, response: &mut Response) {
-        let outcome = match self.snapshot.interface(self.mac) {
-            None => self.imds.respond(now, None, request, response),
-            Some((member, interface)) => {
-                let role = member.role.as_ref();
-                let state = role.and_then(|role| {
-                    self.credentials
-                        .state(&member.instance.instance_id, &role.role_name, now.timestamp())
-                });
-                let caller = Caller {
-                    member,
-                    interface,
-                    role_state: state.as_ref(),
-                    identities: self.identities,
-                };
-                self.imds.respond(now, Some(&caller), request, response)
-            }
-        };
-        self.requests.count(&outcome);
-    }
-}
-
-/// Puts the packets of one interface into frames for its tap.
-struct TapTransmit<'a> {
-    injector: &'a mut Injector,
-    tap: TapIndex,
-    mac: MacAddr,
-}
-
-impl Transmit for TapTransmit<'_> {
-    fn transmit<R>(&mut self, length: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
-        self.injector.push(self.tap, self.mac, length, fill)
-    }
+    Ok(true)
 }
 
 /// The only clock of a worker.
@@ -389,9 +167,6 @@ struct Clock {
 }
 
 impl Clock {
-    /// The finest step that timers are told apart by.
-    const TICK: Duration = Duration::from_millis(1);
-
     fn new() -> Self {
         Self {
             start: Instant::now(),
@@ -407,7 +182,10 @@ impl Clock {
         }
     }
 
-    fn instant(&self, monotonic: Duration) -> Instant {
-        self.start + monotonic
+    async fn sleep_until(&self, deadline: Option<Duration>) {
+        match deadline {
+            Some(deadline) => tokio::time::sleep_until((self.start + deadline).into()).await,
+            None => std::future::pending().await,
+        }
     }
 }

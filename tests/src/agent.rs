@@ -1,9 +1,8 @@
 //! The real agent, started on records that the test writes.
 
 use std::{
-    fs,
+    env, fs,
     io::{BufRead as _, BufReader},
-    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, ExitStatus, Stdio},
     sync::mpsc,
@@ -18,10 +17,16 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::netns::Namespace;
+use crate::{netns::Namespace, records};
 
 /// How long the agent may take to say that it serves, or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the names of all hosts' directories begin with; the owning process follows.
+const PREFIX: &str = "imds-host-";
+
+/// Where the agents pin.
+const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
 
 /// A host's files: configuration and registry, in a temporary directory, and pins of its own.
 #[derive(Debug)]
@@ -33,12 +38,15 @@ pub struct HostFiles {
 impl HostFiles {
     /// Writes a configuration with `extra` TOML lines at its end.
     pub fn new(extra: &str) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("imds-host-").tempdir()?;
+        remove_leftovers();
+        let directory = tempfile::Builder::new()
+            .prefix(&format!("{PREFIX}{}-", std::process::id()))
+            .tempdir()?;
         let name = directory
             .path()
             .file_name()
             .context("a temporary directory has a name")?;
-        let pins = Path::new("/sys/fs/bpf").join(name);
+        let pins = Path::new(BPF_FILE_SYSTEM).join(name);
         let files = Self { directory, pins };
         for kind in ["instances", "roles", "instance-profiles"] {
             fs::create_dir_all(files.state().join(kind))?;
@@ -76,6 +84,36 @@ impl HostFiles {
         Ok(())
     }
 
+    /// Writes the record of the first guest, on `tap`, after `change` had its way with it; and its role and profile.
+    pub fn put_guest(
+        &self,
+        id: &str,
+        tap: &str,
+        address: &str,
+        change: impl FnOnce(&mut Value),
+    ) -> Result<()> {
+        self.put_guest_with(id, tap, address, |_, record| {
+            change(record);
+            Ok(())
+        })
+    }
+
+    /// The same, with a `change` that may put other records too.
+    pub fn put_guest_with(
+        &self,
+        id: &str,
+        tap: &str,
+        address: &str,
+        change: impl FnOnce(&Self, &mut Value) -> Result<()>,
+    ) -> Result<()> {
+        let mut record = records::instance(id, records::guest_mac(2), tap, address);
+        change(self, &mut record)?;
+        self.put("roles", records::ROLE, &records::role())?;
+        let profile = records::INSTANCE_PROFILE;
+        self.put("instance-profiles", profile, &records::instance_profile())?;
+        self.put("instances", id, &record)
+    }
+
     /// Removes a record.
     pub fn delete(&self, kind: &str, name: &str) -> Result<()> {
         Ok(fs::remove_file(
@@ -90,7 +128,23 @@ impl Drop for HostFiles {
     }
 }
 
-/// A running agent. Killed when dropped.
+/// Removes the files and pins of tests that were killed, as by Ctrl-C: their names begin with a process that is no more.
+/// What cannot be removed is left to the next one.
+fn remove_leftovers() {
+    for place in [env::temp_dir(), BPF_FILE_SYSTEM.into()] {
+        for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let owner = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(PREFIX)?.split_once('-'));
+            if owner.is_some_and(|(process, _)| !Path::new("/proc").join(process).exists()) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+}
+
+/// A running agent. Killed when dropped. Ctrl-C on a terminal reaches it too.
 #[derive(Debug)]
 pub struct Agent {
     child: Child,
@@ -107,14 +161,13 @@ impl Agent {
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .process_group(0);
+            .stderr(Stdio::piped());
         let mut child = command.spawn().context("cannot start the agent")?;
         let stderr = child.stderr.take().context("the agent's log is piped")?;
         let (sender, lines) = mpsc::channel();
         thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if std::env::var_os("IMDS_TEST_LOG").is_some() {
+                if env::var_os("IMDS_TEST_LOG").is_some() {
                     eprintln!("agent: {line}");
                 }
                 if sender.send(line).is_err() {

@@ -49,15 +49,7 @@ impl Host {
     ) -> Result<Self> {
         let tap = Arc::new(namespace.enter(|| Tap::new("tap0"))?);
         let files = HostFiles::new(extra_config)?;
-        let mut record = records::instance(INSTANCE_ID, records::guest_mac(2), "tap0", ADDRESS);
-        files.put("roles", records::ROLE, &records::role())?;
-        files.put(
-            "instance-profiles",
-            records::INSTANCE_PROFILE,
-            &records::instance_profile(),
-        )?;
-        change(&files, &mut record)?;
-        files.put("instances", INSTANCE_ID, &record)?;
+        files.put_guest_with(INSTANCE_ID, "tap0", ADDRESS, change)?;
         let agent = Agent::start(&program()?, &namespace, &files)?;
         Ok(Self {
             agent,

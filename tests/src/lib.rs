@@ -1,6 +1,9 @@
 //! Guests, namespaces and peers for the integration tests.
 
 pub mod agent;
+pub mod client;
+pub mod debian;
+pub mod dhcp;
 pub mod frames;
 pub mod host;
 pub mod kernel;
@@ -11,4 +14,5 @@ pub mod netns;
 pub mod qemu;
 pub mod records;
 pub mod tap;
+pub mod verdicts;
 pub mod vm_host;

@@ -86,3 +86,22 @@ fn at_hop_limit_one_a_container_gets_answers_without_a_token_but_no_token() -> R
     }
     Ok(())
 }
+
+#[test]
+fn a_guest_that_does_not_end_in_time_is_ended_and_leaves_its_console() -> Result<()> {
+    let host = VmHost::new(&host::program()?, |_| ())?;
+    let error = host
+        .boot("cut-short", &["demo"], Duration::from_millis(1))?
+        .wait()
+        .unwrap_err();
+    let message = format!("{error:#}");
+    assert!(message.contains("did not end within 1ms"), "{message}");
+    let console = message
+        .split_once("console: ")
+        .and_then(|(_, rest)| rest.split(',').next());
+    assert!(
+        console.is_some_and(|file| std::path::Path::new(file).exists()),
+        "{message}"
+    );
+    Ok(())
+}

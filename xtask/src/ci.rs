@@ -20,10 +20,13 @@ pub fn run() -> Result<()> {
         "--deny",
         "warnings",
     ]))?;
-    run_shown(cargo().env("RUSTDOCFLAGS", "--deny warnings").args([
+    // The documentation is for who works here, so that links to private items are as good as any.
+    let flags = "--deny warnings --allow rustdoc::private-intra-doc-links";
+    run_shown(cargo().env("RUSTDOCFLAGS", flags).args([
         "doc",
         "--workspace",
         "--no-deps",
+        "--document-private-items",
         "--locked",
     ]))
 }

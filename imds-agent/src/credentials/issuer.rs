@@ -1,9 +1,12 @@
 //! The embedded issuer: credentials that the agent mints itself, for clouds without an STS of their own.
 
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    Fetch, FetchError, RoleCredentials, RoleSessionRequest, Source,
+    Fetch, FetchError, IssuerKeys, RoleCredentials, RoleSessionRequest, Source,
     capsule::{self, CapsuleKey, Claims, Delivery, NONCE_BYTES, OpenError, Opened},
     whole_seconds,
 };
@@ -13,23 +16,26 @@ use crate::{keys::IssuerKey, registry::IamArn};
 #[derive(Debug)]
 pub struct Issuer {
     /// The first one mints.
-    keys: Vec<CapsuleKey>,
+    keys: ArcSwap<Vec<CapsuleKey>>,
 }
 
 impl Issuer {
     /// An issuer that mints under `newest`. `older` keys go on opening until their sets have expired.
     pub fn new(newest: &IssuerKey, older: &[IssuerKey]) -> Self {
         Self {
-            keys: std::iter::once(newest)
-                .chain(older)
-                .map(CapsuleKey::new)
-                .collect(),
+            keys: ArcSwap::from_pointee(capsule_keys(newest, older)),
         }
+    }
+
+    /// From now on mints under other keys, and opens what these sealed.
+    pub fn replace_keys(&self, keys: &IssuerKeys) {
+        self.keys
+            .store(Arc::new(capsule_keys(&keys.newest, &keys.accepted)));
     }
 
     /// What a session token of this issuer says, and the keys that belong to it.
     pub fn open(&self, session_token: &str, now: Timestamp) -> Result<Opened, OpenError> {
-        capsule::open(&self.keys, session_token, now)
+        capsule::open(&self.keys.load(), session_token, now)
     }
 
     /// Makes a set that says `claims`.
@@ -38,8 +44,8 @@ impl Issuer {
         let mut nonce = [0; NONCE_BYTES];
         getrandom::fill(&mut nonce)
             .map_err(|error| FetchError::Unavailable(format!("the kernel gives no random bytes: {error}")))?;
-        let key = self
-            .keys
+        let keys = self.keys.load();
+        let key = keys
             .first()
             .ok_or_else(|| FetchError::Unavailable("the issuer has no key".to_owned()))?;
         let sealed = key.seal(claims, nonce).map_err(|error| unavailable(&error))?;
@@ -51,6 +57,13 @@ impl Issuer {
             expiration: claims.expires,
         })
     }
+}
+
+fn capsule_keys(newest: &IssuerKey, older: &[IssuerKey]) -> Vec<CapsuleKey> {
+    std::iter::once(newest)
+        .chain(older)
+        .map(CapsuleKey::new)
+        .collect()
 }
 
 impl Source for Issuer {

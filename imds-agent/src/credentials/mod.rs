@@ -3,6 +3,7 @@
 pub mod capsule;
 pub mod health;
 pub mod issuer;
+pub mod issuer_keys;
 pub mod process;
 pub mod refresh;
 pub mod schedule;
@@ -17,6 +18,7 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 
 pub use issuer::Issuer;
+pub use issuer_keys::IssuerKeys;
 pub use refresh::Refresher;
 pub use sources::Sources;
 
@@ -143,7 +145,7 @@ impl RoleSessionRequest {
                 .or_else(v4)
                 .map(IpAddr::V4)
                 .or_else(|| instance.ipv6_address.map(IpAddr::V6)),
-            tags: instance.tags.clone(),
+            tags: instance.tags.to_vec(),
             now,
             duration_seconds,
         }

@@ -236,7 +236,12 @@ mod tests {
         known.relist(&[tap(8, "vnet1"), tap(9, "vnet2")]);
         assert_eq!(
             known.events,
-            [gone(7), appeared(8, "vnet1"), appeared(9, "vnet2")]
+            [
+                gone(7),
+                appeared(8, "vnet1"),
+                appeared(9, "vnet2"),
+                LinkEvent::Listed
+            ]
         );
     }
 }

@@ -3,6 +3,7 @@
 //! Results go to standard output, as text for people or with `--json` for programs; errors go to standard error. Every
 //! command ends with one of the same [codes](exit_code).
 
+pub mod conformance;
 pub mod identity;
 
 use std::process::ExitCode;
@@ -37,6 +38,8 @@ pub struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Grade any EC2-style metadata endpoint by the wire contract, row by row.
+    Conformance(conformance::Arguments),
     /// Signed instance identity documents.
     Identity(identity::Arguments),
 }
@@ -64,6 +67,7 @@ pub fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<Verdict> {
     match arguments.command {
+        Command::Conformance(conformance) => conformance::run(conformance, arguments.json),
         Command::Identity(identity) => identity::run(identity, arguments.json),
     }
 }

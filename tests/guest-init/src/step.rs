@@ -161,3 +161,42 @@ fn shell() -> Result<()> {
         .context("cannot start the shell")?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The host finds a step's line by the text that it asked for.
+    #[test]
+    fn steps_are_written_as_they_are_read() {
+        for text in [
+            "demo",
+            "get=/latest/meta-data/",
+            "get-v1=/latest/user-data",
+            "big-request",
+            "keep-alive=50",
+            "at-once=16",
+            "other-port=81",
+            "container-v1",
+            "container-token=refused",
+            "container-token=given",
+            "shell",
+        ] {
+            assert_eq!(text.parse::<Step>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_step_is_refused() {
+        for text in [
+            "",
+            "dance",
+            "demo=1",
+            "keep-alive",
+            "keep-alive=many",
+            "other-port=65536",
+        ] {
+            assert!(text.parse::<Step>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! One exchange in process: SYN, ACK, a GET with a session token, FIN, ACK, through the real stack, HTTP, token check and
+//! tree. What the kernel and the taps cost is not in it.
+
+use std::{sync::Arc, time::Duration};
+
+use imds_agent::{
+    http::{Request, Response, Service},
+    imds::{
+        Caller, Imds, identity,
+        token::{TokenKey, TokenKeys},
+    },
+    now::Now,
+    registry::{MetadataOptions, snapshot::Member},
+    stack::{Stack, Transmit},
+};
+use rand::{SeedableRng as _, rngs::StdRng};
+use smoltcp::{
+    phy::ChecksumCapabilities,
+    wire::{IpProtocol, IpRepr, Ipv4Address, Ipv4Packet, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber},
+};
+
+const GUEST: Ipv4Address = Ipv4Address::new(10, 0, 0, 2);
+const IMDS: Ipv4Address = Ipv4Address::new(169, 254, 169, 254);
+
+fn main() {
+    divan::main();
+}
+
+/// A whole exchange on a stack that has just seen others.
+#[divan::bench]
+fn tokened_get(bencher: divan::Bencher<'_, '_>) {
+    let mut guest = Guest::new();
+    let token = guest
+        .exchange(b"PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 21600\r\n\r\n");
+    let request = format!(
+        "GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: 169.254.169.254\r\nAccept: */*\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n"
+    );
+    assert_eq!(guest.exchange(request.as_bytes()), "i-0123456789abcdef0");
+    bencher.bench_local(|| guest.exchange_discarding(request.as_bytes()));
+}
+
+/// What answers: one instance, nothing counted.
+struct Answer {
+    imds: Imds,
+    member: Member,
+    identities: identity::Published,
+}
+
+impl Service for Answer {
+    fn respond(&mut self, now: Now, request: &Request<'_>, response: &mut Response) {
+        let interface = &self.member.instance.network_interfaces[0];
+        let caller = Caller {
+            member: &self.member,
+            interface,
+            role_state: None,
+            identities: &self.identities,
+        };
+        self.imds.respond(now, Some(&caller), request, response);
+    }
+}
+
+/// Where the stack's packets go.
+#[derive(Default)]
+struct Inbound {
+    bytes: Vec<u8>,
+    packets: usize,
+    response: Vec<u8>,
+    next: u32,
+    keeps_response: bool,
+}
+
+impl Transmit for Inbound {
+    fn transmit<R>(&mut self, length: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
+        self.bytes.resize(length, 0);
+        let result = fill(&mut self.bytes);
+        self.packets += 1;
+        let packet = Ipv4Packet::new_unchecked(&self.bytes[..]);
+        let tcp = TcpPacket::new_unchecked(packet.payload());
+        self.next = u32::from_ne_bytes((tcp.seq_number() + tcp.segment_len()).0.to_ne_bytes());
+        if self.keeps_response {
+            self.response.extend_from_slice(tcp.payload());
+        }
+        result
+    }
+}
+
+/// A guest's TCP that knows only the happy path.
+struct Guest {
+    stack: Stack,
+    answer: Answer,
+    inbound: Inbound,
+    packet: Vec<u8>,
+    port: u16,
+    now: Duration,
+}
+
+impl Guest {
+    fn new() -> Self {
+        let record = serde_json::json!({
+            "InstanceId": "i-0123456789abcdef0",
+            "NetworkInterfaces": [{ "MacAddress": "06:00:00:00:00:02" }],
+        });
+        let member = Member {
+            instance: serde_json::from_value(record).expect("a good record"),
+            options: MetadataOptions::default(),
+            instance_profile: None,
+            role: None,
+            last_modified: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let keys = TokenKeys::new(TokenKey::new([1, 2, 3], [7; 32]), Vec::new());
+        let imds = Imds::new(Arc::new(keys), StdRng::seed_from_u64(1));
+        let now = Duration::from_secs(1);
+        Self {
+            stack: Stack::new(at(now), 1),
+            answer: Answer {
+                imds,
+                member,
+                identities: identity::Published::default(),
+            },
+            inbound: Inbound::default(),
+            packet: Vec::new(),
+            port: 10_000,
+            now,
+        }
+    }
+
+    fn exchange(&mut self, request: &[u8]) -> String {
+        self.inbound.keeps_response = true;
+        self.inbound.response.clear();
+        self.exchange_discarding(request);
+        self.inbound.keeps_response = false;
+        let response = String::from_utf8(self.inbound.response.clone()).expect("text");
+        let (head, body) = response.split_once("\r\n\r\n").expect("a whole response");
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        body.to_owned()
+    }
+
+    fn exchange_discarding(&mut self, request: &[u8]) {
+        self.port = if self.port == 60_000 {
+            10_000
+        } else {
+            self.port + 1
+        };
+        self.now += Duration::from_micros(10);
+        self.inbound.packets = 0;
+        self.send(TcpControl::Syn, 1000, None, b"");
+        let ours = self.inbound.next;
+        self.send(TcpControl::None, 1001, Some(ours), b"");
+        self.send(TcpControl::Psh, 1001, Some(ours), request);
+        let end = 1001 + u32::try_from(request.len()).expect("a short request");
+        self.send(TcpControl::Fin, end, Some(self.inbound.next), b"");
+        // SYN-ACK, the response with our FIN, the last acknowledgement.
+        assert_eq!(self.inbound.packets, 3);
+    }
+
+    fn send(&mut self, control: TcpControl, sequence: u32, acknowledges: Option<u32>, payload: &[u8]) {
+        let tcp = TcpRepr {
+            src_port: self.port,
+            dst_port: 80,
+            control,
+            seq_number: TcpSeqNumber(sequence.cast_signed()),
+            ack_number: acknowledges.map(|number| TcpSeqNumber(number.cast_signed())),
+            window_len: 64_000,
+            window_scale: None,
+            max_seg_size: None,
+            sack_permitted: false,
+            sack_ranges: [None; 3],
+            timestamp: None,
+            payload,
+        };
+        let mut checksums = ChecksumCapabilities::default();
+        checksums.tcp = smoltcp::phy::Checksum::None;
+        let ip = IpRepr::new(GUEST.into(), IMDS.into(), IpProtocol::Tcp, tcp.buffer_len(), 64);
+        self.packet.resize(ip.buffer_len(), 0);
+        ip.emit(&mut self.packet[..], &checksums);
+        let mut segment = TcpPacket::new_unchecked(&mut self.packet[ip.header_len()..]);
+        tcp.emit(&mut segment, &GUEST.into(), &IMDS.into(), &checksums);
+        let now = at(self.now);
+        self.stack
+            .handle_packet(now, &self.packet, &mut self.answer, &mut self.inbound);
+        self.stack.flush(now, &mut self.inbound);
+        // The worker asks after every flush.
+        divan::black_box(self.stack.poll_timeout(now));
+    }
+}
+
+fn at(monotonic: Duration) -> Now {
+    Now {
+        monotonic,
+        unix: Duration::from_secs(1_795_248_000) + monotonic,
+    }
+}
