@@ -17,7 +17,7 @@ use tokio::{
 use crate::{
     bindings::{Bindings, Change},
     config::{Config, Taps},
-    credentials::{Issuer, IssuerKeys, Refresher, Sources, issuer_keys},
+    credentials::{Issuer, IssuerKeys, Refresher, Sources, issuer_keys, schedule::Kind},
     datapath::{
         Classifier, Injector,
         link_watch::{LinkEvent, LinkWatch},
@@ -86,7 +86,7 @@ pub async fn run(config: Config) -> Result<()> {
         snapshot,
         signer,
         worker: worker.start(0).context("cannot start a worker")?,
-        requests: facts.requests,
+        requests: Arc::clone(&facts.requests),
     };
     // All of it ends with this function.
     let mut upkeep = JoinSet::new();
@@ -96,6 +96,7 @@ pub async fn run(config: Config) -> Result<()> {
         let endpoint = sts::Endpoint::bind(&settings, service, registry, Box::new(|_| ())).await;
         upkeep.spawn(endpoint.context("the security token service cannot start")?.run());
     }
+    upkeep.spawn(identity_refresher(&config, &facts, &issuer).run(directory.snapshots()));
     upkeep.spawn(issuer_keys::follow(issuer, keys, issuer_keys));
     upkeep.spawn(refresher.run(directory.snapshots()));
     let mut registry_watch = tokio::spawn(directory.watch(facts.registry));
@@ -241,9 +242,20 @@ fn refresher(config: &Config, facts: &Facts, issuer: &Arc<Issuer>) -> Refresher 
     let duration_seconds = settings.duration_seconds;
     let sources = Sources::new(settings, Arc::clone(issuer));
     Refresher::new(
+        Kind::InstanceProfile,
         Arc::new(sources),
         Arc::clone(&facts.credentials),
         duration_seconds,
+    )
+}
+
+fn identity_refresher(config: &Config, facts: &Facts, issuer: &Arc<Issuer>) -> Refresher {
+    Refresher::new(
+        Kind::InstanceIdentity,
+        // No other source can vouch for what an instance is.
+        Arc::<Issuer>::clone(issuer),
+        Arc::clone(&facts.identity_credentials),
+        config.credentials().duration_seconds,
     )
 }
 

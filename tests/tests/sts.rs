@@ -191,3 +191,35 @@ fn https_shows_a_certificate_of_its_own() -> Result<()> {
     assert_eq!(output.trim(), session_arn());
     Ok(())
 }
+
+#[test]
+fn every_instance_proves_what_it_is_with_its_identity_role() -> Result<()> {
+    let (_host, guest) = host()?;
+    let output = python(
+        &guest,
+        "
+import boto3, json, urllib.request
+url = 'http://169.254.169.254/latest/'
+put = urllib.request.Request(url + 'api/token', method='PUT', headers={'X-aws-ec2-metadata-token-ttl-seconds': '60'})
+token = urllib.request.urlopen(put, timeout=10).read().decode()
+def get(path):
+    path = url + 'meta-data/identity-credentials/ec2/' + path
+    request = urllib.request.Request(path, headers={'X-aws-ec2-metadata-token': token})
+    return urllib.request.urlopen(request, timeout=10).read().decode()
+set = json.loads(get('security-credentials/ec2-instance'))
+sts = boto3.client('sts', aws_access_key_id=set['AccessKeyId'], aws_secret_access_key=set['SecretAccessKey'],
+    aws_session_token=set['Token'])
+identity = sts.get_caller_identity()
+print(json.dumps([get('security-credentials/'), set['Code'], identity['Arn'], identity['UserId']]))",
+    )?;
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&output)?,
+        json!([
+            "ec2-instance",
+            "Success",
+            format!("arn:aws:sts::{ACCOUNT}:assumed-role/aws:ec2-instance/{INSTANCE_ID}"),
+            format!("{ACCOUNT}:aws:ec2-instance:{INSTANCE_ID}")
+        ])
+    );
+    Ok(())
+}

@@ -90,7 +90,11 @@ impl Claims {
     }
 
     fn role_name(&self) -> &str {
-        self.role.rsplit('/').next().unwrap_or(&self.role)
+        match self.role.split_once(":assumed-role/") {
+            // The instance identity role, whose ARN is that of its session.
+            Some((_, rest)) => rest.split('/').next().unwrap_or(rest),
+            None => self.role.rsplit('/').next().unwrap_or(&self.role),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod capsule;
 pub mod health;
+pub mod identity_role;
 pub mod issuer;
 pub mod issuer_keys;
 pub mod process;
@@ -71,6 +72,16 @@ pub struct RoleSession {
     pub state: RoleSlot,
 }
 
+impl RoleSession {
+    fn state(&self, now: Timestamp) -> Option<Arc<RoleState>> {
+        let state = self.state.load_full()?;
+        match &*state {
+            RoleState::Ready(set) if set.expiration <= now => None,
+            _ => Some(state),
+        }
+    }
+}
+
 /// The role sessions of this host's instances, read by the workers.
 #[derive(Default, Debug)]
 pub struct Published(ArcSwap<HashMap<InstanceId, RoleSession>>);
@@ -81,11 +92,12 @@ impl Published {
     pub fn state(&self, instance: &InstanceId, role: &RoleName, now: Timestamp) -> Option<Arc<RoleState>> {
         let sessions = self.0.load();
         let session = sessions.get(instance).filter(|session| session.role == *role)?;
-        let state = session.state.load_full()?;
-        match &*state {
-            RoleState::Ready(set) if set.expiration <= now => None,
-            _ => Some(state),
-        }
+        session.state(now)
+    }
+
+    /// The same where an instance is in one role for ever.
+    pub fn state_of_instance(&self, instance: &InstanceId, now: Timestamp) -> Option<Arc<RoleState>> {
+        self.0.load().get(instance)?.state(now)
     }
 
     /// Replaces the set of sessions.

@@ -22,6 +22,7 @@ use rand::{Rng, RngExt as _};
 use super::{
     FetchError, Refusal, RoleCredentials, RoleSession, RoleSessionRequest, RoleSlot, RoleState,
     health::{Event, Health, Trouble},
+    identity_role::identity_role,
     whole_seconds,
 };
 use crate::{
@@ -53,6 +54,7 @@ const CLOCK_STEP: Duration = Duration::from_secs(5);
 /// All role sessions, and what is due when.
 #[derive(Debug)]
 pub struct Schedule<R> {
+    kind: Kind,
     random: R,
     /// A role's own maximum caps it.
     duration_seconds: u32,
@@ -65,6 +67,24 @@ pub struct Schedule<R> {
     health: Health,
     /// The wall clock ahead of the monotonic one, at the last look.
     clock_offset: Option<Duration>,
+}
+
+/// Which of an instance's two roles sessions are of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// The role in its instance profile, if it has one.
+    InstanceProfile,
+    /// The role that every instance has because it is one.
+    InstanceIdentity,
+}
+
+impl Kind {
+    fn role(self, member: &Member) -> Option<Arc<Role>> {
+        match self {
+            Self::InstanceProfile => member.role.clone(),
+            Self::InstanceIdentity => Some(Arc::new(identity_role(&member.instance))),
+        }
+    }
 }
 
 /// Ties a fetch to the session as it was when the fetch began.
@@ -98,8 +118,9 @@ struct SetTimes {
 
 impl<R: Rng> Schedule<R> {
     /// No sessions yet. Sets are asked to live `duration_seconds`.
-    pub fn new(duration_seconds: u32, random: R) -> Self {
+    pub fn new(kind: Kind, duration_seconds: u32, random: R) -> Self {
         Self {
+            kind,
             random,
             duration_seconds,
             sessions: HashMap::new(),
@@ -114,14 +135,15 @@ impl<R: Rng> Schedule<R> {
 
     /// Attaches, replaces and detaches roles; whether [`Self::sessions`] changed.
     pub fn handle_snapshot(&mut self, now: Now, snapshot: &Snapshot) -> bool {
-        let role_of = |instance: &InstanceId| snapshot.instances.get(instance)?.role.as_ref();
+        let kind = self.kind;
+        let role_of = |instance: &InstanceId| kind.role(snapshot.instances.get(instance)?);
         let mut gone: Vec<InstanceId> = Vec::new();
         let mut changed: Vec<(InstanceId, Arc<Role>)> = Vec::new();
         for (instance, session) in &self.sessions {
             match role_of(instance) {
-                Some(role) if is_same_role(role, &session.role) => {
-                    if **role != *session.role {
-                        changed.push((instance.clone(), Arc::clone(role)));
+                Some(role) if is_same_role(&role, &session.role) => {
+                    if *role != *session.role {
+                        changed.push((instance.clone(), role));
                     }
                 }
                 _ => gone.push(instance.clone()),
@@ -141,10 +163,10 @@ impl<R: Rng> Schedule<R> {
         }
         let mut begun = false;
         for (instance, member) in &snapshot.instances {
-            if let Some(role) = &member.role
-                && !self.sessions.contains_key(instance)
+            if !self.sessions.contains_key(instance)
+                && let Some(role) = kind.role(member)
             {
-                self.begin(now, Arc::clone(member), Arc::clone(role));
+                self.begin(now, Arc::clone(member), role);
                 begun = true;
             }
         }
