@@ -17,7 +17,7 @@ use tokio::{
 use crate::{
     bindings::{Bindings, Change},
     config::{Config, Taps},
-    credentials::{Issuer, IssuerKeys, Refresher, Sources, issuer_keys, schedule::Kind},
+    credentials::{Issuer, IssuerKeys, Refresher, Sources, issuer_keys, refresh::Watch, schedule::Kind},
     datapath::{
         Classifier, Injector,
         link_watch::{LinkEvent, LinkWatch},
@@ -29,7 +29,7 @@ use crate::{
         token::{TokenKey, TokenKeys},
     },
     keys::{self, Key, Purpose},
-    observe::Requests,
+    observe::{Audit, Requests, audit},
     registry::{Directory, Snapshot},
     sts,
     worker::{self, Facts, Worker},
@@ -52,6 +52,7 @@ struct Agent {
     signer: Signer,
     worker: worker::Handle,
     requests: Arc<Requests>,
+    audit: Audit,
 }
 
 /// Serves until SIGTERM or SIGINT. The classifier stays on the taps then, so that the address goes dark and not astray.
@@ -60,11 +61,18 @@ pub async fn run(config: Config) -> Result<()> {
     Directory::create(&config.state_directory).context("cannot make the state directory")?;
     let directory = Directory::open(&config.state_directory, config.rules())?;
     let mut snapshots = directory.snapshots();
-    let facts = Facts::default();
+    let audit = match config.audit_file() {
+        Some(path) => Audit::start(path).context("cannot start the audit trail")?,
+        None => Audit::default(),
+    };
+    let facts = Facts {
+        audit,
+        ..Facts::default()
+    };
     let keys = config.keys_directory();
     let issuer_keys = IssuerKeys::load_or_create(&keys)?;
     let issuer = Arc::new(Issuer::new(&issuer_keys.newest, &issuer_keys.accepted));
-    let refresher = refresher(&config, &facts, &issuer);
+    let refresher = refresher(&config, &facts, &issuer).watched_by(assumptions(&facts.audit));
     let signer = signer(&config, &facts)?;
     let mut classifier = Classifier::load(&config.bpf_directory)?;
     let worker = Worker {
@@ -87,18 +95,26 @@ pub async fn run(config: Config) -> Result<()> {
         signer,
         worker: worker.start(0).context("cannot start a worker")?,
         requests: Arc::clone(&facts.requests),
+        audit: facts.audit.clone(),
     };
     // All of it ends with this function.
     let mut upkeep = JoinSet::new();
     if let Some(settings) = config.sts_endpoint() {
         let service = sts::Service::new(Arc::clone(&issuer));
         let registry = Arc::clone(&facts.registry);
-        let endpoint = sts::Endpoint::bind(&settings, service, registry, Box::new(|_| ())).await;
+        let audit = facts.audit.clone();
+        let watch = move |exchange: &sts::Exchange<'_>| {
+            if let Some(event) = audit::exchange(exchange) {
+                audit.record(event);
+            }
+        };
+        let endpoint = sts::Endpoint::bind(&settings, service, registry, Box::new(watch)).await;
         upkeep.spawn(endpoint.context("the security token service cannot start")?.run());
     }
-    upkeep.spawn(identity_refresher(&config, &facts, &issuer).run(directory.snapshots()));
-    upkeep.spawn(issuer_keys::follow(issuer, keys, issuer_keys));
     upkeep.spawn(refresher.run(directory.snapshots()));
+    let refresher = identity_refresher(&config, &facts, &issuer).watched_by(assumptions(&facts.audit));
+    upkeep.spawn(refresher.run(directory.snapshots()));
+    upkeep.spawn(issuer_keys::follow(issuer, keys, issuer_keys));
     let mut registry_watch = tokio::spawn(directory.watch(facts.registry));
     let mut links = LinkWatch::new()?;
     loop {
@@ -212,6 +228,9 @@ impl Agent {
     fn stop(self) {
         self.worker.stop();
         log::info!("counted: {}", self.requests);
+        self.audit.flush();
+        let (written, lost) = (self.audit.written(), self.audit.lost());
+        log::info!("counted: {written} events in the audit trail, {lost} lost");
         for (tap, name, _) in self.bindings.taps() {
             match self.classifier.counters(tap) {
                 Ok(counters) => log::info!("counted: tap {name}: {counters}"),
@@ -247,6 +266,12 @@ fn refresher(config: &Config, facts: &Facts, issuer: &Arc<Issuer>) -> Refresher 
         Arc::clone(&facts.credentials),
         duration_seconds,
     )
+}
+
+/// Writes down what sources answer.
+fn assumptions(audit: &Audit) -> Watch {
+    let audit = audit.clone();
+    Box::new(move |assumption| audit.record(audit::assumption(assumption)))
 }
 
 fn identity_refresher(config: &Config, facts: &Facts, issuer: &Arc<Issuer>) -> Refresher {

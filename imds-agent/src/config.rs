@@ -41,6 +41,9 @@ pub struct Config {
     pub user_data_bytes_max: u64,
     /// The least severe messages that are logged.
     pub log_level: LogLevel,
+    /// The audit trail; empty for none.
+    #[serde(deserialize_with = "path_or_nothing")]
+    audit_file: PathBuf,
     /// What holds for an instance whose record does not say.
     metadata_options: MetadataDefaults,
     /// Role credentials.
@@ -148,6 +151,11 @@ impl Config {
         self.keys_directory().join("token")
     }
 
+    /// The file of the audit trail, if there is to be one.
+    pub fn audit_file(&self) -> Option<&Path> {
+        (!self.audit_file.as_os_str().is_empty()).then_some(&*self.audit_file)
+    }
+
     /// Where the security token service listens; nothing if it does not.
     pub fn sts_endpoint(&self) -> Option<sts::Settings> {
         self.sts_endpoint.settings(&self.keys_directory())
@@ -206,6 +214,7 @@ impl Default for Config {
             taps: Taps::default(),
             user_data_bytes_max: USER_DATA_BYTES_MAX as u64,
             log_level: LogLevel::default(),
+            audit_file: "/var/log/imds-agent/audit.jsonl".into(),
             metadata_options: MetadataDefaults::default(),
             credentials: Credentials::default(),
             sts_endpoint: StsEndpoint::default(),

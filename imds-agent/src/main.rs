@@ -56,6 +56,8 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
     }
     match command {
         Command::Run => {
+            // Keys and credentials go into no core dump, and no other process reads them.
+            nix::sys::prctl::set_dumpable(false).context("cannot keep secrets out of core dumps")?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
                 .thread_name("imds-control")

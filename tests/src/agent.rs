@@ -52,9 +52,10 @@ impl HostFiles {
             fs::create_dir_all(files.state().join(kind))?;
         }
         let config = format!(
-            "state_directory = {:?}\nbpf_directory = {:?}\n{extra}\n",
+            "state_directory = {:?}\nbpf_directory = {:?}\naudit_file = {:?}\n{extra}\n",
             files.state(),
             files.pins,
+            files.audit(),
         );
         fs::write(files.config(), config)?;
         Ok(files)
@@ -68,6 +69,11 @@ impl HostFiles {
     /// The state directory.
     pub fn state(&self) -> PathBuf {
         self.directory.path().join("state")
+    }
+
+    /// The audit trail.
+    pub fn audit(&self) -> PathBuf {
+        self.directory.path().join("log/audit.jsonl")
     }
 
     /// The directory of the agent's pins.
@@ -222,6 +228,11 @@ impl Agent {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
+    }
+
+    /// How it ended, if it did.
+    pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 
     /// Its process.

@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    Fetch, FetchError, IssuerKeys, RoleCredentials, RoleSessionRequest, Source,
+    Deliveries, Fetch, FetchError, IssuerKeys, RoleCredentials, RoleSessionRequest, Source,
     capsule::{self, CapsuleKey, Claims, Delivery, NONCE_BYTES, OpenError, Opened},
     whole_seconds,
 };
@@ -53,6 +53,8 @@ impl Issuer {
             access_key_id: sealed.access_key_id,
             secret_access_key: sealed.secret_access_key,
             session_token: sealed.session_token,
+            without_token: None,
+            deliveries: Deliveries::default(),
             last_updated: claims.issued,
             expiration: claims.expires,
         })
@@ -81,7 +83,18 @@ impl Source for Issuer {
             issued,
             expires: issued + SignedDuration::from_secs(request.duration_seconds.into()),
         };
-        Box::pin(std::future::ready(self.issue(&claims)))
+        // When a guest asks is too late to seal, and how it will ask is not known before.
+        let without_token = Claims {
+            delivery: Delivery::ImdsV1,
+            ..claims.clone()
+        };
+        let set = self.issue(&claims).and_then(|set| {
+            Ok(RoleCredentials {
+                without_token: Some(Box::new(self.issue(&without_token)?)),
+                ..set
+            })
+        });
+        Box::pin(std::future::ready(set))
     }
 }
 
@@ -90,6 +103,7 @@ mod tests {
     use secrecy::ExposeSecret as _;
 
     use super::*;
+    use crate::credentials::deliveries::Asked;
 
     fn request(role_arn: &str) -> RoleSessionRequest {
         let role = format!(r#"{{"RoleName":"web","Arn":"{role_arn}"}}"#);
@@ -120,6 +134,11 @@ mod tests {
         assert_eq!(opened.claims.account, "123456789012");
         assert_eq!(opened.claims.session, "i-0123456789abcdef0");
         assert_eq!(opened.claims.expires, set.expiration);
+        let without_token = set.for_guest_that(Asked::WithoutToken);
+        let opened = issuer
+            .open(without_token.session_token.expose_secret(), request.now)
+            .unwrap();
+        assert_eq!(opened.claims.delivery, Delivery::ImdsV1);
         let next = issuer.fetch(&request).await.unwrap();
         assert_ne!(next.access_key_id, set.access_key_id, "every set is a new one");
     }

@@ -1,6 +1,7 @@
 //! Role credentials: fetched and refreshed ahead of time, read without waiting.
 
 pub mod capsule;
+pub mod deliveries;
 pub mod health;
 pub mod identity_role;
 pub mod issuer;
@@ -18,9 +19,10 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
 use secrecy::SecretString;
 
+pub use deliveries::{Asked, Deliveries};
 pub use issuer::Issuer;
 pub use issuer_keys::IssuerKeys;
-pub use refresh::Refresher;
+pub use refresh::{Assumption, Refresher};
 pub use sources::Sources;
 
 use crate::registry::{InstanceId, Role, RoleName, instance::Tag, snapshot::Member};
@@ -38,6 +40,20 @@ pub struct RoleCredentials {
     pub last_updated: Timestamp,
     /// When it ends.
     pub expiration: Timestamp,
+    /// The set for a guest that asks without a session token, where the source tells the two apart.
+    pub without_token: Option<Box<RoleCredentials>>,
+    /// Which ways it has gone to its guest.
+    pub deliveries: Deliveries,
+}
+
+impl RoleCredentials {
+    /// The set for a guest that asked so.
+    pub fn for_guest_that(&self, asked: Asked) -> &Self {
+        match asked {
+            Asked::WithoutToken => self.without_token.as_deref().unwrap_or(self),
+            Asked::WithToken => self,
+        }
+    }
 }
 
 /// What an instance gets when it asks for its role's credentials.

@@ -22,7 +22,7 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
-use super::{FetchError, RoleCredentials, RoleSessionRequest, whole_seconds};
+use super::{Deliveries, FetchError, RoleCredentials, RoleSessionRequest, whole_seconds};
 
 /// Where programs are looked for by the program that is run; itself it is named by its absolute path.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -197,6 +197,8 @@ fn parse(output: &[u8], now: Timestamp) -> Result<RoleCredentials, FetchError> {
         session_token,
         last_updated: whole_seconds(now),
         expiration,
+        without_token: None,
+        deliveries: Deliveries::default(),
     })
 }
 

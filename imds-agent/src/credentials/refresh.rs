@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use jiff::Timestamp;
 use rand::{SeedableRng as _, rngs::StdRng};
 use tokio::{
     sync::watch,
@@ -13,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    FetchError, Published, RoleCredentials, Source,
+    FetchError, Published, RoleCredentials, RoleSessionRequest, RoleState, Source,
     health::Event,
     schedule::{Kind, Schedule, Ticket},
 };
@@ -29,8 +30,25 @@ pub struct Refresher {
     schedule: Schedule<StdRng>,
     started: Instant,
     fetches: JoinSet<Outcome>,
-    tickets: HashMap<Id, Ticket>,
+    tickets: HashMap<Id, (Ticket, Arc<RoleSessionRequest>)>,
+    watch: Option<Watch>,
 }
+
+/// A source was asked for a set, and this is what came of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Assumption<'a> {
+    /// When the answer was there.
+    pub at: Timestamp,
+    /// For what it was asked.
+    pub request: &'a RoleSessionRequest,
+    /// Whether the session had a set already.
+    pub is_refresh: bool,
+    /// The answer.
+    pub outcome: &'a Result<RoleCredentials, FetchError>,
+}
+
+/// Is told of every answer.
+pub type Watch = Box<dyn Fn(&Assumption<'_>) + Send + Sync>;
 
 type Outcome = Result<RoleCredentials, FetchError>;
 
@@ -49,6 +67,15 @@ impl Refresher {
             started: Instant::now(),
             fetches: JoinSet::new(),
             tickets: HashMap::new(),
+            watch: None,
+        }
+    }
+
+    /// Tells `watch` of everything that a source answers.
+    pub fn watched_by(self, watch: Watch) -> Self {
+        Self {
+            watch: Some(watch),
+            ..self
         }
     }
 
@@ -84,8 +111,10 @@ impl Refresher {
     fn begin_fetches(&mut self) {
         while let Some((ticket, request)) = self.schedule.poll_fetch(self.now()) {
             let source = Arc::clone(&self.source);
-            let task = self.fetches.spawn(async move { source.fetch(&request).await });
-            self.tickets.insert(task.id(), ticket);
+            let request = Arc::new(request);
+            let asked = Arc::clone(&request);
+            let task = self.fetches.spawn(async move { source.fetch(&asked).await });
+            self.tickets.insert(task.id(), (ticket, request));
         }
     }
 
@@ -97,10 +126,23 @@ impl Refresher {
                 Err(FetchError::Unavailable("the fetch was aborted".to_owned())),
             ),
         };
-        let Some(ticket) = self.tickets.remove(&id) else {
+        let Some((ticket, request)) = self.tickets.remove(&id) else {
             return;
         };
-        match self.schedule.handle_fetched(self.now(), &ticket, outcome) {
+        let now = self.now();
+        if let Some(watch) = &self.watch {
+            let at = now.timestamp();
+            let served = self
+                .published
+                .state(&request.instance, &request.role.role_name, at);
+            watch(&Assumption {
+                at,
+                request: &request,
+                is_refresh: matches!(served.as_deref(), Some(RoleState::Ready(_))),
+                outcome: &outcome,
+            });
+        }
+        match self.schedule.handle_fetched(now, &ticket, outcome) {
             None => {}
             Some(Event::Failing { role, why }) => {
                 log::warn!("credentials of {role}: the source fails: {why}");

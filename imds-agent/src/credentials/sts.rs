@@ -16,7 +16,7 @@ use aws_smithy_http_client::{Builder, tls};
 use jiff::Timestamp;
 use tokio::sync::OnceCell;
 
-use super::{FetchError, RoleCredentials, RoleSessionRequest, whole_seconds};
+use super::{Deliveries, FetchError, RoleCredentials, RoleSessionRequest, whole_seconds};
 use crate::registry::{Role, role::StsRole};
 
 /// Where the host's configuration and environment say no region.
@@ -221,6 +221,8 @@ fn read(output: assume_role::AssumeRoleOutput, now: Timestamp) -> Result<RoleCre
         access_key_id: set.access_key_id,
         secret_access_key: set.secret_access_key.into(),
         session_token: set.session_token.into(),
+        without_token: None,
+        deliveries: Deliveries::default(),
         last_updated: whole_seconds(now),
         expiration,
     })

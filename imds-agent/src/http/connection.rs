@@ -4,7 +4,7 @@
 //! is incomplete is kept. A request is answered when its body is complete too, so that the next one is found where it
 //! begins. Nothing is answered while too much waits to be sent: then the stream is left unread.
 
-use std::{collections::VecDeque, fmt, mem::MaybeUninit, time::Duration};
+use std::{collections::VecDeque, fmt, mem::MaybeUninit, net::SocketAddr, time::Duration};
 
 use zeroize::Zeroizing;
 
@@ -49,6 +49,7 @@ pub struct Connection {
     is_ended: bool,
     /// Nothing is answered any more.
     is_closing: bool,
+    peer: Option<SocketAddr>,
 }
 
 impl fmt::Debug for Connection {
@@ -75,6 +76,15 @@ impl Connection {
             last_moved: now.monotonic,
             is_ended: false,
             is_closing: false,
+            peer: None,
+        }
+    }
+
+    /// The same, with every request said to be from `peer`.
+    pub fn of(self, peer: SocketAddr) -> Self {
+        Self {
+            peer: Some(peer),
+            ..self
         }
     }
 
@@ -209,7 +219,7 @@ impl Connection {
         service: &mut impl Service,
     ) -> Result<Option<usize>, Malformed> {
         let mut room = [const { MaybeUninit::uninit() }; HEADERS_MAX];
-        let Some(head) = parse::head(bytes, &mut room)? else {
+        let Some(mut head) = parse::head(bytes, &mut room)? else {
             return Ok(None);
         };
         self.let_continue(&head);
@@ -217,6 +227,7 @@ impl Connection {
         let Some(body_bytes) = parse::body_bytes(head.body, after_head)? else {
             return Ok(None);
         };
+        head.request.peer = self.peer;
         self.response.reset();
         service.respond(now, &head.request, &mut self.response);
         self.queue(

@@ -5,7 +5,7 @@
 //! The bytes are looked at from the start every time, and never past the limits below. So what is decided depends on
 //! the bytes alone and not on how the stream was cut into segments.
 
-use std::{fmt, mem::MaybeUninit};
+use std::{fmt, mem::MaybeUninit, net::SocketAddr};
 
 use httparse::{Header, Status::Complete};
 
@@ -39,6 +39,8 @@ pub struct Request<'a> {
     pub target: &'a str,
     /// The protocol version.
     pub version: Version,
+    /// Who sent it, as far as whoever owns the stream says so.
+    pub peer: Option<SocketAddr>,
     headers: &'a [Header<'a>],
 }
 
@@ -129,6 +131,7 @@ pub(super) fn head<'a>(bytes: &'a [u8], room: &'a mut HeaderRoom<'a>) -> Result<
         Err(_) => return Err(Malformed::Syntax),
     };
     let request = Request {
+        peer: None,
         method: parsed.method.ok_or(Malformed::Syntax)?,
         target: parsed.path.ok_or(Malformed::Syntax)?,
         version: match parsed.version {

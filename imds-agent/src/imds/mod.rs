@@ -28,7 +28,7 @@ pub use access::{Allow, Refusal};
 pub use token::{TokenError, TokenKey, TokenKeys};
 
 use crate::{
-    credentials::RoleState,
+    credentials::{Asked, RoleState},
     http::{Request, Response, Status},
     now::Now,
     registry::{NetworkInterface, snapshot::Member},
@@ -87,6 +87,8 @@ pub enum Delivery {
     SessionToken,
     /// Role credentials.
     RoleCredentials,
+    /// Credentials of the instance identity role.
+    IdentityCredentials,
 }
 
 /// The meaning of requests. One per worker.
@@ -180,7 +182,12 @@ impl Imds {
     ) -> Result<Delivery, Refusal> {
         response.token_ttl_seconds = access::authorize(now.unix, &self.keys, offer, caller)?;
         let path = Path::of(request.target).ok_or(Refusal::NotFound)?;
-        match tree::answer(&View::new(now, caller), path, &mut response.body) {
+        let asked = match offer {
+            Offer::Nothing => Asked::WithoutToken,
+            _ => Asked::WithToken,
+        };
+        let view = View::new(now, caller).asked(asked);
+        match tree::answer(&view, path, &mut response.body) {
             Answer::Absent => Err(Refusal::NotFound),
             Answer::Pending => Err(Refusal::Pending),
             Answer::Found(found) => {

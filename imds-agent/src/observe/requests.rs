@@ -32,7 +32,7 @@ impl Requests {
         }
         match outcome.delivery {
             Delivery::SessionToken => one(&self.session_tokens),
-            Delivery::RoleCredentials => one(&self.role_credentials),
+            Delivery::RoleCredentials | Delivery::IdentityCredentials => one(&self.role_credentials),
             Delivery::Metadata | Delivery::Nothing => {}
         }
     }

@@ -1,6 +1,6 @@
 //! The connections of one interface: a socket and an HTTP connection each.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use smoltcp::{
     iface::{SocketHandle, SocketSet},
@@ -83,7 +83,7 @@ impl Connections {
         self.connections.push(Connection {
             peer: *peer,
             handle: self.sockets.add(socket),
-            http: http::Connection::new(now),
+            http: http::Connection::new(now).of(SocketAddr::new(peer.remote.addr.into(), peer.remote.port)),
             last_heard: now.monotonic,
             end_is_told: false,
             linger_until: None,

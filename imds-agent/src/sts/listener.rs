@@ -197,7 +197,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, peer: SocketAddr, s
 
 async fn respond(request: Request<Incoming>, peer: SocketAddr, shared: &Shared) -> Response<Full<Bytes>> {
     let at = Timestamp::now();
-    let request_id = request_id();
+    let request_id = uuid::Uuid::new_v4().to_string();
     let (head, body) = request.into_parts();
     let refuse = |status, code, message| {
         let body = xml::error(true, code, message, &request_id);
@@ -240,13 +240,4 @@ fn response(status: u16, body: &[u8], request_id: &str) -> Response<Full<Bytes>>
         headers.insert("x-amzn-requestid", request_id);
     }
     response
-}
-
-/// In the form of a random UUID.
-fn request_id() -> String {
-    let random: u128 = rand::random();
-    let version_4 = random & !(0xf << 76) & !(0b11 << 62) | 0x4 << 76 | 0b10 << 62;
-    let digits = format!("{version_4:032x}");
-    let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| digits.get(part).unwrap_or_default());
-    parts.join("-")
 }

@@ -9,5 +9,5 @@ pub mod sigv4;
 pub mod tls;
 pub mod xml;
 
-pub use listener::{Endpoint, Settings};
+pub use listener::{Endpoint, Exchange, Settings};
 pub use query::{Service, Told};

@@ -6,11 +6,11 @@ use arc_swap::Guard;
 use imds_ebpf::abi::MacAddr;
 
 use crate::{
-    credentials,
+    credentials::{self, Asked, RoleState},
     http::{Request, Response, Service},
-    imds::{Caller, Imds, identity},
+    imds::{Caller, Delivery, Imds, ImdsVersion, Outcome, identity},
     now::Now,
-    observe::Requests,
+    observe::{Audit, Requests, audit},
     registry::{self, Snapshot},
 };
 
@@ -27,6 +27,8 @@ pub struct Facts {
     pub identities: Arc<identity::Published>,
     /// What became of requests.
     pub requests: Arc<Requests>,
+    /// Where first deliveries of credentials are written down.
+    pub audit: Audit,
 }
 
 /// Answers the requests that come from one MAC.
@@ -50,6 +52,41 @@ impl<'a> Answer<'a> {
     }
 }
 
+impl Answer<'_> {
+    /// Writes down that a set goes to its guest, if it never did before.
+    fn hand_over(
+        &self,
+        now: Now,
+        request: &Request<'_>,
+        outcome: &Outcome,
+        caller: &Caller<'_>,
+        (role, state): (&str, Option<&Arc<RoleState>>),
+    ) {
+        let Some(RoleState::Ready(set)) = state.map(|state| &**state) else {
+            return;
+        };
+        let asked = match outcome.version {
+            ImdsVersion::V1 => Asked::WithoutToken,
+            ImdsVersion::V2 => Asked::WithToken,
+        };
+        if !self.facts.audit.is_on() || !set.deliveries.is_first(asked) {
+            return;
+        }
+        let instance = &caller.member.instance;
+        self.facts.audit.record(audit::handover(&audit::Handover {
+            at: now.timestamp(),
+            set: set.for_guest_that(asked),
+            role,
+            instance: instance.instance_id.as_str(),
+            account: instance.owner_id.as_deref(),
+            asked,
+            path: request.target,
+            user_agent: request.headers("user-agent").next(),
+            peer: request.peer,
+        }));
+    }
+}
+
 impl Service for Answer<'_> {
     fn respond(&mut self, now: Now, request: &Request<'_>, response: &mut Response) {
         let outcome = match self.snapshot.interface(self.mac) {
@@ -69,7 +106,18 @@ impl Service for Answer<'_> {
                     identity_state: identity_state.as_ref(),
                     identities,
                 };
-                self.imds.respond(now, Some(&caller), request, response)
+                let outcome = self.imds.respond(now, Some(&caller), request, response);
+                match (outcome.delivery, role) {
+                    (Delivery::RoleCredentials, Some(role)) => {
+                        self.hand_over(now, request, &outcome, &caller, (&role.arn, caller.role_state));
+                    }
+                    (Delivery::IdentityCredentials, _) => {
+                        let role = credentials::identity_role::identity_role(&member.instance).arn;
+                        self.hand_over(now, request, &outcome, &caller, (&role, caller.identity_state));
+                    }
+                    _ => {}
+                }
+                outcome
             }
         };
         self.facts.requests.count(&outcome);

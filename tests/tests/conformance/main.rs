@@ -11,7 +11,7 @@ mod wrong;
 use std::{net::TcpListener, path::Path, sync::Arc, thread};
 
 use imds_agent::{
-    credentials::{RoleCredentials, RoleState},
+    credentials::{Deliveries, RoleCredentials, RoleState},
     imdsctl::conformance::{self, Arguments, Finding, Report},
     registry::HttpTokens,
 };
@@ -58,6 +58,8 @@ fn set_of_today() -> Arc<RoleState> {
         access_key_id: "ASIAIOSFODNN7EXAMPLE".to_owned(),
         secret_access_key: SecretString::from("secret"),
         session_token: SecretString::from("token"),
+        without_token: None,
+        deliveries: Deliveries::default(),
         last_updated: Timestamp::now(),
         expiration: Timestamp::now() + SignedDuration::from_hours(6),
     }))
@@ -165,6 +167,8 @@ fn secrets_are_never_told() {
             access_key_id: String::new(),
             secret_access_key: SecretString::from("hush-hush"),
             session_token: SecretString::from("hush-hush\n"),
+            without_token: None,
+            deliveries: Deliveries::default(),
             last_updated: Timestamp::now(),
             expiration: Timestamp::now(),
         })));

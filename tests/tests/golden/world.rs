@@ -9,7 +9,7 @@ use std::{
 };
 
 use imds_agent::{
-    credentials::{Refusal, RoleCredentials, RoleState},
+    credentials::{Deliveries, Refusal, RoleCredentials, RoleState},
     http::{Connection, Request, Response, Service},
     imds::{
         Caller, Imds, Outcome, TokenKey, TokenKeys,
@@ -71,6 +71,8 @@ impl World {
             access_key_id: "ASIAIDENTITY".to_owned(),
             secret_access_key: SecretString::from("identitysecret"),
             session_token: SecretString::from("identitytoken"),
+            without_token: None,
+            deliveries: Deliveries::default(),
             last_updated: "2021-09-20T21:42:00Z".parse().expect("a time"),
             expiration: "2021-09-21T03:42:00Z".parse().expect("a time"),
         };
@@ -79,6 +81,8 @@ impl World {
                 access_key_id: credentials.access_key_id,
                 secret_access_key: SecretString::from(credentials.secret_access_key),
                 session_token: SecretString::from(credentials.token),
+                without_token: None,
+                deliveries: Deliveries::default(),
                 last_updated: credentials.last_updated,
                 expiration: credentials.expiration,
             })

@@ -1,10 +1,10 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 
 use super::*;
 use crate::{
-    credentials::{Fetch, RoleSessionRequest, RoleState},
+    credentials::{Deliveries, Fetch},
     registry::{
         InstanceId, RoleName, Rules,
         record::Kind,
@@ -28,6 +28,8 @@ impl Source for Scripted {
                 access_key_id: format!("{}-{number}", request.role.role_name),
                 secret_access_key: "s".into(),
                 session_token: "t".into(),
+                without_token: None,
+                deliveries: Deliveries::default(),
                 last_updated: request.now,
                 expiration: request.now + SignedDuration::from_secs(request.duration_seconds.into()),
             })

@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::*;
+use crate::credentials::Deliveries;
 use crate::registry::{
     Rules, record,
     records::{FileKey, Records},
@@ -157,6 +158,8 @@ impl Simulation {
             access_key_id: self.made.to_string(),
             secret_access_key: "s".into(),
             session_token: "t".into(),
+            without_token: None,
+            deliveries: Deliveries::default(),
             last_updated: timestamp(self.now),
             expiration: timestamp(Now {
                 unix: self.now.unix + life,

@@ -336,7 +336,7 @@ fn spot_termination_time<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -
 fn role_credentials<'v>(view: &View<'v>, keys: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
     credentials(
         view,
-        view.role_state,
+        (view.role_state, Delivery::RoleCredentials),
         keys.role.and_then(documents::account_of),
         out,
     )
@@ -344,16 +344,17 @@ fn role_credentials<'v>(view: &View<'v>, keys: &Keys<'v>, out: &mut Vec<u8>) -> 
 
 fn credentials(
     view: &View<'_>,
-    state: Option<&RoleState>,
+    (state, delivery): (Option<&RoleState>, Delivery),
     account: Option<&str>,
     out: &mut Vec<u8>,
 ) -> Answer {
     match state {
         Some(RoleState::Ready(credentials)) if view.is_current(credentials) => {
+            let credentials = credentials.for_guest_that(view.asked);
             documents::role_credentials(credentials, account, out);
             Answer::Found(Found {
                 last_modified: Some(credentials.last_updated),
-                delivery: Delivery::RoleCredentials,
+                delivery,
                 ..Found::TEXT
             })
         }
@@ -369,7 +370,8 @@ fn credentials(
 }
 
 fn identity_credentials<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
-    credentials(view, view.identity_state, view.account(), out)
+    let state = (view.identity_state, Delivery::IdentityCredentials);
+    credentials(view, state, view.account(), out)
 }
 
 fn identity_credentials_info<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -> Answer {

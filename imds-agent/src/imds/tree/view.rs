@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    credentials::{RoleCredentials, RoleState},
+    credentials::{Asked, RoleCredentials, RoleState},
     imds::{
         Caller,
         identity::{self, SignedIdentity},
@@ -38,6 +38,8 @@ pub struct View<'v> {
     identities: Option<&'v identity::Published>,
     /// Since the Unix epoch.
     pub now: Duration,
+    /// How the guest asks.
+    pub asked: Asked,
 }
 
 /// An interface, and its place in the record.
@@ -59,7 +61,13 @@ impl<'v> View<'v> {
             identity_state: caller.identity_state.map(|state| &**state),
             identities: Some(caller.identities),
             now: now.unix,
+            asked: Asked::WithToken,
         }
+    }
+
+    /// The same for a guest that asks so.
+    pub fn asked(self, asked: Asked) -> Self {
+        Self { asked, ..self }
     }
 
     /// What depends on the record alone: no role session, and no time at which one could have ended.
@@ -71,6 +79,7 @@ impl<'v> View<'v> {
             identity_state: None,
             identities: None,
             now: Duration::ZERO,
+            asked: Asked::WithToken,
         }
     }
 
