@@ -253,7 +253,8 @@ impl fmt::Display for Bound {
 fn imds(config: &Config) -> Result<Imds> {
     let key: keys::TokenKey = Key::load_or_create(&config.token_key_path(), Purpose::Token)?;
     let keys = TokenKeys::new(TokenKey::new(key.id, *key.secret()), Vec::new());
-    Ok(Imds::new(Arc::new(keys), StdRng::from_rng(&mut rand::rng())))
+    let imds = Imds::new(Arc::new(keys), StdRng::from_rng(&mut rand::rng()));
+    Ok(imds.with_extended_credentials(config.extended_credentials()))
 }
 
 fn refresher(config: &Config, facts: &Facts, issuer: &Arc<Issuer>) -> Refresher {

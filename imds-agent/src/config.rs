@@ -14,6 +14,7 @@ use self::{credentials::Credentials, sts_endpoint::StsEndpoint};
 use crate::{
     credentials::sources,
     glob,
+    imds::ExtendedCredentials,
     registry::{
         HttpEndpoint, HttpProtocolIpv6, HttpTokens, InstanceMetadataTags, InstanceMetadataTagsIndex,
         MetadataOptions, Rules, record::USER_DATA_BYTES_MAX,
@@ -149,6 +150,15 @@ impl Config {
     /// The file of the key that authenticates session tokens.
     pub fn token_key_path(&self) -> PathBuf {
         self.keys_directory().join("token")
+    }
+
+    /// Whether guests may ask for the undocumented form of role credentials.
+    pub fn extended_credentials(&self) -> ExtendedCredentials {
+        if self.credentials.extended {
+            ExtendedCredentials::Enabled
+        } else {
+            ExtendedCredentials::Disabled
+        }
     }
 
     /// The file of the audit trail, if there is to be one.

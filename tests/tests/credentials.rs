@@ -152,3 +152,21 @@ fn a_role_comes_and_goes_with_the_record() -> Result<()> {
     wait(true)?;
     Ok(())
 }
+
+#[test]
+fn the_extended_path_can_be_switched_off_and_the_sdk_goes_on_to_the_documented_one() -> Result<()> {
+    let host = Host::new("[credentials]\nextended = false\n", |_| ())?;
+    let guest = host.guest()?;
+    let set = get(&guest, "iam/security-credentials/web-server")?;
+    assert!(set.contains("\"Success\""), "{set}");
+    for path in [
+        "iam/security-credentials-extended/",
+        "iam/security-credentials-extended/web-server",
+    ] {
+        let error = get(&guest, path).unwrap_err().to_string();
+        assert!(error.contains("HTTP Error 404"), "{error}");
+    }
+    let listing = get(&guest, "iam/")?;
+    assert_eq!(listing, "info\nsecurity-credentials/");
+    Ok(())
+}

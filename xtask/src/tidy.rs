@@ -17,16 +17,16 @@ use crate::host_command::workspace;
 const ROOMS: &[(&str, &str)] = &[
     (
         "agent",
-        "bindings config identity_files identity_signer keys observe worker datapath stack http imds registry credentials now",
+        "bindings config identity_files identity_signer keys observe worker datapath stack http imds registry credentials sts now",
     ),
     ("bin", "imdsctl"),
     ("bindings", "registry"),
-    ("config", "glob registry credentials"),
+    ("config", "glob imds registry credentials sts"),
     (
         "worker",
         "observe datapath stack http imds registry credentials now",
     ),
-    ("observe", "http imds registry now"),
+    ("observe", "http imds registry credentials sts now"),
     ("datapath", ""),
     ("stack", "http now"),
     ("http", "now"),
@@ -36,6 +36,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("imdsctl", "imds"),
     ("registry", ""),
     ("credentials", "glob keys registry now"),
+    ("sts", "keys registry credentials"),
     ("glob", ""),
     ("keys", ""),
     ("now", ""),
@@ -44,18 +45,36 @@ const ROOMS: &[(&str, &str)] = &[
 /// Outside crates that only some files of the agent may name, by the paths under `imds-agent/src` that may.
 const CRATES: &[(&str, &[&str])] = &[
     ("aya", &["datapath/"]),
+    // The host's identity, and what it may ask for with it.
+    ("aws_config", &["credentials/sts"]),
+    ("aws_runtime", &["credentials/sts"]),
+    ("aws_sdk_sts", &["credentials/sts"]),
+    ("aws_smithy_http_client", &["credentials/sts"]),
+    ("hyper", &["sts/"]),
+    ("hyper_util", &["sts/"]),
+    ("rustls", &["sts/tls.rs"]),
+    ("tokio_rustls", &["sts/listener.rs"]),
+    ("rcgen", &["sts/tls.rs"]),
     // Besides the datapath: a file is opened without waiting for a pipe, a program is ended with its children.
     ("libc", &["datapath/", "registry/directory"]),
-    ("nix", &["datapath/", "registry/directory", "credentials/process"]),
+    (
+        "nix",
+        &[
+            "datapath/",
+            "registry/directory",
+            "credentials/process",
+            "main.rs",
+        ],
+    ),
     ("rtnetlink", &["datapath/"]),
     ("smoltcp", &["stack/"]),
     ("httparse", &["http/"]),
-    ("hmac", &["imds/", "credentials/capsule.rs"]),
-    ("subtle", &["imds/"]),
+    ("hmac", &["imds/", "credentials/capsule.rs", "sts/sigv4.rs"]),
+    ("subtle", &["imds/", "sts/sigv4.rs"]),
     ("inotify", &["registry/"]),
     ("toml", &["config.rs"]),
     ("clap", &["main.rs", "imdsctl/"]),
-    ("aws_lc_rs", &["imds/identity", "identity_files.rs"]),
+    ("aws_lc_rs", &["imds/identity", "identity_files.rs", "sts/tls.rs"]),
     ("cms", &["imds/identity"]),
     ("x509_cert", &["imds/identity", "imdsctl/"]),
 ];

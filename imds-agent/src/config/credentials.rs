@@ -14,6 +14,7 @@ use crate::{
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Credentials {
     source: SourceName,
+    pub(super) extended: bool,
     #[serde(deserialize_with = "within::<_, 900, 43200>")]
     duration_seconds: u64,
     process: Process,
@@ -62,6 +63,7 @@ impl Credentials {
     pub fn settings(&self) -> sources::Settings {
         let Self {
             source,
+            extended: _,
             duration_seconds,
             process,
             sts,
@@ -115,6 +117,7 @@ impl Default for Credentials {
     fn default() -> Self {
         Self {
             source: SourceName::default(),
+            extended: true,
             duration_seconds: 6 * 3600,
             process: Process::default(),
             sts: Sts::default(),

@@ -52,6 +52,16 @@ pub struct Caller<'a> {
     pub identities: &'a identity::Published,
 }
 
+/// Whether there is `iam/security-credentials-extended/`, which the SDKs of today ask for first.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum ExtendedCredentials {
+    /// It is there.
+    #[default]
+    Enabled,
+    /// It is not, and whoever asks for it goes on to the documented path.
+    Disabled,
+}
+
 /// What became of one request: for counters and the audit trail, which are somebody else's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Outcome {
@@ -95,6 +105,7 @@ pub enum Delivery {
 pub struct Imds {
     keys: Arc<TokenKeys>,
     nonces: StdRng,
+    extended_credentials: ExtendedCredentials,
 }
 
 impl fmt::Debug for Imds {
@@ -108,7 +119,19 @@ impl fmt::Debug for Imds {
 impl Imds {
     /// Session tokens are minted with `keys` and with nonces from `nonces`.
     pub fn new(keys: Arc<TokenKeys>, nonces: StdRng) -> Self {
-        Self { keys, nonces }
+        Self {
+            keys,
+            nonces,
+            extended_credentials: ExtendedCredentials::default(),
+        }
+    }
+
+    /// The same, with or without `iam/security-credentials-extended/`.
+    pub fn with_extended_credentials(self, extended_credentials: ExtendedCredentials) -> Self {
+        Self {
+            extended_credentials,
+            ..self
+        }
     }
 
     /// Fills `response` for `caller`, or for a caller that the registry does not know (yet).
@@ -186,7 +209,7 @@ impl Imds {
             Offer::Nothing => Asked::WithoutToken,
             _ => Asked::WithToken,
         };
-        let view = View::new(now, caller).asked(asked);
+        let view = View::new(now, caller).asked(asked, self.extended_credentials);
         match tree::answer(&view, path, &mut response.body) {
             Answer::Absent => Err(Refusal::NotFound),
             Answer::Pending => Err(Refusal::Pending),

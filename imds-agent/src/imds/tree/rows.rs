@@ -16,7 +16,7 @@ use crate::{
     credentials::RoleState,
     http::ContentType,
     imds::{
-        Delivery,
+        Delivery, ExtendedCredentials,
         documents::{self, events},
         identity::SignedIdentity,
     },
@@ -181,7 +181,7 @@ pub static ROWS: &[Row] = &[
     row("meta-data/iam/info", "2012-01-12", Document(iam_info)).absent("the record names no instance profile"),
     row("meta-data/iam/security-credentials/{role}", "2012-01-12", Document(role_credentials)).absent("there is no instance profile or no role in it"),
     // Undocumented, and asked for by the SDKs of today. It is as old as what it extends.
-    row("meta-data/iam/security-credentials-extended/{role}", "2012-01-12", Document(role_credentials)).absent("there is no instance profile or no role in it"),
+    row("meta-data/iam/security-credentials-extended/{role}", "2012-01-12", Document(extended_role_credentials)).absent("there is no instance profile or no role in it"),
     row("meta-data/identity-credentials/ec2/info", "2018-05-23", Document(identity_credentials_info)).absent("the record says no account"),
     row("meta-data/identity-credentials/ec2/security-credentials/ec2-instance", "2018-05-23", Document(identity_credentials)).always(),
     row("meta-data/instance-action", "2008-09-01", Text(|_, _| Some("none"))).always(),
@@ -340,6 +340,13 @@ fn role_credentials<'v>(view: &View<'v>, keys: &Keys<'v>, out: &mut Vec<u8>) -> 
         keys.role.and_then(documents::account_of),
         out,
     )
+}
+
+fn extended_role_credentials<'v>(view: &View<'v>, keys: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
+    match view.extended_credentials {
+        ExtendedCredentials::Enabled => role_credentials(view, keys, out),
+        ExtendedCredentials::Disabled => Answer::Absent,
+    }
 }
 
 fn credentials(

@@ -11,7 +11,7 @@ use std::{
 use crate::{
     credentials::{Asked, RoleCredentials, RoleState},
     imds::{
-        Caller,
+        Caller, ExtendedCredentials,
         identity::{self, SignedIdentity},
     },
     now::Now,
@@ -40,6 +40,8 @@ pub struct View<'v> {
     pub now: Duration,
     /// How the guest asks.
     pub asked: Asked,
+    /// Whether the undocumented form of role credentials is there.
+    pub extended_credentials: ExtendedCredentials,
 }
 
 /// An interface, and its place in the record.
@@ -62,12 +64,17 @@ impl<'v> View<'v> {
             identities: Some(caller.identities),
             now: now.unix,
             asked: Asked::WithToken,
+            extended_credentials: ExtendedCredentials::default(),
         }
     }
 
     /// The same for a guest that asks so.
-    pub fn asked(self, asked: Asked) -> Self {
-        Self { asked, ..self }
+    pub fn asked(self, asked: Asked, extended_credentials: ExtendedCredentials) -> Self {
+        Self {
+            asked,
+            extended_credentials,
+            ..self
+        }
     }
 
     /// What depends on the record alone: no role session, and no time at which one could have ended.
@@ -80,6 +87,7 @@ impl<'v> View<'v> {
             identities: None,
             now: Duration::ZERO,
             asked: Asked::WithToken,
+            extended_credentials: ExtendedCredentials::default(),
         }
     }
 
