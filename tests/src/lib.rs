@@ -2,6 +2,8 @@
 
 pub mod agent;
 pub mod client;
+pub mod debian;
+pub mod dhcp;
 pub mod frames;
 pub mod host;
 pub mod kernel;
@@ -11,4 +13,5 @@ pub mod netns;
 pub mod qemu;
 pub mod records;
 pub mod tap;
+pub mod verdicts;
 pub mod vm_host;
