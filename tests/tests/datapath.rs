@@ -13,7 +13,10 @@ use imds_agent::datapath::{
     Classifier, Counters, Hook, Injector, LinkEvent, LinkWatch, LoadError, PuntRing, pins::PinsError,
 };
 use imds_ebpf::{
-    abi::{ABI_VERSION, IMDS_IPV4, IMDS_IPV6, IMDS_MAC, Reason, SMALL_FRAME_MAX, TapBinding, TapIndex},
+    abi::{
+        ABI_VERSION, BURST_TOKENS, IMDS_IPV4, IMDS_IPV6, IMDS_MAC, MEDIUM_FRAME_MAX, Reason, TapBinding,
+        TapIndex,
+    },
     classify::{SOLICITED_NODE, UNSPECIFIED, Verdict},
 };
 use imds_tests::{
@@ -450,6 +453,70 @@ fn reuse(root: &Path, hook: Hook) -> anyhow::Result<()> {
     Ok(classifier.detach_all()?)
 }
 
+/// A guest's flood is its own loss: what is over its rate goes, its neighbour is served, and so is it a moment later.
+#[test]
+fn tap_has_its_rate_and_no_more() -> anyhow::Result<()> {
+    const FLOOD: u64 = 4000;
+    in_namespaces(|bpffs| {
+        let (guest, neighbour) = (Tap::new("guest")?, Tap::new("neighbour")?);
+        let root = bpffs.join("imds");
+        let mut classifier = Classifier::load(&root)?;
+        for tap in [&guest, &neighbour] {
+            classifier.attach(tap.index())?;
+            classifier.bind(tap.index(), BINDING)?;
+        }
+        let request = Ipv4::default().frame(&tcp(80, 0));
+        let start = Instant::now();
+        for _ in 0..FLOOD {
+            guest.send(&request)?;
+        }
+        neighbour.send(&request)?;
+        // Answers in the kernel come out of the same bucket, what is dropped anyway does not.
+        guest.send(&Arp::default().frame(BROADCAST))?;
+        guest.send(&Ipv4::default().frame(&tcp(443, 0)))?;
+        let counted = classifier.counters(guest.index())?;
+        let served = counted.punted + counted.hairpinned;
+        let limited = counted.dropped_for(Reason::RateLimited);
+        let earned = start.elapsed().as_millis() as u64 * 1024 / 1000 + 2;
+        ensure!(
+            (BURST_TOKENS..=BURST_TOKENS + earned).contains(&served),
+            "{counted}"
+        );
+        ensure!(served + limited == FLOOD + 1, "{counted}");
+        ensure!(counted.dropped_for(Reason::NotHttpPort) == 1, "{counted}");
+        ensure!(classifier.counters(neighbour.index())?.punted == 1);
+
+        let deadline = Instant::now() + PATIENCE;
+        while classifier.counters(guest.index())?.punted == counted.punted {
+            ensure!(Instant::now() < deadline, "the bucket does not fill again");
+            guest.send(&request)?;
+        }
+
+        // Options that change leave the bucket as it is; a rate of its own holds at once.
+        classifier.bind(guest.index(), BINDING.with_packets_per_second(1))?;
+        let before = classifier.counters(guest.index())?;
+        for _ in 0..BURST_TOKENS * 2 {
+            guest.send(&request)?;
+        }
+        let after = classifier.counters(guest.index())?;
+        ensure!(
+            after.dropped_for(Reason::RateLimited) >= before.dropped_for(Reason::RateLimited) + BURST_TOKENS,
+            "{after}"
+        );
+        classifier.bind(guest.index(), BINDING.with_packets_per_second(0))?;
+        for _ in 0..FLOOD {
+            guest.send(&request)?;
+        }
+        let unlimited = classifier.counters(guest.index())?;
+        ensure!(
+            unlimited.dropped_for(Reason::RateLimited) == after.dropped_for(Reason::RateLimited),
+            "{unlimited}"
+        );
+        Ok(())
+    })?;
+    Ok(())
+}
+
 #[test]
 fn full_ring_drops_and_counts_and_recovers() -> anyhow::Result<()> {
     in_namespaces(|bpffs| {
@@ -457,8 +524,8 @@ fn full_ring_drops_and_counts_and_recovers() -> anyhow::Result<()> {
         let mut classifier = Classifier::load(&bpffs.join("imds"))?;
         let mut ring = only_ring(&mut classifier)?;
         classifier.attach(guest.index())?;
-        classifier.bind(guest.index(), BINDING)?;
-        let (small, large) = (tcp(80, 0), tcp(80, SMALL_FRAME_MAX));
+        classifier.bind(guest.index(), BINDING.with_packets_per_second(0))?;
+        let (small, large) = (tcp(80, 0), tcp(80, MEDIUM_FRAME_MAX));
         for number in 0..2200 {
             guest.send(&Ipv4::default().frame(if number % 2 == 0 { &small } else { &large }))?;
         }
