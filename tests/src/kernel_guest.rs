@@ -3,7 +3,7 @@
 //! The kernel's own TCP is the guest's TCP, so any program can be the client: curl, Python, the AWS SDKs.
 
 use std::{
-    io,
+    fs, io,
     os::fd::AsFd as _,
     process::Command,
     sync::{
@@ -46,6 +46,20 @@ impl KernelGuest {
             stop,
             pump: Some(pump),
         })
+    }
+
+    /// A container of the guest: a network of its own, which the guest's kernel routes for.
+    pub fn container(&self) -> Result<Namespace> {
+        let (guest, container) = (&self.namespace, Namespace::new()?);
+        guest.ip("link add docker0 type veth peer name inside")?;
+        guest.ip(&format!("link set inside netns {}", container.path()))?;
+        guest.ip("address add 172.17.0.1/16 dev docker0")?;
+        guest.ip("link set docker0 up")?;
+        container.ip("address add 172.17.0.2/16 dev inside")?;
+        container.ip("link set inside up")?;
+        container.ip("route add default via 172.17.0.1")?;
+        guest.enter(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1"))?;
+        Ok(container)
     }
 
     /// A command that will run in the guest.

@@ -49,13 +49,14 @@ impl Namespace {
     /// A command that will run inside. Mounts stay as they are: bpffs is seen.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!(
-            "--net=/proc/{}/fd/{}",
-            std::process::id(),
-            self.0.as_raw_fd()
-        ));
+        command.arg(format!("--net={}", self.path()));
         command.arg("--").arg(program);
         command
+    }
+
+    /// Where other programs find it, as long as it and this process are there.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 
     /// Runs `ip` inside with `arguments`, split at spaces, and returns what it prints.

@@ -19,10 +19,8 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use imds_ebpf::abi::MacAddr;
 
-use self::{
-    capture::Capture,
-    machine::{Accelerator, QEMU, add_machine, start},
-};
+pub use self::machine::Software;
+use self::{capture::Capture, machine::power_on};
 use crate::netns::Namespace;
 
 /// Lines after which a guest never ends by itself, and what they mean.
@@ -51,10 +49,8 @@ pub struct GuestOptions {
     pub tap: String,
     /// The interface's address.
     pub mac: MacAddr,
-    /// The interface's IPv4 address and prefix length: `10.0.0.2/24`.
-    pub address: String,
-    /// What the guest does: see `tests/guest-init/src/step.rs`.
-    pub steps: Vec<String>,
+    /// What runs in the guest.
+    pub software: Software,
     /// From power-on to power-off.
     pub limit: Duration,
 }
@@ -81,11 +77,9 @@ pub struct Console {
 impl Guest {
     /// Powers a guest on in `namespace`.
     pub fn boot(namespace: &Namespace, options: &GuestOptions) -> Result<Self> {
-        let accelerator = Accelerator::detect()?;
+        let mut command = machine::command(namespace, options)?;
         let capture = Capture::start(namespace, options)?;
-        let mut command = namespace.command(QEMU);
-        add_machine(&mut command, accelerator, Some(options))?;
-        let (qemu, lines) = start(&mut command)?;
+        let (qemu, lines) = power_on(&mut command)?;
         Ok(Self {
             name: options.name.clone(),
             qemu,
@@ -99,8 +93,7 @@ impl Guest {
 
     /// Boots a guest whose console is this terminal, and waits for its end. Ctrl-A X ends it.
     pub fn boot_on_terminal(namespace: &Namespace, options: &GuestOptions) -> Result<()> {
-        let mut command = namespace.command(QEMU);
-        add_machine(&mut command, Accelerator::detect()?, Some(options))?;
+        let mut command = machine::command(namespace, options)?;
         let status = command
             .args(["-serial", "mon:stdio"])
             .status()
@@ -216,8 +209,8 @@ fn complaints(qemu: &mut Child) -> String {
     text.trim().to_owned()
 }
 
-/// Where `cargo xtask` puts the guest's kernel and initramfs.
-fn image() -> PathBuf {
+/// Where `cargo xtask` puts guests' kernel and initramfs.
+pub(crate) fn image() -> PathBuf {
     target().join("guest")
 }
 
@@ -225,6 +218,6 @@ fn failures() -> PathBuf {
     target().join("guest/failures")
 }
 
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target"))
 }

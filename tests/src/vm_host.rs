@@ -7,8 +7,9 @@ use serde_json::Value;
 
 use crate::{
     agent::{Agent, HostFiles},
+    dhcp::DhcpServer,
     netns::Namespace,
-    qemu::{Guest, GuestOptions},
+    qemu::{Guest, GuestOptions, Software},
     records,
 };
 
@@ -53,19 +54,43 @@ impl VmHost {
         Guest::boot(&self.namespace, &options(name, steps, limit))
     }
 
+    /// Powers a stock Debian on, in a network with a DHCP server as it finds one everywhere. See [`Software::Debian`].
+    pub fn boot_debian(
+        &self,
+        name: &str,
+        software: Software,
+        limit: Duration,
+    ) -> Result<(Guest, DhcpServer)> {
+        let mac = records::guest_mac(2);
+        let dhcp = DhcpServer::start(&self.namespace, TAP, GATEWAY, mac, ADDRESS)?;
+        let options = GuestOptions {
+            name: name.to_owned(),
+            tap: TAP.to_owned(),
+            mac,
+            software,
+            limit,
+        };
+        Ok((Guest::boot(&self.namespace, &options)?, dhcp))
+    }
+
     /// Powers the guest on with a shell on this terminal, and waits for its end.
     pub fn boot_shell(&self) -> Result<()> {
         Guest::boot_on_terminal(&self.namespace, &options("vm", &["shell"], Duration::MAX))
     }
 }
 
+/// The network's gateway, in front of the guest's tap.
+const GATEWAY: &str = "10.0.0.1";
+
 fn options(name: &str, steps: &[&str], limit: Duration) -> GuestOptions {
     GuestOptions {
         name: name.to_owned(),
         tap: TAP.to_owned(),
         mac: records::guest_mac(2),
-        address: format!("{ADDRESS}/24"),
-        steps: steps.iter().map(|&step| step.to_owned()).collect(),
+        software: Software::Init {
+            address: format!("{ADDRESS}/24"),
+            steps: steps.iter().map(|&step| step.to_owned()).collect(),
+        },
         limit,
     }
 }

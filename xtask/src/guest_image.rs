@@ -1,5 +1,7 @@
-//! The test guest's kernel and its initramfs: a static init of our own, the modules of a virtio network and of a
-//! container's bridge, a busybox for the shell.
+//! The guests' kernel and their initramfs.
+//!
+//! The test guest lives in its own: a static init of ours, the modules of a virtio network and of a container's bridge,
+//! a busybox for the shell. A stock Debian's has the modules of its disk and network, and hands over to it.
 
 use std::{
     fs::{self, File},
@@ -10,21 +12,42 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::host_command::{ask, cargo, run, target};
+use crate::host_command::{ask, cargo, run, target, workspace};
 
 /// What init is compiled for.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
-/// What the guest's kernel does not have built in. What these depend on is found.
+/// What the test guest needs and its kernel does not have built in. What these depend on is found.
 const MODULES: &[&str] = &["virtio_pci", "virtio_net", "bridge", "veth"];
 
-/// Builds `target/guest/vmlinuz` and `target/guest/initramfs.cpio`, where the tests look for them.
+/// What a Debian on a disk needs before it has its own modules. ext4 asks for its checksum by an alias.
+const DEBIAN_MODULES: &[&str] = &["virtio_pci", "virtio_net", "virtio_blk", "crc32c_generic", "ext4"];
+
+/// Builds `target/guest/vmlinuz`, `target/guest/initramfs.cpio` and `target/guest/debian-initramfs.cpio`, where the tests
+/// look for them.
 pub fn build() -> Result<()> {
     let guest = target().join("guest");
     let boot = guest.join("kernel/boot");
     let kernel = only_entry(&boot, "vmlinuz-")?;
     fs::copy(&kernel, guest.join("vmlinuz")).context("cannot copy the guest's kernel")?;
-    write_initramfs(&guest, &build_init()?)
+    let init = fs::read(build_init()?).context("cannot read the guest's init")?;
+    write_initramfs(&guest, "initramfs.cpio", MODULES, |image| {
+        image.add("init", 0o100_755, &init)?;
+        image.add("bin/imds", 0o120_777, b"/init")
+    })?;
+    write_initramfs(&guest, "debian-initramfs.cpio", DEBIAN_MODULES, |image| {
+        for (name, mode, file) in [
+            ("init", 0o100_755, "init"),
+            ("imds-report", 0o100_755, "report.py"),
+            ("imds-report.service", 0o100_644, "report.service"),
+            ("operator.cfg", 0o100_644, "operator.cfg"),
+        ] {
+            let file = workspace().join("tests/clients/guest").join(file);
+            let content = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            image.add(name, mode, &content)?;
+        }
+        Ok(())
+    })
 }
 
 fn build_init() -> Result<PathBuf> {
@@ -46,23 +69,25 @@ fn build_init() -> Result<PathBuf> {
     Ok(target().join(TRIPLE).join("guest-init/imds-guest-init"))
 }
 
-fn write_initramfs(guest: &Path, init: &Path) -> Result<()> {
-    let mut image = Image::create(&guest.join("initramfs.cpio.new"))?;
-    for directory in ["bin", "dev", "modules", "proc", "sys"] {
+/// Writes what every initramfs has, and what `add_own` adds.
+fn write_initramfs(
+    guest: &Path,
+    file: &str,
+    wanted: &[&str],
+    add_own: impl FnOnce(&mut Image) -> Result<()>,
+) -> Result<()> {
+    let new = guest.join(format!("{file}.new"));
+    let mut image = Image::create(&new)?;
+    for directory in ["bin", "dev", "modules", "proc", "root", "sys"] {
         image.add(directory, 0o040_755, &[])?;
     }
-    image.add(
-        "init",
-        0o100_755,
-        &fs::read(init).context("cannot read the guest's init")?,
-    )?;
-    image.add("bin/imds", 0o120_777, b"/init")?;
+    add_own(&mut image)?;
     image.add(
         "bin/busybox",
         0o100_755,
         &fs::read(guest.join("busybox/bin/busybox"))?,
     )?;
-    for (place, module) in modules(&guest.join("kernel"))?.iter().enumerate() {
+    for (place, module) in modules(&guest.join("kernel"), wanted)?.iter().enumerate() {
         let name = module
             .file_name()
             .and_then(|name| name.to_str())
@@ -72,12 +97,12 @@ fn write_initramfs(guest: &Path, init: &Path) -> Result<()> {
     }
     image.finish()?;
     // In one step, so that a guest which boots meanwhile gets the old image or the new one.
-    fs::rename(guest.join("initramfs.cpio.new"), guest.join("initramfs.cpio"))?;
+    fs::rename(&new, guest.join(file))?;
     Ok(())
 }
 
 /// The modules' files, each after those that it depends on.
-fn modules(kernel: &Path) -> Result<Vec<PathBuf>> {
+fn modules(kernel: &Path, wanted: &[&str]) -> Result<Vec<PathBuf>> {
     let versions = kernel.join("lib/modules");
     let version = only_entry(&versions, "")?;
     let name = version.file_name().unwrap_or_default();
@@ -88,7 +113,7 @@ fn modules(kernel: &Path) -> Result<Vec<PathBuf>> {
         fs::read_to_string(version.join("modules.builtin")).context("the kernel lists no built-ins")?;
 
     let mut ordered: Vec<PathBuf> = Vec::new();
-    for module in MODULES {
+    for module in wanted {
         let is_it = |path: &str| path.rsplit('/').next().is_some_and(|file| stem(file) == *module);
         if built_in.lines().any(is_it) {
             continue;

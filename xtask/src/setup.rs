@@ -12,7 +12,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::host_command::{self, ask, cargo, run_shown, target};
+use crate::{
+    debian_guest,
+    host_command::{self, ask, cargo, run_shown, target},
+};
 
 /// The version that reads the bitcode of LLVM 22, which is what the compilers below write.
 const BPF_LINKER: &str = "0.13.0";
@@ -38,6 +41,8 @@ const PACKAGES: &[Package] = &[
     ("kmod", Some("depmod")),
     ("tcpdump", Some("tcpdump")),
     ("xz-utils", Some("xz")),
+    ("mmdebstrap", Some("mmdebstrap")),
+    ("e2fsprogs", Some("mke2fs")),
     // The clients that the tests let loose on the service.
     ("ca-certificates", None),
     ("curl", Some("curl")),
@@ -56,6 +61,12 @@ const UNPACKED: &[(&str, &str)] = &[
     ("busybox-static", "guest/busybox"),
     ("nginx", "nginx"),
 ];
+
+/// The clients that come from Python's package index.
+const PYTHON_CLIENTS: &str = "awscli boto3 cloudbase-init";
+
+/// The clients that come from npm, where it is installed.
+const NODE_CLIENTS: &str = "@aws-sdk/credential-providers @aws-sdk/ec2-metadata-service";
 
 /// Something that is missing, and the way to it.
 struct Item {
@@ -141,10 +152,32 @@ fn missing() -> Result<Vec<Item>> {
             });
         }
     }
-    if !stamp(&venv()).exists() {
+    let debian = debian_guest::directory();
+    if !is_stamped(&debian, &debian_guest::contents()) {
         missing.push(Item {
-            what: format!("boto3, in a Python environment in {}", venv().display()),
-            install: Box::new(install_boto3),
+            what: format!(
+                "a stock Debian with cloud-init in {} (takes two minutes)",
+                debian.display()
+            ),
+            install: Box::new(move || {
+                debian_guest::install()?;
+                Ok(fs::write(stamp(&debian), debian_guest::contents())?)
+            }),
+        });
+    }
+    if !is_stamped(&venv(), PYTHON_CLIENTS) {
+        missing.push(Item {
+            what: format!(
+                "{PYTHON_CLIENTS}, in a Python environment in {}",
+                venv().display()
+            ),
+            install: Box::new(install_python_clients),
+        });
+    }
+    if is_on_path("npm") && !is_stamped(&node(), NODE_CLIENTS) {
+        missing.push(Item {
+            what: format!("{NODE_CLIENTS} in {}", node().display()),
+            install: Box::new(install_node_clients),
         });
     }
     if !bpffs_is_mounted()? {
@@ -277,7 +310,7 @@ fn venv() -> PathBuf {
     target().join("venv")
 }
 
-fn install_boto3() -> Result<()> {
+fn install_python_clients() -> Result<()> {
     // Debian's own interpreter: the one that python3-venv belongs to.
     let python = if is_debian() {
         "/usr/bin/python3"
@@ -286,8 +319,28 @@ fn install_boto3() -> Result<()> {
     };
     run_shown(Command::new(python).args(["-m", "venv", "--clear"]).arg(venv()))?;
     let pip = venv().join("bin/pip");
-    run_shown(Command::new(pip).args(["install", "--quiet", "--disable-pip-version-check", "boto3"]))?;
-    fs::write(stamp(&venv()), "boto3")?;
+    run_shown(
+        Command::new(pip)
+            .args(["install", "--quiet", "--disable-pip-version-check"])
+            .args(PYTHON_CLIENTS.split(' ')),
+    )?;
+    fs::write(stamp(&venv()), PYTHON_CLIENTS)?;
+    Ok(())
+}
+
+fn node() -> PathBuf {
+    target().join("node")
+}
+
+fn install_node_clients() -> Result<()> {
+    fs::create_dir_all(node()).context("cannot make the directory of npm's packages")?;
+    run_shown(
+        Command::new("npm")
+            .args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"])
+            .arg(node())
+            .args(NODE_CLIENTS.split(' ')),
+    )?;
+    fs::write(stamp(&node()), NODE_CLIENTS)?;
     Ok(())
 }
 
@@ -316,6 +369,11 @@ fn rustup_has_nightly_sources() -> bool {
 /// Written into a directory when all of it is there.
 fn stamp(directory: &Path) -> PathBuf {
     directory.join(".complete")
+}
+
+/// Whether `directory` is complete and was made of the same `contents` as would be made now.
+fn is_stamped(directory: &Path, contents: &str) -> bool {
+    fs::read_to_string(stamp(directory)).is_ok_and(|stamped| stamped == contents)
 }
 
 fn list(items: &[Item]) -> String {

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::mpsc::{self, Receiver},
     thread,
@@ -12,22 +13,39 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::{GuestOptions, image};
+use crate::{debian, netns::Namespace};
 
-/// The program.
-pub const QEMU: &str = "qemu-system-x86_64";
-
-/// Enough for the kernel, the initramfs and a shell.
-const MEMORY: &str = "128M";
+/// The emulator.
+const QEMU: &str = "qemu-system-x86_64";
 
 /// How long a guest may take from power-on to its first line when KVM is tried. Under KVM it takes one second.
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
 
+/// What runs in a guest.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Software {
+    /// `tests/guest-init` and nothing else.
+    Init {
+        /// The interface's IPv4 address and prefix length: `10.0.0.2/24`.
+        address: String,
+        /// What the guest does: see `tests/guest-init/src/step.rs`.
+        steps: Vec<String>,
+    },
+    /// A stock Debian with cloud-init, on a disk that forgets what was written. See `tests/clients/guest`.
+    Debian {
+        /// The system's UUID and serial number in SMBIOS, where something is to be there.
+        smbios_uuid: Option<String>,
+        /// Whether the operator of a cloud that is not EC2 has told cloud-init where to look.
+        operator_config: bool,
+    },
+}
+
 /// What runs the guest's instructions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Accelerator {
-    /// The processor's own virtualization.
+    /// The processor itself.
     Kvm,
-    /// QEMU's translation.
+    /// QEMU.
     Tcg,
 }
 
@@ -59,8 +77,13 @@ impl Accelerator {
             return Ok(false);
         }
         let mut command = Command::new(QEMU);
-        add_machine(&mut command, Self::Kvm, None)?;
-        let (mut qemu, lines) = start(&mut command)?;
+        let nothing = Software::Init {
+            address: String::new(),
+            steps: Vec::new(),
+        };
+        Self::Kvm.add_processor(&mut command, "128M");
+        add_kernel(&mut command, &nothing)?;
+        let (mut qemu, lines) = power_on(&mut command)?;
         let ends_at = Instant::now() + PROBE_LIMIT;
         let mut boots = false;
         while let Ok(line) = lines.recv_timeout(ends_at.saturating_duration_since(Instant::now())) {
@@ -81,74 +104,48 @@ impl Accelerator {
             Self::Tcg => "tcg",
         }
     }
+
+    fn add_processor(self, command: &mut Command, memory: &str) {
+        // Emulated processors with more features than this one hang now and then.
+        let processor = match self {
+            Self::Kvm => "host",
+            Self::Tcg => "qemu64",
+        };
+        command
+            .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
+            .args(["-machine", "q35", "-accel", self.name(), "-cpu", processor])
+            .args(["-m", memory, "-smp", "1"]);
+    }
 }
 
-/// Everything of the machine but its console.
-pub fn add_machine(
-    command: &mut Command,
-    accelerator: Accelerator,
-    network: Option<&GuestOptions>,
-) -> Result<()> {
-    let (kernel, initramfs) = (image().join("vmlinuz"), image().join("initramfs.cpio"));
-    for file in [&kernel, &initramfs] {
-        ensure!(
-            file.exists(),
-            "{} is missing: `cargo xtask test` builds it",
-            file.display()
-        );
-    }
-    // Emulated processors with more features than this one hang now and then.
-    let processor = match accelerator {
-        Accelerator::Kvm => "host",
-        Accelerator::Tcg => "qemu64",
+/// The command line of a guest's machine in `namespace`, all but its console.
+pub fn command(namespace: &Namespace, options: &GuestOptions) -> Result<Command> {
+    let mut command = namespace.command(QEMU);
+    let memory = match options.software {
+        Software::Init { .. } => "128M",
+        Software::Debian { .. } => "512M",
     };
-    let mut words = vec![
-        "console=ttyS0".to_owned(),
-        "quiet".to_owned(),
-        "panic=-1".to_owned(),
-    ];
-    command
-        .args([
-            "-nodefaults",
-            "-no-user-config",
-            "-no-reboot",
-            "-display",
-            "none",
-            "-machine",
-            "q35",
-        ])
-        .args([
-            "-accel",
-            accelerator.name(),
-            "-cpu",
-            processor,
-            "-m",
-            MEMORY,
-            "-smp",
-            "1",
-        ])
-        .arg("-kernel")
-        .arg(kernel)
-        .arg("-initrd")
-        .arg(initramfs);
-    if let Some(options) = network {
-        // Offloads stay as QEMU has them: on. A guest's half-computed checksums and merged segments are part of what is
-        // tested.
-        let tap = format!(
-            "tap,id=net0,ifname={},script=no,downscript=no,vhost=off",
-            options.tap
-        );
-        let device = format!("virtio-net-pci,netdev=net0,mac={},romfile=", options.mac);
-        command.args(["-netdev", &tap, "-device", &device]);
-        words.push(format!("imds.address={}", options.address));
-        words.push(format!("imds.steps={}", options.steps.join(",")));
+    Accelerator::detect()?.add_processor(&mut command, memory);
+    add_kernel(&mut command, &options.software)?;
+    if let Software::Debian { smbios_uuid, .. } = &options.software {
+        add_disk(&mut command)?;
+        if let Some(uuid) = smbios_uuid {
+            command.args(["-smbios", &format!("type=1,uuid={uuid},serial={uuid}")]);
+        }
     }
-    command.arg("-append").arg(words.join(" "));
-    Ok(())
+    // Offloads stay as QEMU has them: on. A guest's half-computed checksums and merged segments are part of what is
+    // tested.
+    let tap = format!(
+        "tap,id=net0,ifname={},script=no,downscript=no,vhost=off",
+        options.tap
+    );
+    let device = format!("virtio-net-pci,netdev=net0,mac={},romfile=", options.mac);
+    command.args(["-netdev", &tap, "-device", &device]);
+    Ok(command)
 }
 
 /// Starts a guest whose console is read on a thread of its own, so that waiting for a line can have an end.
-pub fn start(command: &mut Command) -> Result<(Child, Receiver<String>)> {
+pub fn power_on(command: &mut Command) -> Result<(Child, Receiver<String>)> {
     command
         .args(["-serial", "stdio", "-monitor", "none"])
         .stdin(Stdio::null());
@@ -174,4 +171,50 @@ pub fn start(command: &mut Command) -> Result<(Child, Receiver<String>)> {
         }
     });
     Ok((qemu, lines))
+}
+
+fn add_kernel(command: &mut Command, software: &Software) -> Result<()> {
+    let mut words = vec![
+        "console=ttyS0".to_owned(),
+        "quiet".to_owned(),
+        "panic=-1".to_owned(),
+    ];
+    let initramfs = match software {
+        Software::Init { address, steps } => {
+            // A machine without them is being tried out.
+            if !address.is_empty() {
+                words.push(format!("imds.address={address}"));
+                words.push(format!("imds.steps={}", steps.join(",")));
+            }
+            "initramfs.cpio"
+        }
+        Software::Debian { operator_config, .. } => {
+            words.push("systemd.wants=imds-report.service".to_owned());
+            if *operator_config {
+                words.push("imds.operator-config".to_owned());
+            }
+            "debian-initramfs.cpio"
+        }
+    };
+    let (kernel, initramfs) = (image().join("vmlinuz"), image().join(initramfs));
+    command.arg("-kernel").arg(there(kernel)?);
+    command.arg("-initrd").arg(there(initramfs)?);
+    command.arg("-append").arg(words.join(" "));
+    Ok(())
+}
+
+fn add_disk(command: &mut Command) -> Result<()> {
+    let disk = there(debian::directory().join("disk.img"))?;
+    let drive = format!("file={},format=raw,if=virtio,snapshot=on", disk.display());
+    command.args(["-drive", &drive]);
+    Ok(())
+}
+
+fn there(file: PathBuf) -> Result<PathBuf> {
+    ensure!(
+        file.exists(),
+        "{} is missing: `cargo xtask test` builds it",
+        file.display()
+    );
+    Ok(file)
 }

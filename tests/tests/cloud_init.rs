@@ -1,0 +1,316 @@
+//! cloud-init's own EC2 datasource, run against what an operator may have written: one crawl of everything each time.
+//!
+//! It is the strictest client there is: a listed name that is not there costs it the whole tree. What a first boot makes
+//! of its findings is in `guest_cloud_init.rs`.
+
+use std::process::Output;
+
+use anyhow::{Context as _, Result, ensure};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use imds_tests::{
+    debian,
+    host::{Host, INSTANCE_ID},
+    kernel_guest::KernelGuest,
+    records::{self, USER_DATA},
+};
+use serde_json::{Value, json};
+
+/// The platforms that cloud-init tells apart by SMBIOS: on the first it uses tokens and nothing else, on the second it
+/// never does.
+const AWS: &str = "aws";
+const UNKNOWN: &str = "unknown";
+
+/// The user data of 16 KiB of all bytes there are, in disorder.
+const LARGEST: usize = 16 * 1024;
+
+/// What [`AWS`] finds with the record as `change` leaves it.
+fn crawl(change: impl FnOnce(&mut Value)) -> Result<Value> {
+    let (_host, guest) = Host::with_guest(change)?;
+    crawl_in(&guest, AWS, None)
+}
+
+fn crawl_in(guest: &KernelGuest, platform: &str, version: Option<&str>) -> Result<Value> {
+    // Patience costs nothing where all is well, and ends a test where it is not.
+    let settings = json!({ "metadata_urls": ["http://169.254.169.254"], "max_wait": 4, "timeout": 5 });
+    let script = include_str!("../clients/cloud_init.py");
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = debian::command(&guest.namespace, "python3")?
+        .args(["-c", script, platform, &settings.to_string()])
+        .args(version)
+        .output()
+        .context("cannot run cloud-init")?;
+    let stderr = String::from_utf8_lossy(&stderr);
+    ensure!(status.success(), "cloud-init ended with {status}: {stderr}");
+    Ok(serde_json::from_slice(&stdout)?)
+}
+
+fn optional(record: &mut Value) {
+    record["MetadataOptions"]["HttpTokens"] = "optional".into();
+}
+
+/// The complaints of a crawl that must have failed.
+fn complaints(found: &Value) -> String {
+    assert_eq!(found["found"], false, "{found:#}");
+    found["complaints"].to_string()
+}
+
+#[test]
+fn on_ec2_everything_is_found_with_tokens() -> Result<()> {
+    let found = crawl(|_| ())?;
+    assert_eq!(found["complaints"], json!([]));
+    assert_eq!(found["version"], "2021-03-23");
+    assert_eq!(found["instance_id"], INSTANCE_ID);
+    assert_eq!(found["hostname"], "ip-10-0-0-2");
+    assert_eq!(found["region"], "eu-central-1");
+    assert_eq!(found["availability_zone"], "eu-central-1a");
+    assert_eq!(found["launch_index"], "0");
+    assert_eq!(
+        found["public_keys"],
+        json!(["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExample operator"])
+    );
+    assert_eq!(found["user_data"], BASE64_STANDARD.encode(USER_DATA));
+    let identity = &found["identity"];
+    assert_eq!(identity["instanceId"], INSTANCE_ID);
+    assert_eq!(identity["accountId"], records::ACCOUNT);
+    let metadata = &found["metadata"];
+    assert_eq!(metadata["instance-type"], "m5.large");
+    assert_eq!(metadata["placement"]["availability-zone"], "eu-central-1a");
+    assert_eq!(
+        metadata["tags"]["instance"],
+        json!({ "Name": "web-1", "team": "blue" })
+    );
+    assert_eq!(metadata["iam"]["info"]["Code"], "Success");
+    let interface = &metadata["network"]["interfaces"]["macs"][records::guest_mac(2).to_string()];
+    assert_eq!(interface["subnet-ipv4-cidr-block"], "10.0.0.0/24");
+    Ok(())
+}
+
+#[test]
+fn the_interface_is_configured_by_its_mac_and_dhcp() -> Result<()> {
+    let found = crawl(|_| ())?;
+    let expected = json!({
+        "version": 2,
+        "ethernets": { "eth0": {
+            "dhcp4": true,
+            "dhcp6": false,
+            "match": { "macaddress": records::guest_mac(2).to_string() },
+            "set-name": "eth0",
+        } }
+    });
+    assert_eq!(found["network"], expected);
+    Ok(())
+}
+
+#[test]
+fn elsewhere_the_same_is_found_without_tokens() -> Result<()> {
+    let (_host, guest) = Host::with_guest(optional)?;
+    let with_tokens = crawl_in(&guest, AWS, None)?;
+    let without = crawl_in(&guest, UNKNOWN, None)?;
+    for what in [
+        "instance_id",
+        "hostname",
+        "region",
+        "public_keys",
+        "user_data",
+        "network",
+    ] {
+        assert_eq!(without[what], with_tokens[what], "{what}");
+    }
+    // What the service makes anew as time passes, credentials' dates, is in `iam` alone.
+    let mut trees = [without, with_tokens].map(|mut found| found["metadata"].take());
+    for tree in &mut trees {
+        let iam = tree["iam"].take();
+        assert_eq!(iam["info"]["Code"], "Success");
+        tree["identity-credentials"].take();
+    }
+    assert_eq!(trees[0], trees[1]);
+    Ok(())
+}
+
+#[test]
+fn elsewhere_nothing_is_found_where_tokens_are_required() -> Result<()> {
+    let (_host, guest) = Host::with_guest(|_| ())?;
+    let complaints = complaints(&crawl_in(&guest, UNKNOWN, None)?);
+    assert!(complaints.contains("response [401]"), "{complaints}");
+    assert!(complaints.contains("Giving up on md"), "{complaints}");
+    Ok(())
+}
+
+#[test]
+fn a_disabled_endpoint_is_understood_as_one() -> Result<()> {
+    let complaints = complaints(&crawl(|record| {
+        record["MetadataOptions"]["HttpEndpoint"] = "disabled".into();
+    })?);
+    assert!(
+        complaints.contains("HTTP endpoint is disabled. Aborting"),
+        "{complaints}"
+    );
+    Ok(())
+}
+
+#[test]
+fn role_credentials_are_not_for_cloud_init_to_keep() -> Result<()> {
+    // It writes all that it crawls to the guest's disk, and leaves out what is called `security-credentials`.
+    let found = crawl(|_| ())?;
+    assert_eq!(found["found"], true);
+    assert!(
+        !found.to_string().contains("SecretAccessKey"),
+        "{:#}",
+        found["metadata"]["iam"]
+    );
+    Ok(())
+}
+
+#[test]
+fn user_data_arrives_byte_for_byte() -> Result<()> {
+    // `#!/bin/sh\necho hello from user data\n`, compressed.
+    let gzip_of_a_script = "H4sIAAAAAAACA1NW1E/KzNMvzuBKTc7IV8hIzcnJV0grys9VKC1OLVJISSxJ5AIAY3r2ziQAAAA=";
+    let every_byte: Vec<u8> = (0..LARGEST)
+        .map(|place| (place.wrapping_mul(167) >> 3) as u8)
+        .collect();
+    for data in [
+        gzip_of_a_script.to_owned(),
+        BASE64_STANDARD.encode(&every_byte),
+        BASE64_STANDARD.encode(b"\0\n\r\n\r\n\xff"),
+    ] {
+        let found = crawl(|record| record["UserData"] = data.clone().into())?;
+        assert_eq!(found["user_data"], data);
+    }
+    Ok(())
+}
+
+#[test]
+fn what_the_record_does_not_say_is_not_missed() -> Result<()> {
+    let absent = ["UserData", "IamInstanceProfile", "KeyName", "PublicKeys", "Tags"];
+    let found = crawl(|record| {
+        let record = record.as_object_mut().expect("a record is an object");
+        record.retain(|key, _| !absent.contains(&key.as_str()));
+    })?;
+    assert_eq!(found["complaints"], json!([]));
+    assert_eq!(found["instance_id"], INSTANCE_ID);
+    assert_eq!(found["user_data"], "");
+    assert_eq!(found["public_keys"], json!([]));
+    for path in ["iam", "public-keys", "tags"] {
+        assert!(found["metadata"].get(path).is_none(), "{path}");
+    }
+    Ok(())
+}
+
+#[test]
+fn tags_are_found_only_where_they_are_enabled() -> Result<()> {
+    let found = crawl(|record| record["MetadataOptions"]["InstanceMetadataTags"] = "disabled".into())?;
+    assert_eq!(found["found"], true);
+    assert!(found["metadata"].get("tags").is_none());
+    Ok(())
+}
+
+#[test]
+fn odd_tag_keys_do_not_cost_the_tree() -> Result<()> {
+    let found = crawl(|record| {
+        record["Tags"] = json!([
+            { "Key": "aws:autoscaling:groupName", "Value": "web" },
+            { "Key": "empty", "Value": "" },
+            { "Key": "a b", "Value": "with a space" },
+            { "Key": "kubernetes.io/cluster/c1", "Value": "owned" },
+            { "Key": "größe", "Value": "groß" },
+            { "Key": "..", "Value": "dots" },
+            { "Key": "percent%41", "Value": "percent" },
+        ]);
+    })?;
+    assert_eq!(found["found"], true, "{found:#}");
+    assert_eq!(
+        found["metadata"]["tags"]["instance"]["aws:autoscaling:groupName"],
+        "web"
+    );
+    Ok(())
+}
+
+#[test]
+fn all_keys_of_an_instance_are_found() -> Result<()> {
+    let keys = ["ssh-ed25519 AAAAfirst one@a", "ssh-rsa AAAAsecond two@b"];
+    let found = crawl(|record| {
+        record["PublicKeys"] = json!([
+            { "KeyName": "one", "PublicKeyMaterial": keys[0] },
+            { "KeyName": "two", "PublicKeyMaterial": keys[1] },
+        ]);
+    })?;
+    assert_eq!(found["public_keys"], json!(keys));
+    Ok(())
+}
+
+#[test]
+fn further_addresses_are_configured_as_well() -> Result<()> {
+    let found = crawl(|record| {
+        let interface = &mut record["NetworkInterfaces"][0];
+        let addresses = ["10.0.0.2", "10.0.0.5", "10.0.0.9"];
+        interface["PrivateIpAddresses"] = addresses
+            .map(|address| json!({ "PrivateIpAddress": address, "Primary": address == addresses[0] }))
+            .to_vec()
+            .into();
+        interface["Ipv6Addresses"] = json!([{ "Ipv6Address": "2001:db8::2" }]);
+    })?;
+    let eth0 = &found["network"]["ethernets"]["eth0"];
+    assert_eq!(
+        eth0["addresses"],
+        json!(["10.0.0.5/24", "10.0.0.9/24"]),
+        "{found:#}"
+    );
+    assert_eq!(eth0["dhcp6"], true);
+    Ok(())
+}
+
+#[test]
+fn every_interface_of_an_instance_is_configured() -> Result<()> {
+    let second = records::guest_mac(3);
+    let (_host, guest) = Host::with_guest(|record| {
+        let mut interface = record["NetworkInterfaces"][0].clone();
+        interface["NetworkInterfaceId"] = "eni-0fedcba9876543210".into();
+        interface["MacAddress"] = second.to_string().into();
+        interface["Tap"] = "tap1".into();
+        interface["PrivateIpAddress"] = "10.0.1.2".into();
+        interface["PrivateIpAddresses"] = json!([{ "PrivateIpAddress": "10.0.1.2", "Primary": true }]);
+        interface["SubnetIpv4CidrBlock"] = "10.0.1.0/24".into();
+        interface["Attachment"] = json!({ "DeviceIndex": 1, "NetworkCardIndex": 0 });
+        record["NetworkInterfaces"]
+            .as_array_mut()
+            .expect("interfaces are a list")
+            .push(interface);
+    })?;
+    guest.namespace.ip("tuntap add dev eth1 mode tap")?;
+    guest.namespace.ip(&format!("link set eth1 address {second}"))?;
+    let found = crawl_in(&guest, AWS, None)?;
+    let ethernets = &found["network"]["ethernets"];
+    for (name, mac, metric) in [("eth0", records::guest_mac(2), 100), ("eth1", second, 200)] {
+        assert_eq!(
+            ethernets[name]["match"]["macaddress"],
+            mac.to_string(),
+            "{found:#}"
+        );
+        assert_eq!(ethernets[name]["dhcp4-overrides"]["route-metric"], metric);
+    }
+    Ok(())
+}
+
+#[test]
+fn every_version_is_a_whole_tree() -> Result<()> {
+    let (_host, guest) = Host::with_guest(|_| ())?;
+    for version in [
+        "2009-04-04",
+        "2012-01-12",
+        "2016-09-02",
+        "2018-09-24",
+        "2021-01-03",
+        "2024-04-11",
+        "latest",
+    ] {
+        let found = crawl_in(&guest, AWS, Some(version))?;
+        assert_eq!(found["version"], version);
+        assert_eq!(found["instance_id"], INSTANCE_ID, "{version}: {found:#}");
+        let has_tags = found["metadata"].get("tags").is_some();
+        assert_eq!(has_tags, version >= "2021-03-23", "{version}");
+    }
+    Ok(())
+}
