@@ -73,9 +73,9 @@ pub async fn run(config: Config) -> Result<()> {
     let snapshot = Arc::clone(&snapshots.borrow_and_update());
     signer.handle_snapshot(Arc::clone(&snapshot));
     let mut agent = Agent {
+        bindings: Bindings::new(config.packets_per_second()),
         taps: config.taps,
         classifier,
-        bindings: Bindings::default(),
         snapshot,
         signer,
         worker: worker.start(0).context("cannot start a worker")?,

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use imds_ebpf::abi::{TapBinding, TapIndex};
+use imds_ebpf::abi::{PACKETS_PER_SECOND, TapBinding, TapIndex};
 
 use crate::registry::{HttpProtocolIpv6, Snapshot};
 
@@ -31,24 +31,44 @@ struct Tap {
 }
 
 /// The taps of this host.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 pub struct Bindings {
     taps: BTreeMap<TapIndex, Tap>,
+    packets_per_second: u32,
+}
+
+impl Default for Bindings {
+    fn default() -> Self {
+        Self::new(PACKETS_PER_SECOND)
+    }
 }
 
 impl Bindings {
+    /// No taps yet; each will have so many packets served in a second. Zero sets no limit.
+    pub fn new(packets_per_second: u32) -> Self {
+        Self {
+            taps: BTreeMap::new(),
+            packets_per_second,
+        }
+    }
+
     /// A tap appeared, or changed its name. The first binding of a tap is always said, even if it is to nobody: the
     /// kernel may still hold that of an earlier agent.
     pub fn handle_tap(&mut self, index: TapIndex, name: &str, snapshot: &Snapshot) -> Vec<Change> {
         if let Some(tap) = self.taps.get_mut(&index) {
             name.clone_into(&mut tap.name);
-            return tap.rebind(index, snapshot).into_iter().collect();
+            return tap
+                .rebind(index, snapshot, self.packets_per_second)
+                .into_iter()
+                .collect();
         }
         let mut tap = Tap {
             name: name.to_owned(),
             bound: None,
         };
-        let binding = tap.rebind(index, snapshot).unwrap_or(Change::Unbind(index));
+        let binding = tap
+            .rebind(index, snapshot, self.packets_per_second)
+            .unwrap_or(Change::Unbind(index));
         self.taps.insert(index, tap);
         vec![Change::Attach(index), binding]
     }
@@ -63,7 +83,7 @@ impl Bindings {
         let mut changes: Vec<_> = self
             .taps
             .iter_mut()
-            .filter_map(|(index, tap)| tap.rebind(*index, snapshot))
+            .filter_map(|(index, tap)| tap.rebind(*index, snapshot, self.packets_per_second))
             .collect();
         // A MAC that moves to another tap leaves the old one first: it is never bound twice.
         changes.sort_by_key(|change| !matches!(change, Change::Unbind(_)));
@@ -80,10 +100,10 @@ impl Bindings {
 
 impl Tap {
     /// Brings the binding in line with the registry.
-    fn rebind(&mut self, index: TapIndex, snapshot: &Snapshot) -> Option<Change> {
+    fn rebind(&mut self, index: TapIndex, snapshot: &Snapshot, packets_per_second: u32) -> Option<Change> {
         let wanted = snapshot.by_tap.get(&self.name).and_then(|(member, interface)| {
             let interface = member.instance.network_interfaces.get(*interface)?;
-            let binding = TapBinding::to(interface.mac_address);
+            let binding = TapBinding::to(interface.mac_address).with_packets_per_second(packets_per_second);
             Some(match member.options.http_protocol_ipv6 {
                 HttpProtocolIpv6::Enabled => binding.with_ipv6(),
                 HttpProtocolIpv6::Disabled => binding,
@@ -197,6 +217,15 @@ mod tests {
         assert_eq!(
             bindings.handle_snapshot(&enabled(&other)),
             [Change::Bind(ONE, bound(2).with_ipv6())]
+        );
+    }
+
+    #[test]
+    fn every_binding_has_the_hosts_rate() {
+        let mut bindings = Bindings::new(50);
+        assert_eq!(
+            bindings.handle_tap(ONE, "tap0", &snapshot(&[("tap0", mac(1))]))[1],
+            Change::Bind(ONE, bound(1).with_packets_per_second(50))
         );
     }
 
