@@ -1,13 +1,13 @@
 //! Composes everything and keeps it running: taps from the kernel, instances from the registry, bindings between the two.
 
 use std::{
-    io,
+    fmt, io,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
-use imds_ebpf::abi::TapIndex;
+use imds_ebpf::abi::{TapBinding, TapIndex};
 use rand::{SeedableRng as _, rngs::StdRng};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -159,10 +159,14 @@ impl Agent {
                 self.classifier.attach(tap)?;
                 log::info!("tap {}: attached", self.name(tap));
             }
-            Change::Bind(tap, mac) => {
+            Change::Bind(tap, binding) => {
                 self.worker.tell(worker::Command::Forget(tap));
-                self.classifier.bind(tap, mac)?;
-                log::info!("tap {}: bound to {mac}", self.name(tap));
+                self.classifier.bind(tap, binding)?;
+                log::info!("tap {}: bound to {}", self.name(tap), Bound(binding));
+            }
+            Change::Amend(tap, binding) => {
+                self.classifier.bind(tap, binding)?;
+                log::info!("tap {}: now bound to {}", self.name(tap), Bound(binding));
             }
             Change::Unbind(tap) => {
                 self.classifier.unbind(tap)?;
@@ -197,6 +201,16 @@ impl Agent {
                 Err(error) => log::warn!("{error:#}"),
             }
         }
+    }
+}
+
+/// A binding as the log tells it.
+struct Bound(TapBinding);
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let also = if self.0.serves_ipv6() { ", IPv6 too" } else { "" };
+        write!(f, "{}{also}", self.0.mac)
     }
 }
 

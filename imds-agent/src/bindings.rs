@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use imds_ebpf::abi::{MacAddr, TapIndex};
+use imds_ebpf::abi::{TapBinding, TapIndex};
 
-use crate::registry::Snapshot;
+use crate::registry::{HttpProtocolIpv6, Snapshot};
 
 /// What is to be done about one tap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,7 +15,9 @@ pub enum Change {
     /// Put the classifier on it.
     Attach(TapIndex),
     /// Serve the traffic of this MAC on it.
-    Bind(TapIndex, MacAddr),
+    Bind(TapIndex, TapBinding),
+    /// Go on serving the same MAC, with other options.
+    Amend(TapIndex, TapBinding),
     /// Serve nobody on it.
     Unbind(TapIndex),
     /// It is gone: forget it.
@@ -25,7 +27,7 @@ pub enum Change {
 #[derive(Debug)]
 struct Tap {
     name: String,
-    bound: Option<MacAddr>,
+    bound: Option<TapBinding>,
 }
 
 /// The taps of this host.
@@ -68,8 +70,8 @@ impl Bindings {
         changes
     }
 
-    /// Every tap with its name and the MAC bound to it.
-    pub fn taps(&self) -> impl Iterator<Item = (TapIndex, &str, Option<MacAddr>)> {
+    /// Every tap with its name and what is bound to it.
+    pub fn taps(&self) -> impl Iterator<Item = (TapIndex, &str, Option<TapBinding>)> {
         self.taps
             .iter()
             .map(|(index, tap)| (*index, tap.name.as_str(), tap.bound))
@@ -81,19 +83,27 @@ impl Tap {
     fn rebind(&mut self, index: TapIndex, snapshot: &Snapshot) -> Option<Change> {
         let wanted = snapshot.by_tap.get(&self.name).and_then(|(member, interface)| {
             let interface = member.instance.network_interfaces.get(*interface)?;
-            Some(interface.mac_address)
+            let binding = TapBinding::to(interface.mac_address);
+            Some(match member.options.http_protocol_ipv6 {
+                HttpProtocolIpv6::Enabled => binding.with_ipv6(),
+                HttpProtocolIpv6::Disabled => binding,
+            })
         });
-        if wanted == self.bound {
-            return None;
+        let bound = std::mem::replace(&mut self.bound, wanted);
+        match (bound, wanted) {
+            (bound, wanted) if bound == wanted => None,
+            (_, None) => Some(Change::Unbind(index)),
+            (Some(bound), Some(wanted)) if bound.mac == wanted.mac => Some(Change::Amend(index, wanted)),
+            (_, Some(wanted)) => Some(Change::Bind(index, wanted)),
         }
-        self.bound = wanted;
-        Some(wanted.map_or(Change::Unbind(index), |mac| Change::Bind(index, mac)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use imds_ebpf::abi::MacAddr;
 
     use super::*;
     use crate::registry::{MetadataOptions, snapshot::Member};
@@ -103,6 +113,10 @@ mod tests {
 
     fn mac(last: u8) -> MacAddr {
         MacAddr([6, 0, 0, 0, 0, last])
+    }
+
+    fn bound(last: u8) -> TapBinding {
+        TapBinding::to(mac(last))
     }
 
     /// A registry in which each tap name carries the interface with the MAC.
@@ -129,7 +143,7 @@ mod tests {
     fn a_tap_is_attached_before_it_is_bound() {
         let mut bindings = Bindings::default();
         let changes = bindings.handle_tap(ONE, "tap0", &snapshot(&[("tap0", mac(1))]));
-        assert_eq!(changes, [Change::Attach(ONE), Change::Bind(ONE, mac(1))]);
+        assert_eq!(changes, [Change::Attach(ONE), Change::Bind(ONE, bound(1))]);
     }
 
     #[test]
@@ -141,7 +155,7 @@ mod tests {
         );
         assert_eq!(
             bindings.handle_snapshot(&snapshot(&[("tap0", mac(1))])),
-            [Change::Bind(ONE, mac(1))]
+            [Change::Bind(ONE, bound(1))]
         );
         assert_eq!(bindings.handle_snapshot(&snapshot(&[("tap0", mac(1))])), []);
         assert_eq!(bindings.handle_snapshot(&snapshot(&[])), [Change::Unbind(ONE)]);
@@ -153,7 +167,37 @@ mod tests {
         bindings.handle_tap(ONE, "tap0", &snapshot(&[]));
         bindings.handle_tap(TWO, "tap1", &snapshot(&[("tap1", mac(1))]));
         let changes = bindings.handle_snapshot(&snapshot(&[("tap0", mac(1))]));
-        assert_eq!(changes, [Change::Unbind(TWO), Change::Bind(ONE, mac(1))]);
+        assert_eq!(changes, [Change::Unbind(TWO), Change::Bind(ONE, bound(1))]);
+    }
+
+    #[test]
+    fn an_option_that_changes_amends_the_binding() {
+        let enabled = |interfaces| {
+            let mut snapshot = snapshot(interfaces);
+            for (member, _) in snapshot.by_tap.values_mut() {
+                Arc::make_mut(member).options.http_protocol_ipv6 = HttpProtocolIpv6::Enabled;
+            }
+            snapshot
+        };
+        let record = [("tap0", mac(1))];
+        let mut bindings = Bindings::default();
+        bindings.handle_tap(ONE, "tap0", &snapshot(&record));
+        let with_ipv6 = bound(1).with_ipv6();
+        assert_eq!(
+            bindings.handle_snapshot(&enabled(&record)),
+            [Change::Amend(ONE, with_ipv6)]
+        );
+        assert_eq!(bindings.handle_snapshot(&enabled(&record)), []);
+        assert_eq!(
+            bindings.handle_snapshot(&snapshot(&record)),
+            [Change::Amend(ONE, bound(1))]
+        );
+        // Another MAC is somebody else, whatever the options.
+        let other = [("tap0", mac(2))];
+        assert_eq!(
+            bindings.handle_snapshot(&enabled(&other)),
+            [Change::Bind(ONE, bound(2).with_ipv6())]
+        );
     }
 
     #[test]
@@ -163,7 +207,7 @@ mod tests {
         bindings.handle_tap(ONE, "tap0", &registry);
         assert_eq!(
             bindings.handle_tap(ONE, "tap1", &registry),
-            [Change::Bind(ONE, mac(2))]
+            [Change::Bind(ONE, bound(2))]
         );
         assert_eq!(
             bindings.handle_tap(ONE, "other", &registry),

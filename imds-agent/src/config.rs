@@ -13,8 +13,8 @@ use crate::{
     credentials::{process::Environment, sources},
     glob,
     registry::{
-        HttpEndpoint, HttpProtocolIpv6, HttpTokens, InstanceMetadataTags, MetadataOptions, Rules,
-        record::USER_DATA_BYTES_MAX, role::RoleSource,
+        HttpEndpoint, HttpProtocolIpv6, HttpTokens, InstanceMetadataTags, InstanceMetadataTagsIndex,
+        MetadataOptions, Rules, record::USER_DATA_BYTES_MAX, role::RoleSource,
     },
 };
 
@@ -122,6 +122,7 @@ impl Config {
                     .unwrap_or(u8::MAX),
                 http_protocol_ipv6: options.http_protocol_ipv6,
                 instance_metadata_tags: options.instance_metadata_tags,
+                instance_metadata_tags_index: options.instance_metadata_tags_index,
             },
             user_data_bytes_max: usize::try_from(self.user_data_bytes_max).unwrap_or(usize::MAX),
         }
@@ -202,6 +203,7 @@ struct MetadataDefaults {
     http_put_response_hop_limit: u64,
     http_protocol_ipv6: HttpProtocolIpv6,
     instance_metadata_tags: InstanceMetadataTags,
+    instance_metadata_tags_index: InstanceMetadataTagsIndex,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
@@ -255,6 +257,7 @@ impl Default for MetadataDefaults {
             http_put_response_hop_limit: options.http_put_response_hop_limit.into(),
             http_protocol_ipv6: options.http_protocol_ipv6,
             instance_metadata_tags: options.instance_metadata_tags,
+            instance_metadata_tags_index: options.instance_metadata_tags_index,
         }
     }
 }

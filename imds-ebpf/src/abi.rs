@@ -6,17 +6,24 @@
 use core::{fmt, str::FromStr};
 
 /// Version of every layout in this file. Pinned maps of another version are never adopted.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The IPv4 address of the instance metadata service (EC2 user guide, "Access instance metadata").
 pub const IMDS_IPV4: [u8; 4] = [169, 254, 169, 254];
 
+/// The IPv6 address of the service, `fd00:ec2::254`.
+pub const IMDS_IPV6: [u8; 16] = [0xfd, 0, 0x0e, 0xc2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x02, 0x54];
+
 /// The TCP port that the service listens on.
 pub const IMDS_PORT: u16 = 80;
 
-/// The Ethernet address that the service answers ARP with and that its frames carry as their source: locally
+/// The Ethernet address that the service answers ARP and NDP with and that its frames carry as their source: locally
 /// administered, and it spells the IPv4 address (`a9:fe:a9:fe` is 169.254.169.254).
 pub const IMDS_MAC: MacAddr = MacAddr([0x02, 0x00, 0xa9, 0xfe, 0xa9, 0xfe]);
+
+/// The mark (`SO_MARK`, `skb->mark`) of every frame that comes from the service itself, by which the inbound filter tells
+/// them from a forger's. It spells 169.254, twice. Marks do not travel: a frame from the network has none.
+pub const INJECT_MARK: u32 = 0xa9fe_a9fe;
 
 /// The 48-bit address of a network interface.
 #[repr(transparent)]
@@ -34,9 +41,14 @@ pub struct TapIndex(pub u32);
 pub struct TapBinding {
     /// The only source MAC whose metadata traffic is served on this tap.
     pub mac: MacAddr,
-    /// Explicit padding: the kernel compares map values byte by byte.
-    pub reserved: [u8; 2],
+    /// What else is served: [`SERVES_IPV6`], or nothing.
+    pub flags: u8,
+    /// Explicit padding: the kernel copies map values byte by byte.
+    pub reserved: u8,
 }
+
+/// Flag of a [`TapBinding`]: the IPv6 address is served, too.
+pub const SERVES_IPV6: u8 = 1;
 
 /// Head of every ring record. The frame's bytes follow it.
 #[repr(C)]
@@ -81,11 +93,12 @@ pub enum Reason {
     TapUnbound = 2,
     /// The source MAC is not the one bound to the tap.
     SourceMacForged = 3,
-    /// The guest claims the metadata address as its own, as an IP source or in an ARP message.
+    /// The guest claims the metadata address as its own: as an IP source, as the sender of an ARP message, or in a neighbour
+    /// advertisement or redirect.
     AddressClaimed = 4,
     /// The frame is for the metadata address inside an 802.1Q or 802.1ad tag.
     VlanTagged = 5,
-    /// The IPv4 header is malformed: wrong version, or a header length outside 20..=60 bytes.
+    /// The IP header is malformed: a version that is not its EtherType's, or an IPv4 header of fewer than 20 bytes.
     MalformedIpHeader = 6,
     /// A fragment: metadata traffic is never fragmented by a sane guest.
     Fragment = 7,
@@ -101,6 +114,15 @@ pub enum Reason {
     RingFull = 12,
     /// The kernel refused to send a hairpinned reply.
     HairpinFailed = 13,
+    /// IPv6 extension headers around metadata traffic, or more of them in a row than anyone sends: anything may stand
+    /// behind them.
+    ExtensionHeader = 14,
+    /// An NDP message about the IPv6 address other than a well-formed solicitation of it.
+    NdpNotSolicitation = 15,
+    /// The frame is for the IPv6 address, and the instance's `HttpProtocolIpv6` is disabled.
+    Ipv6Disabled = 16,
+    /// An inbound frame from elsewhere that claims to come from the metadata address, or of which that cannot be told.
+    InboundForged = 17,
 }
 
 /// Number of slots of a tap's counters: one per possible [`Verdict`](crate::classify::Verdict) counter, with room to grow.
@@ -117,25 +139,40 @@ pub const HAIRPINNED_SLOT: u32 = 62;
 pub type TapCounters = [u64; COUNTERS];
 
 impl TapBinding {
-    /// Binds `mac` and nothing else.
+    /// Binds `mac`, on the IPv4 address only.
     pub const fn to(mac: MacAddr) -> Self {
         Self {
             mac,
-            reserved: [0; 2],
+            flags: 0,
+            reserved: 0,
         }
+    }
+
+    /// The same with the IPv6 address.
+    pub const fn with_ipv6(self) -> Self {
+        Self {
+            flags: self.flags | SERVES_IPV6,
+            ..self
+        }
+    }
+
+    /// Whether the IPv6 address is served.
+    pub const fn serves_ipv6(&self) -> bool {
+        self.flags & SERVES_IPV6 != 0
     }
 
     /// The bytes of the map's value.
     pub const fn to_bytes(self) -> [u8; size_of::<Self>()] {
-        let (MacAddr([a, b, c, d, e, f]), [g, h]) = (self.mac, self.reserved);
-        [a, b, c, d, e, f, g, h]
+        let MacAddr([a, b, c, d, e, f]) = self.mac;
+        [a, b, c, d, e, f, self.flags, self.reserved]
     }
 
     /// The binding that the map's value means.
-    pub const fn from_bytes([a, b, c, d, e, f, g, h]: [u8; size_of::<Self>()]) -> Self {
+    pub const fn from_bytes([a, b, c, d, e, f, flags, reserved]: [u8; size_of::<Self>()]) -> Self {
         Self {
             mac: MacAddr([a, b, c, d, e, f]),
-            reserved: [g, h],
+            flags,
+            reserved,
         }
     }
 }
@@ -161,7 +198,7 @@ impl PuntHeader {
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 17] = [
         Self::Truncated,
         Self::TapUnbound,
         Self::SourceMacForged,
@@ -175,6 +212,10 @@ impl Reason {
         Self::FrameTooLong,
         Self::RingFull,
         Self::HairpinFailed,
+        Self::ExtensionHeader,
+        Self::NdpNotSolicitation,
+        Self::Ipv6Disabled,
+        Self::InboundForged,
     ];
 
     /// The name that metrics and logs use.
@@ -193,6 +234,10 @@ impl Reason {
             Self::FrameTooLong => "frame-too-long",
             Self::RingFull => "ring-full",
             Self::HairpinFailed => "hairpin-failed",
+            Self::ExtensionHeader => "extension-header",
+            Self::NdpNotSolicitation => "ndp-not-solicitation",
+            Self::Ipv6Disabled => "ipv6-disabled",
+            Self::InboundForged => "inbound-forged",
         }
     }
 }
@@ -276,8 +321,12 @@ mod tests {
 
     #[test]
     fn binding_round_trip() {
-        let binding = TapBinding::to(IMDS_MAC);
-        assert_eq!(TapBinding::from_bytes(binding.to_bytes()), binding);
+        for binding in [TapBinding::to(IMDS_MAC), TapBinding::to(IMDS_MAC).with_ipv6()] {
+            assert_eq!(TapBinding::from_bytes(binding.to_bytes()), binding);
+        }
+        assert!(
+            !TapBinding::to(IMDS_MAC).serves_ipv6() && TapBinding::to(IMDS_MAC).with_ipv6().serves_ipv6()
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Offsets and sizes of the headers that the classifier reads.
 //!
-//! Read first: RFC 894 (Ethernet), IEEE 802.1Q clause 9 (tags), RFC 826 (ARP), RFC 791 (IPv4), RFC 9293 (TCP).
+//! Read first: RFC 894 (Ethernet), IEEE 802.1Q clause 9 (tags), RFC 826 (ARP), RFC 791 (IPv4), RFC 8200 (IPv6), RFC 4861
+//! (NDP), RFC 9293 (TCP).
 //! Offsets inside a network header count from where that header starts, because tags may stand in front of it.
 
 /// Ethernet destination: six bytes.
@@ -21,6 +22,8 @@ pub const TAGS_MAX: usize = 8;
 pub const TYPE_IPV4: [u8; 2] = [0x08, 0x00];
 /// EtherType of ARP.
 pub const TYPE_ARP: [u8; 2] = [0x08, 0x06];
+/// EtherType of IPv6.
+pub const TYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 /// EtherTypes of tags: 802.1Q, 802.1ad, and the QinQ type that switches used before 802.1ad.
 pub const TYPE_TAGS: [[u8; 2]; 3] = [[0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]];
 
@@ -32,12 +35,64 @@ pub const IPV4_FRAGMENT: usize = 6;
 pub const IPV4_FRAGMENT_MASK: u16 = 0x3fff;
 /// Protocol number.
 pub const IPV4_PROTOCOL: usize = 9;
-/// Source and destination address, side by side.
-pub const IPV4_ADDRESSES: usize = 12;
+/// Source address.
+pub const IPV4_SOURCE: usize = 12;
+/// Destination address.
+pub const IPV4_DESTINATION: usize = 16;
 /// Bytes of an IPv4 header without options.
 pub const IPV4_BYTES_MIN: usize = 20;
 /// Protocol number of TCP.
 pub const PROTOCOL_TCP: u8 = 6;
+
+/// Version: the high four bits.
+pub const IPV6_VERSION: usize = 0;
+/// Bytes behind the header.
+pub const IPV6_PAYLOAD_LENGTH: usize = 4;
+/// Protocol number, or that of an extension header.
+pub const IPV6_NEXT_HEADER: usize = 6;
+/// Hop limit.
+pub const IPV6_HOP_LIMIT: usize = 7;
+/// Source address.
+pub const IPV6_SOURCE: usize = 8;
+/// Destination address.
+pub const IPV6_DESTINATION: usize = 24;
+/// Bytes of an IPv6 header.
+pub const IPV6_BYTES: usize = 40;
+/// Protocol number of ICMPv6.
+pub const PROTOCOL_ICMPV6: u8 = 58;
+
+/// Number of the hop-by-hop options header.
+pub const EXTENSION_HOP_BY_HOP: u8 = 0;
+/// Number of the routing header.
+pub const EXTENSION_ROUTING: u8 = 43;
+/// Number of the fragment header: its length is fixed, and its third and fourth byte hold the offset.
+pub const EXTENSION_FRAGMENT: u8 = 44;
+/// Number of the destination options header.
+pub const EXTENSION_DESTINATION: u8 = 60;
+/// The unit that the offset of a fragment and the length of any other extension header (its second byte, and one more)
+/// are counted in. A fragment header is one such unit long.
+pub const EXTENSION_UNIT: usize = 8;
+/// The offset of a fragment, without its flags.
+pub const EXTENSION_FRAGMENT_MASK: u16 = 0xfff8;
+/// Extension headers that may stand in a row: each kind twice, which is more than RFC 8200 (section 4.1) knows a use for.
+pub const EXTENSIONS_MAX: usize = 8;
+
+/// The lowest ICMPv6 type of NDP, a router solicitation.
+pub const NDP_TYPE_MIN: u8 = 133;
+/// ICMPv6 type of a neighbour solicitation.
+pub const NDP_SOLICITATION: u8 = 135;
+/// ICMPv6 type of a neighbour advertisement.
+pub const NDP_ADVERTISEMENT: u8 = 136;
+/// ICMPv6 type of a redirect, the highest of NDP.
+pub const NDP_REDIRECT: u8 = 137;
+/// Target address of a solicitation, an advertisement or a redirect, from the start of the ICMPv6 message.
+pub const NDP_TARGET: usize = 8;
+/// The address that a redirect is about.
+pub const NDP_REDIRECT_DESTINATION: usize = 24;
+/// Bytes of a solicitation without options.
+pub const NDP_SOLICITATION_BYTES: u16 = 24;
+/// The hop limit of every NDP message: it crossed no router.
+pub const NDP_HOP_LIMIT: u8 = 255;
 
 /// Destination port, from the start of the TCP header.
 pub const TCP_DESTINATION_PORT: usize = 2;

@@ -1,11 +1,14 @@
 //! The classifier's logic and the layouts it shares with the agent.
 //!
 //! This library target is what the agent links and what `cargo test` runs on the host; the binary target is the
-//! program that the kernel runs. Read in this order: [`abi`], [`classify`], [`headers`], [`hairpin`].
+//! program that the kernel runs. Read in this order: [`abi`], [`concern`], [`classify`], [`hairpin`],
+//! [`inbound`], [`headers`].
 
 #![no_std]
 
 pub mod abi;
 pub mod classify;
+pub mod concern;
 pub mod hairpin;
 pub mod headers;
+pub mod inbound;

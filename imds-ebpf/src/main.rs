@@ -1,4 +1,4 @@
-//! The program that runs on every tap's ingress hook: one verdict, one action, one counter.
+//! The programs that run on every tap's ingress and egress hook: one verdict, one action, one counter.
 //!
 //! Direct actions of `linux/pkt_cls.h`: `TC_ACT_UNSPEC` hands the frame to the next program or filter of the tap as if
 //! this one were not there, `TC_ACT_SHOT` consumes it.
@@ -24,8 +24,10 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use imds_ebpf::{
-    abi::{HAIRPINNED_SLOT, PUNTED_SLOT, RING_BYTES, TAPS_MAX, TapBinding, TapCounters, TapIndex},
+    abi::{HAIRPINNED_SLOT, PUNTED_SLOT, RING_BYTES, Reason, TAPS_MAX, TapBinding, TapCounters, TapIndex},
     classify::{Verdict, classify},
+    hairpin::{advertisement, arp_reply},
+    inbound::admit,
 };
 use skb::Skb;
 
@@ -43,18 +45,16 @@ static COUNTERS: PerCpuHashMap<TapIndex, TapCounters> =
 #[map]
 static RING_0: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 
-/// The entry point.
+/// What a guest sends.
 #[classifier]
-pub fn imds_classify(context: TcContext) -> i32 {
+pub fn imds_outbound(context: TcContext) -> i32 {
     let skb = Skb::of(&context);
     let tap = skb.tap();
     let (action, slot) = match classify(&skb, || binding(tap)) {
         Verdict::Pass => return TC_ACT_UNSPEC,
         Verdict::Drop(reason) => (TC_ACT_SHOT, reason as u32),
-        Verdict::HairpinArp => match skb.hairpin_arp() {
-            Ok(action) => (action, HAIRPINNED_SLOT),
-            Err(reason) => (TC_ACT_SHOT, reason as u32),
-        },
+        Verdict::HairpinArp => hairpinned(skb.hairpin(arp_reply(&skb))),
+        Verdict::HairpinNdp => hairpinned(skb.hairpin(advertisement(&skb))),
         Verdict::Punt => match punt::punt(&skb, &RING_0) {
             Ok(()) => (TC_ACT_SHOT, PUNTED_SLOT),
             Err(reason) => (TC_ACT_SHOT, reason as u32),
@@ -62,6 +62,27 @@ pub fn imds_classify(context: TcContext) -> i32 {
     };
     count(tap, slot);
     action
+}
+
+/// What a guest is sent.
+#[classifier]
+pub fn imds_inbound(context: TcContext) -> i32 {
+    let skb = Skb::of(&context);
+    match admit(&skb, skb.mark()) {
+        Ok(()) => TC_ACT_UNSPEC,
+        Err(reason) => {
+            count(skb.tap(), reason as u32);
+            TC_ACT_SHOT
+        }
+    }
+}
+
+#[inline(always)]
+fn hairpinned(result: Result<i32, Reason>) -> (i32, u32) {
+    match result {
+        Ok(action) => (action, HAIRPINNED_SLOT),
+        Err(reason) => (TC_ACT_SHOT, reason as u32),
+    }
 }
 
 #[inline(always)]
@@ -76,8 +97,8 @@ fn count(tap: TapIndex, slot: u32) {
     let Some(counters) = COUNTERS.get_ptr_mut(tap) else {
         return;
     };
-    // SAFETY: the entry is this CPU's own and stays until this program ends; the ingress hook runs with softirqs off, so
-    // that nothing else writes to it meanwhile.
+    // SAFETY: the entry is this CPU's own and stays until this program ends; both hooks run with softirqs off, so that
+    // nothing else writes to it meanwhile.
     let counters = unsafe { &mut *counters };
     if let Some(counter) = counters.get_mut(slot as usize) {
         *counter = counter.wrapping_add(1);

@@ -5,16 +5,15 @@ use core::{mem::MaybeUninit, ptr};
 use aya_ebpf::{
     EbpfContext,
     bindings::__sk_buff,
-    helpers::{bpf_redirect, bpf_skb_load_bytes},
+    helpers::{bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes},
     programs::TcContext,
 };
 use imds_ebpf::{
-    abi::{Reason, TapIndex},
+    abi::{INJECT_MARK, Reason, TapIndex},
     classify::Frame,
-    hairpin::arp_reply,
 };
 
-/// A frame on a tap's ingress hook.
+/// A frame on one of a tap's hooks.
 pub struct Skb<'a> {
     context: &'a TcContext,
 }
@@ -26,7 +25,7 @@ impl<'a> Skb<'a> {
         Self { context }
     }
 
-    /// The tap that the frame came in by.
+    /// The tap that the frame came in by, or is to leave by.
     #[inline(always)]
     pub fn tap(&self) -> TapIndex {
         TapIndex(self.fields().ifindex)
@@ -45,13 +44,28 @@ impl<'a> Skb<'a> {
         }
     }
 
-    /// Writes the reply over the request and sends it back out of the tap: the action that does so.
+    /// What the kernel keeps beside the frame to tell whose it is.
     #[inline(always)]
-    pub fn hairpin_arp(&self) -> Result<i32, Reason> {
-        let reply = arp_reply(self).ok_or(Reason::HairpinFailed)?;
+    pub fn mark(&self) -> u32 {
+        self.fields().mark
+    }
+
+    /// Writes the answer over the question and sends it back out of the tap, marked as the service's: the action that does
+    /// so.
+    #[inline(always)]
+    pub fn hairpin<const N: usize>(&self, answer: Option<[u8; N]>) -> Result<i32, Reason> {
+        let answer = answer.ok_or(Reason::HairpinFailed)?;
+        if self.length() != N {
+            // SAFETY: a helper that takes the context and two numbers.
+            let changed = unsafe { bpf_skb_change_tail(self.context.as_ptr().cast(), N as u32, 0) };
+            if changed != 0 {
+                return Err(Reason::HairpinFailed);
+            }
+        }
         self.context
-            .store(0, &reply, 0)
+            .store(0, &answer, 0)
             .map_err(|_| Reason::HairpinFailed)?;
+        self.context.set_mark(INJECT_MARK);
         // SAFETY: a helper without memory arguments.
         let action = unsafe { bpf_redirect(self.tap().0, 0) };
         i32::try_from(action).map_err(|_| Reason::HairpinFailed)

@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod debian;
 pub mod dhcp;
+pub mod client;
 pub mod frames;
 pub mod host;
 pub mod kernel;
@@ -12,4 +13,5 @@ pub mod netns;
 pub mod qemu;
 pub mod records;
 pub mod tap;
+pub mod verdicts;
 pub mod vm_host;

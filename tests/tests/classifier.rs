@@ -3,19 +3,24 @@
 use std::{collections::BTreeMap, io, os::fd::AsFd};
 
 use anyhow::{Context, bail, ensure};
-use imds_agent::datapath::{Classifier, PuntRing};
+use imds_agent::datapath::{Classifier, Direction, PuntRing};
 use imds_ebpf::{
-    abi::{IMDS_MAC, Reason, TapBinding, TapIndex},
+    abi::{INJECT_MARK, Reason, TapBinding, TapIndex},
     classify::{Frame, Verdict, classify},
-    hairpin::arp_reply,
+    hairpin::{advertisement, arp_reply},
+    inbound::admit,
 };
 use imds_tests::{
-    frames::{Case, GUEST_MAC, table},
+    frames::GUEST_MAC,
     kernel::{empty_classifier, in_namespaces, test_run},
+    verdicts::{Case, inbound, table},
 };
 
 /// `BPF_PROG_TEST_RUN` has the frame come in by the loopback device, which is the first in every network namespace.
 const LOOPBACK: TapIndex = TapIndex(1);
+
+/// What is bound to the tap in the table.
+const BINDING: TapBinding = TapBinding::to(GUEST_MAC).with_ipv6();
 
 const TC_ACT_UNSPEC: i32 = -1;
 const TC_ACT_SHOT: i32 = 2;
@@ -31,7 +36,11 @@ fn table_names_every_shape_once_and_every_verdict() {
         // These depend on the state of tap, ring and device, not on the frame.
         if !matches!(
             reason,
-            Reason::TapUnbound | Reason::RingFull | Reason::HairpinFailed
+            Reason::TapUnbound
+                | Reason::RingFull
+                | Reason::HairpinFailed
+                | Reason::Ipv6Disabled
+                | Reason::InboundForged
         ) {
             assert!(
                 table.iter().any(|case| case.verdict == Verdict::Drop(reason)),
@@ -50,11 +59,7 @@ fn host_decides_as_the_table_says() {
         unbound,
     } in table()
     {
-        assert_eq!(
-            classify(&frame[..], || Some(TapBinding::to(GUEST_MAC))),
-            verdict,
-            "{name}"
-        );
+        assert_eq!(classify(&frame[..], || Some(BINDING)), verdict, "{name}");
         assert_eq!(classify(&frame[..], || None), unbound, "{name}, unbound");
     }
 }
@@ -86,7 +91,7 @@ fn tag_aside_is_as_good_as_inline() {
         let is_tagged = matches!(frame.get(12..14), Some([0x81, 0x00] | [0x88, 0xa8]));
         if is_tagged && frame.len() > 18 {
             frame.drain(12..16);
-            let verdict_aside = classify(&Untagged(frame), || Some(TapBinding::to(GUEST_MAC)));
+            let verdict_aside = classify(&Untagged(frame), || Some(BINDING));
             assert_eq!(verdict_aside, verdict, "{name}");
             untagged += 1;
         }
@@ -104,7 +109,7 @@ fn kernel_decides_as_the_table_says() -> anyhow::Result<()> {
         for case in table() {
             classifier.unbind(LOOPBACK)?;
             let ran = expect(&classifier, &mut ring, &case, case.unbound).context(case.name)?;
-            classifier.bind(LOOPBACK, GUEST_MAC)?;
+            classifier.bind(LOOPBACK, BINDING)?;
             expect(&classifier, &mut ring, &case, case.verdict).context(case.name)?;
             tested += usize::from(ran);
         }
@@ -112,6 +117,82 @@ fn kernel_decides_as_the_table_says() -> anyhow::Result<()> {
         Ok(())
     })?;
     Ok(())
+}
+
+/// An instance whose `HttpProtocolIpv6` is disabled gets IPv4 as before, and of IPv6 nothing, nor does anything pass.
+#[test]
+fn without_ipv6_all_of_it_is_dropped() -> anyhow::Result<()> {
+    let ipv4_only = TapBinding::to(GUEST_MAC);
+    let cases: Vec<_> = table()
+        .into_iter()
+        .map(|case| {
+            let is_served_alone = is_ipv6(&case.frame)
+                && case.verdict != Verdict::Pass
+                && case.verdict != case.unbound
+                && !matches!(
+                    case.verdict,
+                    Verdict::Drop(Reason::SourceMacForged | Reason::VlanTagged)
+                );
+            let verdict = if is_served_alone {
+                Verdict::Drop(Reason::Ipv6Disabled)
+            } else {
+                case.verdict
+            };
+            Case { verdict, ..case }
+        })
+        .collect();
+    for case in &cases {
+        assert_eq!(
+            classify(&case.frame[..], || Some(ipv4_only)),
+            case.verdict,
+            "{}",
+            case.name
+        );
+    }
+    in_namespaces(|bpffs| {
+        let mut classifier = Classifier::load(&bpffs.join("imds"))?;
+        let mut ring = classifier.rings().pop().context("no ring")?;
+        classifier.attach(LOOPBACK)?;
+        classifier.bind(LOOPBACK, ipv4_only)?;
+        for case in &cases {
+            expect(&classifier, &mut ring, case, case.verdict).context(case.name)?;
+        }
+        let dropped = classifier.counters(LOOPBACK)?.dropped_for(Reason::Ipv6Disabled);
+        ensure!(dropped >= 30, "only {dropped} were dropped for it");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// What is marked is the service's own, which no test run can have; `datapath.rs` sends such frames through a tap.
+#[test]
+fn inbound_forgers_are_dropped_by_host_and_kernel() -> anyhow::Result<()> {
+    for (name, frame, is_admitted) in inbound() {
+        assert_eq!(admit(&frame[..], 0).is_ok(), is_admitted, "{name}");
+        assert_eq!(admit(&frame[..], INJECT_MARK), Ok(()), "{name}, marked");
+    }
+    in_namespaces(|bpffs| {
+        let mut classifier = Classifier::load(&bpffs.join("imds"))?;
+        classifier.attach(LOOPBACK)?;
+        let mut forged = 0;
+        for (name, frame, is_admitted) in inbound() {
+            let run = test_run(classifier.program_fd(Direction::Inbound)?, &frame, 1).context(name)?;
+            let action = if is_admitted { TC_ACT_UNSPEC } else { TC_ACT_SHOT };
+            ensure!(run.action == action && run.frame == frame, "{name}: {run:?}");
+            forged += u64::from(!is_admitted);
+            let counted = classifier.counters(LOOPBACK)?;
+            ensure!(
+                counted.dropped_for(Reason::InboundForged) == forged && counted.dropped_total() == forged,
+                "{name}: {counted}"
+            );
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+fn is_ipv6(frame: &[u8]) -> bool {
+    frame.get(12..14) == Some(&[0x86, 0xdd])
 }
 
 /// Runs the program over one frame: action, counter, ring and frame must agree with the verdict. False when this kernel
@@ -123,7 +204,7 @@ fn expect(
     verdict: Verdict,
 ) -> anyhow::Result<bool> {
     let mut expected = classifier.counters(LOOPBACK)?;
-    let run = match test_run(classifier.program_fd()?, &case.frame, 1) {
+    let run = match test_run(classifier.program_fd(Direction::Outbound)?, &case.frame, 1) {
         Ok(run) => run,
         // The kernel makes no test frame of more than a page, nor one that ends within its IP header. `datapath.rs` sends
         // those through a tap.
@@ -139,7 +220,7 @@ fn expect(
             *expected.dropped.entry(reason).or_default() += 1;
             TC_ACT_SHOT
         }
-        Verdict::HairpinArp => {
+        Verdict::HairpinArp | Verdict::HairpinNdp => {
             expected.hairpinned += 1;
             TC_ACT_REDIRECT
         }
@@ -152,12 +233,11 @@ fn expect(
     let counted = classifier.counters(LOOPBACK)?;
     ensure!(counted == expected, "counted {counted:?} instead of {expected:?}");
 
-    let mut frame_after = case.frame.clone();
-    if verdict == Verdict::HairpinArp {
-        let reply = arp_reply(&case.frame[..]).context("no reply")?;
-        frame_after[..reply.len()].copy_from_slice(&reply);
-        ensure!(run.frame[..6] == GUEST_MAC.0 && run.frame[6..12] == IMDS_MAC.0);
-    }
+    let frame_after = match verdict {
+        Verdict::HairpinArp => arp_reply(&case.frame[..]).context("no reply")?.to_vec(),
+        Verdict::HairpinNdp => advertisement(&case.frame[..]).context("no answer")?.to_vec(),
+        _ => case.frame.clone(),
+    };
     ensure!(run.frame == frame_after, "the frame became {:02x?}", run.frame);
 
     match (verdict, ring.next()) {
@@ -181,20 +261,26 @@ fn cost_of_a_frame_that_passes() -> anyhow::Result<()> {
     in_namespaces(|bpffs| {
         let mut classifier = Classifier::load(&bpffs.join("imds"))?;
         classifier.attach(LOOPBACK)?;
-        classifier.bind(LOOPBACK, GUEST_MAC)?;
+        classifier.bind(LOOPBACK, BINDING)?;
         let empty = empty_classifier()?;
         for round in 1..=3 {
             for name in [
                 "HTTP to the world",
                 "IPv6",
+                "echo elsewhere",
                 "a tag around IPv6",
                 "request for the gateway",
                 "UDP",
             ] {
                 let case = table().into_iter().find(|case| case.name == name).context(name)?;
-                let ours = test_run(classifier.program_fd()?, &case.frame, REPEAT)?.duration;
+                let ours =
+                    test_run(classifier.program_fd(Direction::Outbound)?, &case.frame, REPEAT)?.duration;
                 let nothing = test_run(empty.as_fd(), &case.frame, REPEAT)?.duration;
-                println!("round {round}: {name}: {ours:?}, empty classifier {nothing:?}");
+                let inbound = classifier.program_fd(Direction::Inbound)?;
+                let inbound = test_run(inbound, &case.frame, REPEAT)?.duration;
+                println!(
+                    "round {round}: {name}: {ours:?}, inbound {inbound:?}, empty classifier {nothing:?}"
+                );
             }
         }
         Ok(())

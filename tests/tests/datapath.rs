@@ -13,13 +13,14 @@ use imds_agent::datapath::{
     Classifier, Counters, Hook, Injector, LinkEvent, LinkWatch, LoadError, PuntRing, pins::PinsError,
 };
 use imds_ebpf::{
-    abi::{IMDS_IPV4, IMDS_MAC, MacAddr, Reason, SMALL_FRAME_MAX, TapIndex},
-    classify::Verdict,
+    abi::{ABI_VERSION, IMDS_IPV4, IMDS_IPV6, IMDS_MAC, Reason, SMALL_FRAME_MAX, TapBinding, TapIndex},
+    classify::{SOLICITED_NODE, UNSPECIFIED, Verdict},
 };
 use imds_tests::{
-    frames::{Arp, BROADCAST, Case, GUEST_IP, GUEST_MAC, Ipv4, OTHER_MAC, table, tcp},
+    frames::{Arp, BROADCAST, GUEST_IP, GUEST_IPV6, GUEST_MAC, Ipv4, Ipv6, OTHER_MAC, ndp, tcp},
     kernel::in_namespaces,
     tap::{PATIENCE, Tap, VNET_HEADER_BYTES, bridge, wait_readable},
+    verdicts::{Case, inbound, table},
 };
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -28,6 +29,8 @@ use nix::{
         statfs::{BPF_FS_MAGIC, statfs},
     },
 };
+
+const BINDING: TapBinding = TapBinding::to(GUEST_MAC).with_ipv6();
 
 /// Every frame of the table through a tap into the host's network, a bridge with another guest on it: what passes arrives
 /// there unchanged and in order, and nothing else does.
@@ -39,7 +42,7 @@ fn table_through_a_tap_on_a_bridge() -> anyhow::Result<()> {
         let mut classifier = Classifier::load(&bpffs.join("imds"))?;
         let mut ring = only_ring(&mut classifier)?;
         classifier.attach(guest.index())?;
-        classifier.bind(guest.index(), GUEST_MAC)?;
+        classifier.bind(guest.index(), BINDING)?;
 
         let (mut expected, mut passed) = (Counters::default(), Vec::new());
         for Case {
@@ -58,6 +61,10 @@ fn table_through_a_tap_on_a_bridge() -> anyhow::Result<()> {
                 Verdict::HairpinArp => {
                     expected.hairpinned += 1;
                     guest.receive(is_arp_reply).context(name)?;
+                }
+                Verdict::HairpinNdp => {
+                    expected.hairpinned += 1;
+                    guest.receive(is_advertisement).context(name)?;
                 }
                 Verdict::Punt => {
                     expected.punted += 1;
@@ -100,7 +107,7 @@ fn frames_of_a_guest_with_offloads_are_punted_whole() -> anyhow::Result<()> {
         let mut classifier = Classifier::load(&bpffs.join("imds"))?;
         let mut ring = only_ring(&mut classifier)?;
         classifier.attach(guest.index())?;
-        classifier.bind(guest.index(), GUEST_MAC)?;
+        classifier.bind(guest.index(), BINDING)?;
 
         let frame = Ipv4::default().frame(&tcp(80, 8000));
         // `struct virtio_net_hdr`: checksum wanted, TCP over IPv4 in pieces of 1448, headers of 54, checksum at 34 + 16.
@@ -139,7 +146,7 @@ fn arp_request_is_answered_on_its_own_tap() -> anyhow::Result<()> {
         let guest = Tap::new("guest")?;
         let mut classifier = Classifier::load(&bpffs.join("imds"))?;
         classifier.attach(guest.index())?;
-        classifier.bind(guest.index(), GUEST_MAC)?;
+        classifier.bind(guest.index(), BINDING)?;
 
         guest.send(&Arp::default().frame(BROADCAST))?;
         let reply = guest.receive(is_arp_reply)?;
@@ -158,6 +165,122 @@ fn arp_request_is_answered_on_its_own_tap() -> anyhow::Result<()> {
         ensure!(reply[14..42] == message.message(), "{reply:02x?}");
         Ok(())
     })?;
+    Ok(())
+}
+
+/// RFC 4861, section 7.2.4.
+#[test]
+fn solicitation_is_answered_on_its_own_tap() -> anyhow::Result<()> {
+    in_namespaces(|bpffs| {
+        let guest = Tap::new("guest")?;
+        let mut classifier = Classifier::load(&bpffs.join("imds"))?;
+        classifier.attach(guest.index())?;
+        classifier.bind(guest.index(), BINDING)?;
+        let solicitation = Ipv6 {
+            destination: SOLICITED_NODE,
+            next: 58,
+            hop_limit: 255,
+            ..Ipv6::default()
+        };
+        let option = [1, 1, 0x52, 0x54, 0, 0x12, 0x34, 0x56];
+        let question = [&ndp(135, 0, &IMDS_IPV6)[..], &option].concat();
+
+        guest.send(&solicitation.frame(&question))?;
+        let answer = guest.receive(is_advertisement)?;
+        ensure!(answer.len() == 86 && answer[..6] == GUEST_MAC.0, "{answer:02x?}");
+        ensure!(
+            answer[22..38] == IMDS_IPV6 && answer[38..54] == GUEST_IPV6,
+            "{answer:02x?}"
+        );
+        ensure!(answer[58] == 0x60 && answer[62..78] == IMDS_IPV6, "{answer:02x?}");
+        ensure!(
+            answer[78..] == [&[2, 1][..], &IMDS_MAC.0].concat(),
+            "{answer:02x?}"
+        );
+
+        // A probe has no option and no source; its answer is longer than it, and for everyone.
+        let probe = Ipv6 {
+            source: UNSPECIFIED,
+            ..solicitation
+        };
+        guest.send(&probe.frame(&ndp(135, 0, &IMDS_IPV6)))?;
+        let answer = guest.receive(is_advertisement)?;
+        ensure!(
+            answer.len() == 86 && answer[..6] == [0x33, 0x33, 0, 0, 0, 1] && answer[58] == 0x20,
+            "{answer:02x?}"
+        );
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// With a neighbour on the same bridge who plays the service, and the real one beside it.
+#[test]
+fn only_the_service_speaks_as_the_address() -> anyhow::Result<()> {
+    for hook in [Hook::Tcx, Hook::Clsact] {
+        in_namespaces(|bpffs| forgers(&bpffs.join("imds"), hook).with_context(|| format!("{hook:?}")))?;
+    }
+    Ok(())
+}
+
+fn forgers(root: &Path, hook: Hook) -> anyhow::Result<()> {
+    let (guest, neighbour) = (Tap::new("guest")?, Tap::new("neighbour")?);
+    bridge("bridge", &[guest.index(), neighbour.index()])?;
+    let mut classifier = Classifier::load_on(root, hook)?;
+    classifier.attach(guest.index())?;
+    classifier.bind(guest.index(), BINDING)?;
+    let send_all = || -> anyhow::Result<()> {
+        for (name, frame, is_admitted) in inbound() {
+            neighbour.send(&frame)?;
+            if is_admitted {
+                let next = guest.receive(|frame| frame[6..12] == IMDS_MAC.0)?;
+                ensure!(next == frame, "{name}: {next:02x?} arrived");
+            }
+        }
+        Ok(())
+    };
+    send_all()?;
+    let forged = inbound()
+        .iter()
+        .filter(|(_, _, is_admitted)| !is_admitted)
+        .count() as u64;
+    let counted = classifier.counters(guest.index())?;
+    ensure!(counted.dropped_for(Reason::InboundForged) == forged, "{counted}");
+
+    let mut injector = Injector::new()?;
+    let answer = Ipv4 {
+        source: IMDS_IPV4,
+        destination: GUEST_IP,
+        ..Ipv4::default()
+    };
+    let answer = answer.packet(&tcp(80, 0));
+    injector.push(guest.index(), GUEST_MAC, answer.len(), |packet| {
+        packet.copy_from_slice(&answer);
+    });
+    injector.flush()?;
+    let arrived = guest.receive(|frame| frame[6..12] == IMDS_MAC.0)?;
+    ensure!(arrived[14..] == answer, "{arrived:02x?}");
+    guest.send(&Arp::default().frame(BROADCAST))?;
+    guest.receive(is_arp_reply)?;
+
+    // Neither without an agent nor with the next one does a forger get in.
+    drop(classifier);
+    send_all()?;
+    let mut classifier = Classifier::load_on(root, hook)?;
+    send_all()?;
+    classifier.attach(guest.index())?;
+    send_all()?;
+    let counted = classifier.counters(guest.index())?;
+    ensure!(
+        counted.dropped_for(Reason::InboundForged) == 4 * forged,
+        "{counted}"
+    );
+
+    classifier.detach_all()?;
+    let (_, frame, _) = &inbound()[0];
+    neighbour.send(frame)?;
+    let arrived = guest.receive(|frame| frame[6..12] == IMDS_MAC.0)?;
+    ensure!(arrived == *frame, "still filtered: {arrived:02x?}");
     Ok(())
 }
 
@@ -226,7 +349,7 @@ fn restart(root: &Path, hook: Hook) -> anyhow::Result<()> {
     let mut classifier = Classifier::load_on(root, hook)?;
     classifier.attach(guest.index())?;
     classifier.attach(guest.index()).context("again")?;
-    classifier.bind(guest.index(), GUEST_MAC)?;
+    classifier.bind(guest.index(), BINDING)?;
     classifier.attach(other.index())?;
     guest.send(&request)?;
     other.send(&request)?;
@@ -243,7 +366,7 @@ fn restart(root: &Path, hook: Hook) -> anyhow::Result<()> {
     drop(other);
     let mut classifier = Classifier::load_on(root, hook)?;
     ensure!(classifier.attached().eq([guest.index()]), "{classifier:?}");
-    ensure!(classifier.binding(guest.index())? == Some(GUEST_MAC));
+    ensure!(classifier.binding(guest.index())? == Some(BINDING));
     ensure!(
         classifier.counters(other_index).is_err(),
         "the gone tap still counts"
@@ -306,7 +429,7 @@ fn reuse(root: &Path, hook: Hook) -> anyhow::Result<()> {
             classifier.counters(INDEX)?.dropped_for(Reason::TapUnbound) == 1,
             "the classifier is not on it"
         );
-        classifier.bind(INDEX, GUEST_MAC)?;
+        classifier.bind(INDEX, BINDING)?;
         Ok(())
     };
     take(&mut classifier, "first")?;
@@ -334,7 +457,7 @@ fn full_ring_drops_and_counts_and_recovers() -> anyhow::Result<()> {
         let mut classifier = Classifier::load(&bpffs.join("imds"))?;
         let mut ring = only_ring(&mut classifier)?;
         classifier.attach(guest.index())?;
-        classifier.bind(guest.index(), GUEST_MAC)?;
+        classifier.bind(guest.index(), BINDING)?;
         let (small, large) = (tcp(80, 0), tcp(80, SMALL_FRAME_MAX));
         for number in 0..2200 {
             guest.send(&Ipv4::default().frame(if number % 2 == 0 { &small } else { &large }))?;
@@ -367,12 +490,12 @@ fn tap_operations_without_a_binding_or_an_object_of_their_own_are_told() -> anyh
         drop(classifier);
 
         // Another layout under the same name, and another version's maps, are replaced and removed.
-        let alien = root.join("v0");
+        let (maps, alien) = (root.join(format!("v{ABI_VERSION}")), root.join("v0"));
         fs::create_dir(&alien)?;
-        fs::rename(root.join("v1/TAPS"), alien.join("TAPS"))?;
-        fs::rename(root.join("v1/COUNTERS"), root.join("v1/TAPS"))?;
+        fs::rename(maps.join("TAPS"), alien.join("TAPS"))?;
+        fs::rename(maps.join("COUNTERS"), maps.join("TAPS"))?;
         let mut classifier = Classifier::load(&root)?;
-        classifier.bind(TapIndex(5), MacAddr([2; 6]))?;
+        classifier.bind(TapIndex(5), BINDING)?;
         ensure!(!alien.exists(), "another version's maps are left");
         Ok(classifier.detach_all()?)
     })?;
@@ -389,7 +512,10 @@ fn bpf_file_system_is_mounted_at_the_usual_place_only() -> anyhow::Result<()> {
         }
         let root = usual.join("imds-agent");
         let classifier = Classifier::load(&root)?;
-        ensure!(statfs(usual)?.filesystem_type() == BPF_FS_MAGIC && root.join("v1/TAPS").exists());
+        ensure!(
+            statfs(usual)?.filesystem_type() == BPF_FS_MAGIC
+                && root.join(format!("v{ABI_VERSION}/TAPS")).exists()
+        );
         classifier.detach_all()?;
         ensure!(!root.exists());
 
@@ -476,6 +602,11 @@ fn is_link_local_group(frame: &[u8]) -> bool {
 
 fn is_arp_reply(frame: &[u8]) -> bool {
     matches!(frame.get(12..22), Some([0x08, 0x06, .., 0, 2]))
+}
+
+/// From the service.
+fn is_advertisement(frame: &[u8]) -> bool {
+    frame.get(6..14) == Some(&[&IMDS_MAC.0[..], &[0x86, 0xdd]].concat()[..]) && frame.get(54) == Some(&136)
 }
 
 /// Whether a packet socket, which is what `tcpdump` listens on, has seen such a frame.

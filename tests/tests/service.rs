@@ -1,17 +1,23 @@
 //! The service through a tap, as programs in a guest see it. The guest's TCP is the kernel's.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Shutdown, TcpStream},
-    process::Output,
+    os::fd::{AsRawFd as _, OwnedFd},
+    process::{Output, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use imds_ebpf::abi::IMDS_MAC;
 use imds_tests::{
-    host::{Host, INSTANCE_ID},
+    host::{ADDRESS, Host, INSTANCE_ID},
     kernel_guest::KernelGuest,
     records::{self, ROLE, USER_DATA},
+};
+use nix::{
+    errno::Errno,
+    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket},
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -303,4 +309,192 @@ openssl dgst -sha256 -verify key -signature signature document
         serde_json::from_slice(&std::fs::read(directory.path().join("document"))?)?;
     assert_eq!(document["instanceId"], INSTANCE_ID);
     Ok(())
+}
+
+/// What an operator sees with tcpdump on the host's tap: both directions, and the hop limits.
+#[test]
+fn a_capture_shows_the_hop_limit_on_the_token_response_alone() -> Result<()> {
+    let (host, guest) =
+        Host::with_guest(|record| record["MetadataOptions"]["HttpPutResponseHopLimit"] = 3.into())?;
+    let mut tcpdump = host.namespace.command("tcpdump");
+    tcpdump.args([
+        "--immediate-mode",
+        "-l",
+        "-n",
+        "-v",
+        "-i",
+        "tap0",
+        "src host 169.254.169.254 and tcp",
+    ]);
+    let mut tcpdump = tcpdump.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut said = BufReader::new(tcpdump.stderr.take().context("piped")?).lines();
+    let is_listening = said
+        .by_ref()
+        .map_while(Result::ok)
+        .any(|line| line.contains("listening on"));
+    ensure!(is_listening, "tcpdump captures nothing");
+    guest.namespace.enter(|| {
+        let token = token();
+        assert_eq!(body(&get(&token, "/latest/meta-data/instance-id")), INSTANCE_ID);
+    });
+    // Every packet is two lines, IP header and TCP header; then come the lines of its payload.
+    let mut lines = BufReader::new(tcpdump.stdout.take().context("piped")?)
+        .lines()
+        .map_while(Result::ok);
+    let mut payloads = Vec::new();
+    let mut ends = 0;
+    while ends < 2 {
+        let ip = lines.by_ref().find(|line| line.contains(" IP (tos"));
+        let (Some(ip), Some(tcp)) = (ip, lines.next()) else {
+            break;
+        };
+        let field = |line: &str, name: &str| -> Option<u32> {
+            let rest = line.split_once(name)?.1.trim_start();
+            rest.split(|letter: char| !letter.is_ascii_digit())
+                .next()?
+                .parse()
+                .ok()
+        };
+        let ttl = field(&ip, "ttl").with_context(|| format!("no ttl in {ip}"))?;
+        let length = field(&tcp, "length").with_context(|| format!("no length in {tcp}"))?;
+        ends += usize::from(tcp.contains("Flags [F"));
+        if length > 0 {
+            payloads.push(ttl);
+        } else {
+            assert_eq!(ttl, 64, "a packet without payload: {tcp}");
+        }
+    }
+    tcpdump.kill()?;
+    tcpdump.wait()?;
+    assert_eq!(payloads, [3, 64], "the token response, and the other one");
+    Ok(())
+}
+
+/// A guest that reaches the service over IPv6, too, once its instance's option says so.
+fn with_ipv6_guest(option: &str) -> Result<(Host, KernelGuest)> {
+    let (host, guest) = Host::with_guest(|record| {
+        record["MetadataOptions"]["HttpProtocolIpv6"] = option.into();
+    })?;
+    guest.namespace.ip("-6 address add fd00:1::2/64 dev eth0 nodad")?;
+    guest.namespace.ip("-6 route add fd00:ec2::254 dev eth0")?;
+    Ok((host, guest))
+}
+
+const IPV6_URL: &str = "http://[fd00:ec2::254]/latest";
+
+#[test]
+fn the_ipv6_address_serves_the_same_and_its_token_crosses_no_router() -> Result<()> {
+    let (_host, guest) = with_ipv6_guest("enabled")?;
+    let capture = guest.namespace.enter(Capture::new)?;
+    let token_url = format!("{IPV6_URL}/api/token");
+    let ttl = "X-aws-ec2-metadata-token-ttl-seconds: 60";
+    let put = ["-gsS", "--fail", "-m", "10", "-X", "PUT", "-H", ttl, &token_url];
+    let token = run(&guest, "curl", &put)?;
+    let inbound = capture.inbound()?;
+    let (with_token, others): (Vec<_>, Vec<_>) = inbound.iter().partition(|frame| {
+        frame
+            .windows(token.len())
+            .any(|window| window == token.as_bytes())
+    });
+    ensure!(
+        !with_token.is_empty() && others.len() >= 2,
+        "{} frames captured",
+        inbound.len()
+    );
+    let hop_limits = |frames: &[&Vec<u8>]| frames.iter().map(|frame| frame[21]).collect::<Vec<_>>();
+    ensure!(
+        hop_limits(&with_token).iter().all(|limit| *limit == 1),
+        "{with_token:02x?}"
+    );
+    let other_limits = hop_limits(&others);
+    // Neighbour advertisements cross no router by another rule.
+    ensure!(
+        other_limits.iter().all(|limit| [64, 255].contains(limit)),
+        "{other_limits:?}"
+    );
+    ensure!(other_limits.contains(&64), "{other_limits:?}");
+
+    let header = format!("X-aws-ec2-metadata-token: {token}");
+    let id = format!("{IPV6_URL}/meta-data/instance-id");
+    let get = ["-gsS", "--fail", "-m", "10", "-H", &header, &id];
+    assert_eq!(run(&guest, "curl", &get)?, INSTANCE_ID);
+    // The session is the instance's, on whichever address.
+    let over_ipv4 = guest.namespace.enter(|| get_instance_id(&token));
+    assert_eq!(over_ipv4, INSTANCE_ID);
+    Ok(())
+}
+
+fn get_instance_id(token: &str) -> String {
+    body(&get(token, "/latest/meta-data/instance-id")).to_owned()
+}
+
+#[test]
+fn the_ipv6_address_comes_and_goes_with_the_instances_option() -> Result<()> {
+    let (mut host, guest) = with_ipv6_guest("disabled")?;
+    let address = "[fd00:ec2::254]:80".parse().unwrap();
+    let connects = || {
+        guest
+            .namespace
+            .enter(|| TcpStream::connect_timeout(&address, Duration::from_millis(300)).is_ok())
+    };
+    ensure!(!connects(), "it is served although it is disabled");
+    let set = |host: &Host, option: &str| {
+        host.files.put_guest(INSTANCE_ID, "tap0", ADDRESS, |record| {
+            record["MetadataOptions"]["HttpProtocolIpv6"] = option.into();
+        })
+    };
+    // A connection over IPv4 lives on.
+    let mut stream = guest.namespace.enter(connect);
+    let changed = Instant::now();
+    set(&host, "enabled")?;
+    host.agent.wait_for_log("IPv6 too")?;
+    ensure!(
+        changed.elapsed() < Duration::from_millis(100),
+        "{:?}",
+        changed.elapsed()
+    );
+    // A guest that failed to resolve the address may ask again only after a second.
+    eventually("a connection over IPv6", || connects().then_some(()));
+    stream.write_all(b"GET / HTTP/1.1\r\n\r\n")?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response)?;
+    ensure!(response.starts_with("HTTP/1.1 401 "), "{response}");
+
+    set(&host, "disabled")?;
+    host.agent.wait_for_log("now bound to")?;
+    ensure!(!connects(), "it is served although it is disabled again");
+    let (_, log) = host.agent.stop()?;
+    let counted = log.iter().find(|line| line.contains("counted: tap tap0"));
+    ensure!(
+        counted.is_some_and(|line| line.contains("ipv6-disabled")),
+        "{counted:?}"
+    );
+    Ok(())
+}
+
+/// What a guest's `eth0` receives from the service.
+struct Capture(OwnedFd);
+
+impl Capture {
+    fn new() -> Result<Self> {
+        Ok(Self(socket(
+            AddressFamily::Packet,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            Some(SockProtocol::EthAll),
+        )?))
+    }
+
+    fn inbound(&self) -> Result<Vec<Vec<u8>>> {
+        let mut frames = Vec::new();
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Ok(length) if buffer[6..12] == IMDS_MAC.0 => frames.push(buffer[..length].to_vec()),
+                Ok(_) => {}
+                Err(Errno::EAGAIN) => return Ok(frames),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
 }

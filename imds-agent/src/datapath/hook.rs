@@ -1,10 +1,10 @@
-//! How the classifier hangs on a tap's ingress hook.
+//! How the classifier hangs on a tap: a program on its ingress hook, and one on its egress hook.
 //!
-//! With TCX (kernel 6.6 and later) a link per tap, pinned: it stays when the agent dies, and an adopting agent swaps its
+//! With TCX (kernel 6.6 and later) a link per hook, pinned: it stays when the agent dies, and an adopting agent swaps its
 //! program atomically. A link belongs to the device itself; when the device goes, the kernel takes the link off and its
 //! info names no device any more. That is how a reused interface index is recognised.
 //!
-//! Before 6.6 a clsact filter per tap, under a priority and handle of our own: it stays by nature, and is replaced
+//! Before 6.6 a clsact filter per hook, under a priority and handle of our own: it stays by nature, and is replaced
 //! atomically by a new one under the same handle. A device that reuses an index has no such filter.
 //!
 //! An index means a device only within its network namespace: one pin directory serves one namespace.
@@ -39,6 +39,24 @@ const CLSACT_PRIORITY: u16 = 1;
 
 /// The clsact filter's handle under that priority: "a9fe" as in 169.254, which nobody gets by automatic numbering.
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0xa9fe);
+
+/// Which of a tap's two hooks, from the guest's point of view.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    /// What the guest sends: the tap's ingress.
+    Outbound,
+    /// What the guest is sent: the tap's egress.
+    Inbound,
+}
+
+impl Direction {
+    fn attach_type(self) -> TcAttachType {
+        match self {
+            Self::Outbound => TcAttachType::Ingress,
+            Self::Inbound => TcAttachType::Egress,
+        }
+    }
+}
 
 /// The kind of hook.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,11 +121,12 @@ impl Hook {
         self,
         program: &mut SchedClassifier,
         tap: TapIndex,
+        direction: Direction,
         pin: &Path,
     ) -> Result<bool, HookError> {
         match self {
             Self::Tcx => adopt_link(program, tap, pin),
-            Self::Clsact => adopt_filter(program, tap),
+            Self::Clsact => adopt_filter(program, tap, direction),
         }
     }
 
@@ -116,19 +135,20 @@ impl Hook {
         self,
         program: &mut SchedClassifier,
         tap: TapIndex,
+        direction: Direction,
         pin: &Path,
     ) -> Result<(), HookError> {
         match self {
-            Self::Tcx => attach_link(program, tap, pin),
-            Self::Clsact => attach_filter(program, tap),
+            Self::Tcx => attach_link(program, tap, direction, pin),
+            Self::Clsact => attach_filter(program, tap, direction),
         }
     }
 
-    /// Takes the classifier off `tap`, which may be gone already.
-    pub(super) fn detach(self, tap: TapIndex, pin: &Path) -> Result<(), HookError> {
+    /// Takes the program off `tap`, which may be gone already.
+    pub(super) fn detach(self, tap: TapIndex, direction: Direction, pin: &Path) -> Result<(), HookError> {
         match self {
             Self::Tcx => detach_link(pin),
-            Self::Clsact => detach_filter(tap),
+            Self::Clsact => detach_filter(tap, direction),
         }
     }
 }
@@ -165,11 +185,16 @@ fn pinned_tap(pin: &Path) -> Result<Option<TapIndex>, HookError> {
     }
 }
 
-fn attach_link(program: &mut SchedClassifier, tap: TapIndex, pin: &Path) -> Result<(), HookError> {
+fn attach_link(
+    program: &mut SchedClassifier,
+    tap: TapIndex,
+    direction: Direction,
+    pin: &Path,
+) -> Result<(), HookError> {
     let name = tap::name_of(tap)?;
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
     let id = program
-        .attach_with_options(&name, TcAttachType::Ingress, order)
+        .attach_with_options(&name, direction.attach_type(), order)
         .map_err(HookError::Program)?;
     let link = program.take_link(id).map_err(HookError::Program)?;
     let link = FdLink::try_from(link).map_err(|source| HookError::ForeignPin {
@@ -205,8 +230,12 @@ fn detach_link(pin: &Path) -> Result<(), HookError> {
     Ok(remove_pin(pin)?)
 }
 
-fn adopt_filter(program: &mut SchedClassifier, tap: TapIndex) -> Result<bool, HookError> {
-    let Some(filter) = filter_of(tap) else {
+fn adopt_filter(
+    program: &mut SchedClassifier,
+    tap: TapIndex,
+    direction: Direction,
+) -> Result<bool, HookError> {
+    let Some(filter) = filter_of(tap, direction) else {
         return Ok(false);
     };
     match program.attach_to_link(filter) {
@@ -220,7 +249,11 @@ fn adopt_filter(program: &mut SchedClassifier, tap: TapIndex) -> Result<bool, Ho
     }
 }
 
-fn attach_filter(program: &mut SchedClassifier, tap: TapIndex) -> Result<(), HookError> {
+fn attach_filter(
+    program: &mut SchedClassifier,
+    tap: TapIndex,
+    direction: Direction,
+) -> Result<(), HookError> {
     let name = tap::name_of(tap)?;
     match qdisc_add_clsact(&name) {
         Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(Errno::EEXIST as i32) => {}
@@ -232,15 +265,15 @@ fn attach_filter(program: &mut SchedClassifier, tap: TapIndex) -> Result<(), Hoo
         ..NlOptions::default()
     };
     let id = program
-        .attach_with_options(&name, TcAttachType::Ingress, TcAttachOptions::Netlink(options))
+        .attach_with_options(&name, direction.attach_type(), TcAttachOptions::Netlink(options))
         .map_err(HookError::Program)?;
     std::mem::forget(program.take_link(id).map_err(HookError::Program)?);
     Ok(())
 }
 
 /// The queueing discipline stays: others may have filters in it.
-fn detach_filter(tap: TapIndex) -> Result<(), HookError> {
-    match filter_of(tap).map(Link::detach) {
+fn detach_filter(tap: TapIndex, direction: Direction) -> Result<(), HookError> {
+    match filter_of(tap, direction).map(Link::detach) {
         Some(Err(ProgramError::NetlinkError(error))) if says_absent(&error) => Ok(()),
         Some(Err(error)) => Err(HookError::Program(error)),
         Some(Ok(())) | None => Ok(()),
@@ -257,7 +290,14 @@ fn says_absent(error: &NetlinkError) -> bool {
 
 /// Our filter on `tap`, whether it is there or not. Nothing when the device is gone. Never to be dropped lightly: that
 /// takes the filter off.
-fn filter_of(tap: TapIndex) -> Option<SchedClassifierLink> {
+fn filter_of(tap: TapIndex, direction: Direction) -> Option<SchedClassifierLink> {
     let name = tap::name_of(tap).ok()?;
-    SchedClassifierLink::attached(&name, TcAttachType::Ingress, CLSACT_PRIORITY, CLSACT_HANDLE, None).ok()
+    SchedClassifierLink::attached(
+        &name,
+        direction.attach_type(),
+        CLSACT_PRIORITY,
+        CLSACT_HANDLE,
+        None,
+    )
+    .ok()
 }

@@ -14,17 +14,13 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use imds_ebpf::abi::{IMDS_MAC, MacAddr, TapIndex};
+use imds_ebpf::abi::{IMDS_MAC, INJECT_MARK, MacAddr, TapIndex};
 use nix::{
     errno::Errno,
     libc,
     sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt},
 };
 use thiserror::Error;
-
-/// The `SO_MARK` of every injected frame, by which an egress classifier tells the agent's frames from a forger's. It spells
-/// 169.254, twice.
-pub const INJECT_MARK: u32 = 0xa9fe_a9fe;
 
 /// Frames per system call: the message headers of so many fit on the stack in seven kilobytes.
 const BATCH: usize = 64;

@@ -17,7 +17,7 @@ pub mod punt;
 pub mod tap;
 
 pub use counters::Counters;
-pub use hook::Hook;
+pub use hook::{Direction, Hook};
 pub use inject::Injector;
 pub use link_watch::{LinkEvent, LinkWatch};
 pub use program::{Classifier, LoadError};

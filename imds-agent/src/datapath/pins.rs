@@ -1,8 +1,10 @@
 //! What outlives the agent: maps and links, pinned under one directory of a BPF file system.
 //!
 //! ```text
-//! <root>/links/<ifindex>   one TCX link per tap; of no version, so that a newer agent adopts an older one's
-//! <root>/v<ABI_VERSION>/   the maps: TAPS, COUNTERS, RING_<worker>
+//! <root>/links/<ifindex>           the TCX link of a tap's outbound hook; of no version, so that a newer agent adopts an
+//!                                  older one's
+//! <root>/links/<ifindex>-inbound   that of its inbound hook
+//! <root>/v<ABI_VERSION>/           the maps: TAPS, COUNTERS, RING_<worker>
 //! ```
 
 use std::{
@@ -19,6 +21,8 @@ use nix::{
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 use thiserror::Error;
+
+use super::hook::Direction;
 
 /// Where the agent pins unless it is told another place.
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/imds-agent";
@@ -90,12 +94,16 @@ impl Pins {
         self.root.join(version_name()).join(name)
     }
 
-    /// Where the link of `tap` is pinned.
-    pub fn link(&self, tap: TapIndex) -> PathBuf {
-        self.root.join("links").join(tap.to_string())
+    /// Where the link of one of `tap`'s hooks is pinned.
+    pub fn link(&self, tap: TapIndex, direction: Direction) -> PathBuf {
+        let name = match direction {
+            Direction::Outbound => tap.to_string(),
+            Direction::Inbound => format!("{tap}-inbound"),
+        };
+        self.root.join("links").join(name)
     }
 
-    /// The taps that have a pinned link, alive or dead.
+    /// The taps that have a pinned outbound link, alive or dead.
     pub fn links(&self) -> Result<Vec<TapIndex>, PinsError> {
         let directory = self.root.join("links");
         let names = names_in(&directory).map_err(failed("list", &directory))?;

@@ -20,19 +20,23 @@ use aya::{
     programs::{ProgramError, SchedClassifier},
     util::{KernelVersion, nr_cpus},
 };
-use imds_ebpf::abi::{COUNTERS, MacAddr, TapBinding, TapCounters, TapIndex};
+use imds_ebpf::abi::{COUNTERS, TapBinding, TapCounters, TapIndex};
 use thiserror::Error;
 
 pub use super::object::LoadError;
 use super::{
     Counters, Hook, PuntRing,
-    hook::HookError,
+    hook::{Direction, HookError},
     object::{self, refused},
     pins::{Pins, PinsError},
     tap::describe,
 };
 
-const PROGRAM: &str = "imds_classify";
+/// The programs, in the order of being attached: the address never leaks before it is guarded.
+const PROGRAMS: [(Direction, &str); 2] = [
+    (Direction::Outbound, "imds_outbound"),
+    (Direction::Inbound, "imds_inbound"),
+];
 
 /// Ring buffers came with 5.8, memory accounting for maps without `RLIMIT_MEMLOCK` with 5.11.
 const KERNEL_MIN: KernelVersion = KernelVersion::new(5, 11, 0);
@@ -75,7 +79,7 @@ pub enum TapOperationError {
 
 /// A tap's binding cannot be changed or read.
 #[derive(Debug, Error)]
-#[error("cannot change or read what MAC is bound to tap {tap}")]
+#[error("cannot change or read what is bound to tap {tap}")]
 pub struct BindError {
     /// The tap's name and index.
     pub tap: String,
@@ -150,10 +154,13 @@ impl Classifier {
             attached: BTreeSet::new(),
             pins,
         };
-        classifier
-            .program()?
-            .load()
-            .map_err(|error| refused(error.into()))?;
+        for (direction, name) in PROGRAMS {
+            let loaded = classifier
+                .program(direction)
+                .ok_or(LoadError::Incomplete(name))?
+                .load();
+            loaded.map_err(|error| refused(error.into()))?;
+        }
         classifier.adopt()?;
         Ok(classifier)
     }
@@ -168,7 +175,7 @@ impl Classifier {
         self.attached.iter().copied()
     }
 
-    /// Puts the classifier on a tap's ingress hook. Until a MAC is bound to the tap its metadata traffic is dropped. On a
+    /// Puts the classifier on a tap's hooks. Until a MAC is bound to the tap its metadata traffic is dropped. On a
     /// tap that has the classifier already nothing changes; what another device with this index left behind is removed.
     pub fn attach(&mut self, tap: TapIndex) -> Result<(), AttachError> {
         self.try_attach(tap).map_err(|source| AttachError {
@@ -177,9 +184,9 @@ impl Classifier {
         })
     }
 
-    /// Has `mac`'s metadata traffic on this tap served, and no other's.
-    pub fn bind(&mut self, tap: TapIndex, mac: MacAddr) -> Result<(), BindError> {
-        let bound = self.taps.insert(tap.0, TapBinding::to(mac).to_bytes(), 0);
+    /// Has the metadata traffic on this tap served that `binding` says, and no other.
+    pub fn bind(&mut self, tap: TapIndex, binding: TapBinding) -> Result<(), BindError> {
+        let bound = self.taps.insert(tap.0, binding.to_bytes(), 0);
         bound.map_err(|source| BindError {
             tap: describe(tap),
             source,
@@ -194,10 +201,10 @@ impl Classifier {
         })
     }
 
-    /// The MAC bound to a tap, by this agent or an earlier one.
-    pub fn binding(&self, tap: TapIndex) -> Result<Option<MacAddr>, BindError> {
+    /// What is bound to a tap, by this agent or an earlier one.
+    pub fn binding(&self, tap: TapIndex) -> Result<Option<TapBinding>, BindError> {
         match self.taps.get(&tap.0, 0) {
-            Ok(value) => Ok(Some(TapBinding::from_bytes(value).mac)),
+            Ok(value) => Ok(Some(TapBinding::from_bytes(value))),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(source) => Err(BindError {
                 tap: describe(tap),
@@ -239,9 +246,10 @@ impl Classifier {
         std::mem::take(&mut self.rings)
     }
 
-    /// The loaded program, for `BPF_PROG_TEST_RUN`.
-    pub fn program_fd(&self) -> Result<BorrowedFd<'_>, LoadError> {
-        let program = self.ebpf.program(PROGRAM).ok_or(LoadError::Incomplete(PROGRAM))?;
+    /// A loaded program, for `BPF_PROG_TEST_RUN`.
+    pub fn program_fd(&self, direction: Direction) -> Result<BorrowedFd<'_>, LoadError> {
+        let name = program_name(direction);
+        let program = self.ebpf.program(name).ok_or(LoadError::Incomplete(name))?;
         Ok(program.fd().map_err(|error| refused(error.into()))?.as_fd())
     }
 
@@ -252,16 +260,16 @@ impl Classifier {
             candidates.insert(TapIndex(key?));
         }
         for tap in candidates {
-            let pin = self.pins.link(tap);
-            let hook = self.hook;
-            let adopted = hook.adopt(self.program()?, tap, &pin);
-            if adopted.map_err(|source| LoadError::Adopt {
+            let failed = |source| LoadError::Adopt {
                 tap: describe(tap),
                 source,
-            })? {
+            };
+            if self.adopt_hook(tap, Direction::Outbound).map_err(failed)? {
                 self.count_from_now(tap, KEEP_COUNTING)?;
                 self.attached.insert(tap);
+                self.ensure_hook(tap, Direction::Inbound).map_err(failed)?;
             } else {
+                self.detach_hook(tap, Direction::Inbound).map_err(failed)?;
                 self.forget(tap)?;
             }
         }
@@ -269,28 +277,41 @@ impl Classifier {
     }
 
     fn try_attach(&mut self, tap: TapIndex) -> Result<(), TapOperationError> {
-        let (hook, pin) = (self.hook, self.pins.link(tap));
-        let Ok(program) = self.program() else {
-            return Err(MapError::ProgramNotLoaded.into());
-        };
-        if hook.adopt(program, tap, &pin)? {
+        if self.adopt_hook(tap, Direction::Outbound)? {
             self.count_from_now(tap, KEEP_COUNTING)?;
         } else {
             self.forget(tap)?;
             self.count_from_now(tap, 0)?;
-            let Ok(program) = self.program() else {
-                return Err(MapError::ProgramNotLoaded.into());
-            };
-            hook.attach(program, tap, &pin)?;
+            self.ensure_hook(tap, Direction::Outbound)?;
         }
         self.attached.insert(tap);
-        Ok(())
+        Ok(self.ensure_hook(tap, Direction::Inbound)?)
     }
 
     fn try_detach(&mut self, tap: TapIndex) -> Result<(), TapOperationError> {
-        self.hook.detach(tap, &self.pins.link(tap))?;
+        for (direction, _) in PROGRAMS {
+            self.detach_hook(tap, direction)?;
+        }
         self.attached.remove(&tap);
         Ok(self.forget(tap)?)
+    }
+
+    /// Takes over what hangs on a hook already, or attaches to it.
+    fn ensure_hook(&mut self, tap: TapIndex, direction: Direction) -> Result<(), HookError> {
+        if self.adopt_hook(tap, direction)? {
+            return Ok(());
+        }
+        let (hook, pin) = (self.hook, self.pins.link(tap, direction));
+        hook.attach(self.loaded(direction)?, tap, direction, &pin)
+    }
+
+    fn adopt_hook(&mut self, tap: TapIndex, direction: Direction) -> Result<bool, HookError> {
+        let (hook, pin) = (self.hook, self.pins.link(tap, direction));
+        hook.adopt(self.loaded(direction)?, tap, direction, &pin)
+    }
+
+    fn detach_hook(&mut self, tap: TapIndex, direction: Direction) -> Result<(), HookError> {
+        self.hook.detach(tap, direction, &self.pins.link(tap, direction))
     }
 
     /// Makes room for a tap's counters, all zero, or leaves those that it has.
@@ -312,14 +333,13 @@ impl Classifier {
         removed(self.counters.remove(&tap.0))
     }
 
-    fn program(&mut self) -> Result<&mut SchedClassifier, LoadError> {
-        let program = self
-            .ebpf
-            .program_mut(PROGRAM)
-            .ok_or(LoadError::Incomplete(PROGRAM))?;
-        program
-            .try_into()
-            .map_err(|error: ProgramError| refused(error.into()))
+    fn loaded(&mut self, direction: Direction) -> Result<&mut SchedClassifier, HookError> {
+        self.program(direction)
+            .ok_or(HookError::Program(ProgramError::NotLoaded))
+    }
+
+    fn program(&mut self, direction: Direction) -> Option<&mut SchedClassifier> {
+        self.ebpf.program_mut(program_name(direction))?.try_into().ok()
     }
 }
 
@@ -334,6 +354,14 @@ impl fmt::Debug for Classifier {
             .field("attached", attached)
             .field("pins", pins)
             .finish_non_exhaustive()
+    }
+}
+
+fn program_name(direction: Direction) -> &'static str {
+    let [(_, outbound), (_, inbound)] = PROGRAMS;
+    match direction {
+        Direction::Outbound => outbound,
+        Direction::Inbound => inbound,
     }
 }
 

@@ -3,6 +3,8 @@
 //! Read first: section B.5 of the wire contract. Clients parse JSON, but some read it with a regular expression, so
 //! the layout and the order of the members are kept. A document ends without a newline.
 
+pub(super) mod events;
+
 use std::io::Write as _;
 
 use jiff::Timestamp;
@@ -100,6 +102,16 @@ pub(super) fn identity_credentials_info(account: &str, last_updated: Timestamp, 
     document.end();
 }
 
+/// `tags/instance-index`: every tag, whatever its key. *Ours*.
+pub(super) fn tags(view: &View<'_>, out: &mut Vec<u8>) {
+    let mut document = Document::begin(out);
+    for tag in &view.instance.tags {
+        document.name(&tag.key);
+        document.string(&tag.value);
+    }
+    document.end();
+}
+
 /// `instance-identity/document`. Its members are always all there; what is not known is `null`.
 pub(super) fn identity(view: &View<'_>, out: &mut Vec<u8>) {
     let instance = view.instance;
@@ -185,11 +197,11 @@ impl<'o> Document<'o> {
     }
 
     fn name(&mut self, name: &str) {
-        let before: &[u8] = if self.is_empty { b"\n  \"" } else { b",\n  \"" };
+        let before: &[u8] = if self.is_empty { b"\n  " } else { b",\n  " };
         self.is_empty = false;
         self.out.extend_from_slice(before);
-        self.out.extend_from_slice(name.as_bytes());
-        self.out.extend_from_slice(b"\" : ");
+        self.string(name);
+        self.out.extend_from_slice(b" : ");
     }
 
     fn string(&mut self, value: impl std::fmt::Display) {
@@ -241,10 +253,10 @@ mod tests {
         for text in ["", "\"quoted\\\"", "line\nbreak\u{1}", "é\u{2028}"] {
             let mut out = Vec::new();
             let mut document = Document::begin(&mut out);
-            document.text("k", text);
+            document.text(text, text);
             document.end();
             let parsed: serde_json::Value = serde_json::from_slice(&out).unwrap();
-            assert_eq!(parsed["k"], text);
+            assert_eq!(parsed[text], text);
         }
     }
 }

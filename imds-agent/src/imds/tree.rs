@@ -6,6 +6,7 @@
 
 pub mod keys;
 pub mod rows;
+mod steps;
 pub mod view;
 
 use std::{io::Write as _, ops::ControlFlow, sync::LazyLock, time::Duration};
@@ -13,7 +14,7 @@ use std::{io::Write as _, ops::ControlFlow, sync::LazyLock, time::Duration};
 use jiff::Timestamp;
 
 pub use keys::{Keys, Placeholder};
-pub use rows::{ROWS, Row, Value};
+pub use rows::{Kind, ROWS, Row, Value};
 pub use view::View;
 
 use super::{
@@ -55,6 +56,10 @@ impl Found {
 
 /// Writes what `view` has at `path` to the end of `out`.
 pub fn answer(view: &View<'_>, path: Path<'_>, out: &mut Vec<u8>) -> Answer {
+    answer_from(&TREE, view, path, out)
+}
+
+fn answer_from(root: &Node, view: &View<'_>, path: Path<'_>, out: &mut Vec<u8>) -> Answer {
     let mut segments = path.segments();
     let Some(version) = segments.next() else {
         return list_versions(out);
@@ -63,7 +68,7 @@ pub fn answer(view: &View<'_>, path: Path<'_>, out: &mut Vec<u8>) -> Answer {
         return Answer::Absent;
     };
     let sight = Sight { view, version };
-    let mut node: &Node = &TREE;
+    let mut node = root;
     let mut keys = Keys::default();
     for segment in segments {
         match node.child(view, &keys, segment) {
@@ -74,7 +79,7 @@ pub fn answer(view: &View<'_>, path: Path<'_>, out: &mut Vec<u8>) -> Answer {
     match node {
         Node::Leaf(row) => sight.read(row, &keys, out),
         // EC2 lists the children of a version without slashes.
-        Node::Directory(directory) => sight.list(directory, &keys, !std::ptr::eq(node, &*TREE), out),
+        Node::Directory(directory) => sight.list(directory, &keys, !std::ptr::eq(node, root), out),
     }
 }
 
@@ -121,7 +126,11 @@ impl Node {
         let Self::Directory(directory) = self else {
             return None;
         };
-        if let Ok(index) = directory.named.binary_search_by_key(&segment, |(name, _)| *name) {
+        let named = directory.named.binary_search_by(|(name, _)| {
+            steps::count();
+            (*name).cmp(segment)
+        });
+        if let Ok(index) = named {
             return directory.named.get(index).map(|(_, child)| (child, *keys));
         }
         let (placeholder, child) = directory.placeholder.as_ref()?;
@@ -163,8 +172,8 @@ impl Directory {
     }
 }
 
-/// Is told every child's kind and the name that it is listed by.
-type VisitChild<'a> = &'a mut dyn FnMut(Kind, &dyn std::fmt::Display, &mut Vec<u8>) -> ControlFlow<()>;
+/// Is told every child's shape and the name that it is listed by.
+type VisitChild<'a> = &'a mut dyn FnMut(Shape, &dyn std::fmt::Display, &mut Vec<u8>) -> ControlFlow<()>;
 
 /// What can be seen of the tree: an instance, in a version.
 struct Sight<'s, 'v> {
@@ -174,6 +183,7 @@ struct Sight<'s, 'v> {
 
 impl<'v> Sight<'_, 'v> {
     fn read(&self, row: &Row, keys: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
+        steps::count();
         if self.version.has(row.first) {
             row.value.write(self.view, keys, out)
         } else {
@@ -204,7 +214,7 @@ impl<'v> Sight<'_, 'v> {
                 out.push(b'\n');
             }
             _ = write!(out, "{name}");
-            if slashes && child == Kind::Directory {
+            if slashes && child == Shape::Directory {
                 out.push(b'/');
             }
             ControlFlow::Continue(())
@@ -216,7 +226,7 @@ impl<'v> Sight<'_, 'v> {
         }
     }
 
-    /// Calls `visit` for every child that is there, with its kind and the name that it is listed by.
+    /// Calls `visit` for every child that is there, with its shape and the name that it is listed by.
     fn visit(
         &self,
         directory: &Directory,
@@ -226,7 +236,7 @@ impl<'v> Sight<'_, 'v> {
     ) -> ControlFlow<()> {
         for (name, child) in &directory.named {
             if self.resolves(child, keys, out) {
-                visit(Kind::of(child), name, out)?;
+                visit(Shape::of(child), name, out)?;
             }
         }
         let Some((placeholder, child)) = &directory.placeholder else {
@@ -238,20 +248,20 @@ impl<'v> Sight<'_, 'v> {
             }
             match child_keys.public_key {
                 // The one directory that is listed with something else than its name and a slash: `0=my-key`.
-                Some(key) => visit(Kind::Leaf, &format_args!("{name}={}", key.key_name), out),
-                None => visit(Kind::of(child), name, out),
+                Some(key) => visit(Shape::Leaf, &format_args!("{name}={}", key.key_name), out),
+                None => visit(Shape::of(child), name, out),
             }
         })
     }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum Shape {
     Leaf,
     Directory,
 }
 
-impl Kind {
+impl Shape {
     fn of(node: &Node) -> Self {
         match node {
             Node::Leaf(_) => Self::Leaf,
@@ -261,47 +271,4 @@ impl Kind {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The row that the trie has at a row's own path.
-    fn row_at(path: &str) -> Option<&'static Row> {
-        let mut node: &Node = &TREE;
-        for segment in path.split('/') {
-            let Node::Directory(directory) = node else {
-                return None;
-            };
-            node = match Placeholder::of(segment) {
-                Some(wanted) => {
-                    let (placeholder, child) = directory.placeholder.as_ref()?;
-                    (*placeholder == wanted).then_some(&**child)?
-                }
-                None => &directory.named.iter().find(|(name, _)| *name == segment)?.1,
-            };
-        }
-        match node {
-            Node::Leaf(row) => Some(row),
-            Node::Directory(_) => None,
-        }
-    }
-
-    #[test]
-    fn every_row_has_its_place() {
-        for row in ROWS {
-            let found = row_at(row.path).unwrap_or_else(|| panic!("{} is shadowed", row.path));
-            assert!(std::ptr::eq(found, row), "{} is there twice", row.path);
-        }
-    }
-
-    #[test]
-    fn placeholders_are_known_and_dates_are_dates() {
-        for row in ROWS {
-            let braced = row.path.split('/').filter(|segment| segment.contains('{'));
-            for segment in braced {
-                assert!(Placeholder::of(segment).is_some(), "{}", row.path);
-            }
-            let is_date = row.first.len() == 10 && row.first.parse::<jiff::civil::Date>().is_ok();
-            assert!(is_date || row.first == "1.0", "{}: {}", row.path, row.first);
-        }
-    }
-}
+mod tests;

@@ -5,7 +5,8 @@ use std::{collections::HashSet, net::IpAddr};
 use imds_ebpf::abi::{IMDS_MAC, MacAddr};
 
 use super::{
-    instance::{Instance, InstanceMetadataTags, NetworkInterface},
+    events::Events,
+    instance::{Instance, InstanceMetadataTags, InstanceMetadataTagsIndex, NetworkInterface},
     problem::Finding,
     record::Rules,
     role::{IamArn, InstanceProfile, Role, RoleSource},
@@ -59,18 +60,8 @@ impl Check {
                 format!("is {user_data_bytes} bytes before base64, more than {max}"),
             );
         }
-        if instance.metadata_options.or(rules.options).instance_metadata_tags == InstanceMetadataTags::Enabled
-        {
-            for (index, tag) in instance.tags.iter().enumerate() {
-                if !is_metadata_tag_key(&tag.key) {
-                    self.warning(
-                        format!("Tags[{index}].Key"),
-                        "cannot be shown under tags/instance: a key there is 1 to 255 of the characters \
-                         a-z A-Z 0-9 - _ + = , . @ : and not '.', '..' or '_index'",
-                    );
-                }
-            }
-        }
+        self.tags(instance, rules);
+        self.events(&instance.events);
     }
 
     pub fn role(&mut self, role: &Role) {
@@ -125,6 +116,52 @@ impl Check {
                 self.error(
                     format!("Roles[{index}].Arn"),
                     "is not the ARN of a role of that name",
+                );
+            }
+        }
+    }
+
+    fn tags(&mut self, instance: &Instance, rules: &Rules) {
+        for (index, tag) in instance.tags.iter().enumerate() {
+            let first = instance.tags.find(|key| key.cmp(&tag.key));
+            if first.is_some_and(|(first, _)| first != index) {
+                self.error(format!("Tags[{index}].Key"), "is another tag's of this instance");
+            }
+        }
+        let options = instance.metadata_options.or(rules.options);
+        let is_index_on = options.instance_metadata_tags_index == InstanceMetadataTagsIndex::Enabled;
+        if options.instance_metadata_tags == InstanceMetadataTags::Disabled {
+            if instance.metadata_options.instance_metadata_tags_index
+                == Some(InstanceMetadataTagsIndex::Enabled)
+            {
+                self.warning(
+                    "MetadataOptions.InstanceMetadataTagsIndex",
+                    "is without effect while InstanceMetadataTags is disabled",
+                );
+            }
+            return;
+        }
+        for (index, tag) in instance.tags.iter().enumerate() {
+            if !is_index_on && !is_metadata_tag_key(&tag.key) {
+                self.warning(
+                    format!("Tags[{index}].Key"),
+                    "cannot be shown under tags/instance: a key there is 1 to 255 of the characters \
+                     a-z A-Z 0-9 - _ + = , . @ : and not '.', '..' or '_index'; with InstanceMetadataTagsIndex it \
+                     can be had nevertheless",
+                );
+            }
+        }
+    }
+
+    fn events(&mut self, events: &Events) {
+        for (index, event) in events.maintenance.iter().enumerate() {
+            if event
+                .not_after
+                .is_some_and(|not_after| not_after < event.not_before)
+            {
+                self.error(
+                    format!("Events.Maintenance[{index}].NotAfter"),
+                    "is before NotBefore",
                 );
             }
         }

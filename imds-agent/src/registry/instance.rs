@@ -9,6 +9,11 @@ use std::fmt;
 use imds_ebpf::abi::MacAddr;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
+use super::{
+    events::Events,
+    keyed::{HasKey, Keyed},
+};
+
 /// Declares a newtype over text that refuses the empty string and whatever `$refuse` names.
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -116,13 +121,19 @@ pub struct Instance {
     pub instance_lifecycle: Option<String>,
     /// `nitro`, `xen`.
     pub hypervisor: Option<String>,
+    /// `hvm`, `paravirtual`.
+    pub virtualization_type: Option<String>,
+    pub hibernation_options: Option<HibernationOptions>,
     pub monitoring: Option<Monitoring>,
     pub iam_instance_profile: Option<IamInstanceProfile>,
     #[serde(default)]
     pub metadata_options: MetadataOptionsRecord,
     #[serde(default)]
-    pub tags: Vec<Tag>,
-    pub network_interfaces: Vec<NetworkInterface>,
+    pub tags: Keyed<Tag>,
+    pub network_interfaces: Keyed<NetworkInterface>,
+    /// *Ours*: what is about to happen to it.
+    #[serde(default)]
+    pub events: Events,
     /// Base64, as `aws ec2 run-instances` takes it.
     pub user_data: Option<UserData>,
 }
@@ -191,6 +202,8 @@ parts! {
     BlockDeviceMapping { device_name: String, virtual_name: Option<String>, ebs: Option<Ebs> }
     /// The volume behind a block device.
     Ebs { volume_id: Option<String> }
+    /// Whether the instance was launched so that it can hibernate.
+    HibernationOptions { configured: bool }
     /// Detailed monitoring: `enabled` or `disabled`.
     Monitoring { state: String }
     /// Which instance profile the instance has.
@@ -247,6 +260,8 @@ pub struct MetadataOptionsRecord {
     pub http_put_response_hop_limit: Option<u8>,
     pub http_protocol_ipv6: Option<HttpProtocolIpv6>,
     pub instance_metadata_tags: Option<InstanceMetadataTags>,
+    /// *Ours*, see [`InstanceMetadataTagsIndex`].
+    pub instance_metadata_tags_index: Option<InstanceMetadataTagsIndex>,
 }
 
 /// The metadata options in force for one instance.
@@ -262,6 +277,8 @@ pub struct MetadataOptions {
     pub http_put_response_hop_limit: u8,
     pub http_protocol_ipv6: HttpProtocolIpv6,
     pub instance_metadata_tags: InstanceMetadataTags,
+    /// *Ours*, see [`InstanceMetadataTagsIndex`].
+    pub instance_metadata_tags_index: InstanceMetadataTagsIndex,
 }
 
 macro_rules! option_words {
@@ -283,6 +300,25 @@ option_words! {
     HttpProtocolIpv6 { Enabled, Disabled }
     /// Whether the instance's tags are in the tree.
     InstanceMetadataTags { Enabled, Disabled }
+    /// *Ours*: whether tags that are in the tree can also be had, whatever their keys, as one JSON document at
+    /// `tags/instance-index` and one by one under their percent-encoded keys.
+    InstanceMetadataTagsIndex { Enabled, Disabled }
+}
+
+impl HasKey for Tag {
+    type Key = str;
+
+    fn key(&self) -> &str {
+        &self.key
+    }
+}
+
+impl HasKey for NetworkInterface {
+    type Key = MacAddr;
+
+    fn key(&self) -> &MacAddr {
+        &self.mac_address
+    }
 }
 
 impl Default for MetadataOptions {
@@ -294,6 +330,7 @@ impl Default for MetadataOptions {
             http_put_response_hop_limit: 1,
             http_protocol_ipv6: HttpProtocolIpv6::Disabled,
             instance_metadata_tags: InstanceMetadataTags::Disabled,
+            instance_metadata_tags_index: InstanceMetadataTagsIndex::Disabled,
         }
     }
 }
@@ -311,6 +348,9 @@ impl MetadataOptionsRecord {
             instance_metadata_tags: self
                 .instance_metadata_tags
                 .unwrap_or(defaults.instance_metadata_tags),
+            instance_metadata_tags_index: self
+                .instance_metadata_tags_index
+                .unwrap_or(defaults.instance_metadata_tags_index),
         }
     }
 }

@@ -3,7 +3,9 @@
 mod check;
 mod claim;
 pub mod directory;
+pub mod events;
 pub mod instance;
+pub mod keyed;
 mod link;
 pub mod problem;
 pub mod record;
@@ -13,8 +15,8 @@ pub mod snapshot;
 
 pub use directory::{Directory, OpenError};
 pub use instance::{
-    HttpEndpoint, HttpProtocolIpv6, HttpTokens, Instance, InstanceId, InstanceMetadataTags, InterfaceId,
-    MetadataOptions, NetworkInterface,
+    HttpEndpoint, HttpProtocolIpv6, HttpTokens, Instance, InstanceId, InstanceMetadataTags,
+    InstanceMetadataTagsIndex, InterfaceId, MetadataOptions, NetworkInterface,
 };
 pub use problem::Problem;
 pub use record::Rules;

@@ -271,14 +271,13 @@ const KNOWN_TO_AWS: &[&str] = &[
     "CarrierIp", "ClientToken", "ConnectionTrackingConfiguration", "CpuOptions", "CreateDate",
     "CurrentInstanceBootMode", "CustomerOwnedIp", "DeleteOnTermination", "Description", "EbsCardIndex",
     "EbsOptimized", "ElasticGpuAssociations", "ElasticInferenceAcceleratorAssociations", "EnaQueueCount",
-    "EnaSrdSpecification", "EnaSupport", "EnclaveOptions", "GroupId", "Groups", "HibernationOptions",
-    "HostResourceGroupArn", "InstanceProfileList", "InterfaceType", "IsPrimaryIpv6", "Licenses",
-    "MaintenanceOptions", "NetworkPerformanceOptions", "NextToken", "Operator", "OutpostArn", "Path",
+    "EnaSrdSpecification", "EnaSupport", "EnclaveOptions", "GroupId", "Groups", "HostResourceGroupArn", "InstanceProfileList", "InterfaceType", "IsPrimaryIpv6", "Licenses",
+    "MaintenanceOptions", "NetworkPerformanceOptions", "NextToken", "NotBeforeDeadline", "Operator", "OutpostArn", "Path",
     "PermissionsBoundary", "Platform", "PlatformDetails", "PrivateDnsNameOptions", "RequesterId",
     "ResponseMetadata", "RoleId", "RoleLastUsed", "RolePolicyList", "RootDeviceType", "SecondaryInterfaces",
     "SourceDestCheck", "SpotInstanceRequestId", "SpreadDomain", "SriovNetSupport", "State", "StateReason",
     "StateTransitionReason", "Status", "SubnetId", "Tags", "Tenancy", "TpmSupport", "UsageOperation",
-    "UsageOperationUpdateTime", "VirtualizationType", "VolumeOwnerId", "VpcId",
+    "UsageOperationUpdateTime", "VolumeOwnerId", "VpcId",
 ];
 
 #[cfg(test)]

@@ -20,6 +20,10 @@ const PEER_TIMEOUT: smoltcp::time::Duration = smoltcp::time::Duration::from_secs
 /// How long a peer may leave its half of the connection open after we closed ours (FIN-WAIT-2).
 const LINGER: Duration = Duration::from_secs(10);
 
+/// How soon a FIN is sent again that alone is not acknowledged. smoltcp 0.14 takes three equal acknowledgements for a loss
+/// of data, finds none to send again, and forgets its timer over it; its keep-alive brings the FIN back.
+const FIN_AGAIN: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(1);
+
 struct Connection {
     peer: Peer,
     handle: SocketHandle,
@@ -195,6 +199,12 @@ impl Connection {
         }
         if self.http.is_last() && self.http.poll_transmit().is_none() && socket.may_send() {
             socket.close();
+        }
+        // A keep-alive repeats the last byte sent, so that byte must have arrived: a guest would take it for data otherwise.
+        if matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck)
+            && socket.send_queue() == 0
+        {
+            socket.set_keep_alive(Some(FIN_AGAIN));
         }
         if socket.state() == State::FinWait2 && self.linger_until.is_none() {
             self.linger_until = Some(now.monotonic.saturating_add(LINGER));

@@ -28,7 +28,7 @@ use std::time::Duration;
 use smoltcp::{
     iface::{Config, Interface},
     time::Instant,
-    wire::{HardwareAddress, IpAddress, IpCidr, Ipv4Address},
+    wire::{HardwareAddress, IpCidr, Ipv4Address, Ipv6Address},
 };
 
 use self::{
@@ -59,10 +59,8 @@ pub const HOP_LIMIT_DEFAULT: u8 = 64;
 /// MSS. What is left goes out at the next call, which [`Stack::poll_timeout`] then asks for at once.
 const EGRESS_ROUNDS_MAX: usize = 16;
 
-const IMDS_IPV4: Ipv4Address = {
-    let [a, b, c, d] = imds_ebpf::abi::IMDS_IPV4;
-    Ipv4Address::new(a, b, c, d)
-};
+const IMDS_IPV4: Ipv4Address = Ipv4Address::from_octets(imds_ebpf::abi::IMDS_IPV4);
+const IMDS_IPV6: Ipv6Address = Ipv6Address::from_octets(imds_ebpf::abi::IMDS_IPV6);
 
 /// Takes the packets that the stack sends.
 pub trait Transmit {
@@ -85,10 +83,12 @@ impl Stack {
         let mut interface = Interface::new(config, &mut PacketDevice::new(None, &mut Nowhere), instant(now));
         interface.update_ip_addrs(|addresses| {
             // The list has room for two; nothing is lost if it ever had not.
-            let _ = addresses.push(IpCidr::new(IpAddress::Ipv4(IMDS_IPV4), 32));
+            let _ = addresses.push(IpCidr::new(IMDS_IPV4.into(), 32));
+            let _ = addresses.push(IpCidr::new(IMDS_IPV6.into(), 128));
         });
-        // On a medium without neighbours the router is never asked for: the route only says that everybody is reachable.
+        // On a medium without neighbours the router is never asked for: the routes only say that everybody is reachable.
         let _ = interface.routes_mut().add_default_ipv4_route(IMDS_IPV4);
+        let _ = interface.routes_mut().add_default_ipv6_route(IMDS_IPV6);
         Self {
             interface,
             connections: Connections::default(),

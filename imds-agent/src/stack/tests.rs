@@ -6,13 +6,17 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use smoltcp::{
     iface::{SocketHandle, SocketSet},
     socket::tcp::{Socket, SocketBuffer, State},
-    wire::{IpEndpoint, IpProtocol, IpRepr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber},
+    wire::{
+        IpAddress, IpEndpoint, IpProtocol, IpRepr, IpVersion, Ipv4Packet, Ipv6Packet, TcpControl, TcpPacket,
+        TcpRepr, TcpSeqNumber,
+    },
 };
 
 use super::{device::checksums, *};
 use crate::http::{Request, Response};
 
 const GUEST: Ipv4Address = Ipv4Address::new(10, 0, 0, 2);
+const GUEST_IPV6: Ipv6Address = Ipv6Address::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
 
 /// Answers `/<n>` with n patterned bytes, and `/token/<n>` so with hop limit 1.
 struct Pattern;
@@ -102,6 +106,8 @@ struct Simulation {
     stack: Stack,
     guest: Interface,
     sockets: SocketSet<'static>,
+    /// The address that the guest connects to: IPv4's unless a test says otherwise.
+    service: IpAddress,
     outbound: Wire,
     inbound: Wire,
     /// Every inbound packet, before the network had its way with it.
@@ -118,8 +124,12 @@ impl Simulation {
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;
         let mut guest = Interface::new(config, &mut PacketDevice::new(None, &mut Nowhere), instant(now));
-        guest.update_ip_addrs(|addresses| addresses.push(IpCidr::new(GUEST.into(), 24)).unwrap());
+        guest.update_ip_addrs(|addresses| {
+            addresses.push(IpCidr::new(GUEST.into(), 24)).unwrap();
+            addresses.push(IpCidr::new(GUEST_IPV6.into(), 64)).unwrap();
+        });
         guest.routes_mut().add_default_ipv4_route(GUEST).unwrap();
+        guest.routes_mut().add_default_ipv6_route(GUEST_IPV6).unwrap();
         Self {
             now: now.monotonic,
             rng: StdRng::seed_from_u64(seed),
@@ -127,6 +137,7 @@ impl Simulation {
             stack: Stack::new(now, seed),
             guest,
             sockets: SocketSet::new(Vec::new()),
+            service: IMDS_IPV4.into(),
             outbound: Wire::default(),
             inbound: Wire::default(),
             seen: Vec::new(),
@@ -152,7 +163,7 @@ impl Simulation {
         let mut socket = Socket::new(buffer(), buffer());
         socket.set_nagle_enabled(false);
         socket
-            .connect(self.guest.context(), (IMDS_IPV4, 80), port)
+            .connect(self.guest.context(), (self.service, 80), port)
             .unwrap();
         self.sockets.add(socket)
     }
@@ -296,12 +307,18 @@ fn get_keep_alive(target: &str) -> Vec<u8> {
 
 /// Hop limit and payload length of an inbound packet.
 fn hop_limit_and_payload(packet: &[u8]) -> (u8, usize) {
-    let packet = smoltcp::wire::Ipv4Packet::new_checked(packet).unwrap();
-    assert!(packet.verify_checksum());
-    (
-        packet.hop_limit(),
-        TcpPacket::new_checked(packet.payload()).unwrap().payload().len(),
-    )
+    let payload = |segment| TcpPacket::new_checked(segment).unwrap().payload().len();
+    match IpVersion::of_packet(packet).unwrap() {
+        IpVersion::Ipv4 => {
+            let packet = Ipv4Packet::new_checked(packet).unwrap();
+            assert!(packet.verify_checksum());
+            (packet.hop_limit(), payload(packet.payload()))
+        }
+        IpVersion::Ipv6 => {
+            let packet = Ipv6Packet::new_checked(packet).unwrap();
+            (packet.hop_limit(), payload(packet.payload()))
+        }
+    }
 }
 
 #[test]
@@ -387,7 +404,14 @@ fn a_guest_that_closes_its_half_gets_its_response() {
 
 #[test]
 fn only_packets_with_bytes_of_a_token_response_have_its_hop_limit() {
+    for service in [IMDS_IPV4.into(), IMDS_IPV6.into()] {
+        hop_limits_from(service);
+    }
+}
+
+fn hop_limits_from(service: IpAddress) {
     let mut simulation = Simulation::new(7, Faults::default());
+    simulation.service = service;
     let handle = simulation.connect();
     let requests = [
         get_keep_alive("/20"),
@@ -619,6 +643,9 @@ fn exchanges_survive_a_bad_network() {
             delay_max: Duration::from_millis(20),
         };
         let mut simulation = Simulation::new(seed, faults);
+        if seed % 2 == 1 {
+            simulation.service = IMDS_IPV6.into();
+        }
         let length = simulation.rng.random_range(0..40_000);
         let handle = simulation.connect();
         let requests = [get_keep_alive("/token/56"), get(&format!("/{length}"))].concat();

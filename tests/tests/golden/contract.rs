@@ -2,40 +2,47 @@
 
 use std::collections::BTreeMap;
 
-use imds_agent::imds::{path::VERSIONS, tree::ROWS};
+use imds_agent::imds::{
+    path::VERSIONS,
+    tree::{Kind, ROWS, Row},
+};
 
 use super::{crawl, world::World};
 
 const CONTRACT: &str = include_str!("../../../docs/wire-contract.md");
 
-/// Categories of the contract that are not rows yet, and why.
-const NOT_ROWS: [(&str, &str); 16] = [
-    ("autoscaling/target-lifecycle-state", "a live event"),
-    ("elastic-gpus/associations/<id>", "removed from EC2"),
-    ("elastic-inference/associations/<eia-id>", "removed from EC2"),
-    ("events/maintenance/history", "a live event"),
-    ("events/maintenance/scheduled", "a live event"),
-    ("events/recommendations/rebalance", "a live event"),
-    ("hibernation/configured", "no record says it"),
+/// Categories of the contract that are not rows, and why.
+const NOT_ROWS: [(&str, &str); 5] = [
+    ("elastic-gpus/associations/<id>", "the service is gone from EC2"),
+    (
+        "elastic-inference/associations/<eia-id>",
+        "the service is gone from EC2",
+    ),
     (
         "identity-credentials/ec2/security-credentials/ec2-instance",
-        "no source",
+        "no source of credentials has them",
     ),
     ("metrics/", "the directory of metrics/vhostmd"),
-    ("profile", "no record says it"),
-    ("spot/instance-action", "a live event"),
-    ("spot/termination-time", "a live event"),
-    ("dynamic/instance-identity/signature", "not signed yet"),
-    ("dynamic/instance-identity/pkcs7", "not signed yet"),
-    ("dynamic/instance-identity/rsa2048", "not signed yet"),
-    ("dynamic/instance-identity/dsa2048", "not signed yet"),
+    (
+        "dynamic/instance-identity/dsa2048",
+        "DSA is not for new signatures: docs/identity.md",
+    ),
 ];
+
+/// Rows that no table of the contract has: our own extensions.
+const OURS: [&str; 1] = ["meta-data/tags/instance-index"];
 
 /// The first version of `network/interfaces/macs/<mac>/…`.
 const PER_INTERFACE_SINCE: &str = "2011-01-01";
 
-/// The contract's path templates, its dates where it has one, by the names of the code's templates.
-fn contract_rows() -> BTreeMap<String, Option<String>> {
+/// What the contract says of one path.
+struct ContractRow {
+    first: Option<String>,
+    kind: Option<Kind>,
+}
+
+/// The contract's path templates, with dates and types where it has them.
+fn contract_rows() -> BTreeMap<String, ContractRow> {
     let mut rows = BTreeMap::new();
     for line in section("### c.1", "### c.2")
         .lines()
@@ -45,11 +52,21 @@ fn contract_rows() -> BTreeMap<String, Option<String>> {
             .split(" | ")
             .map(|cell| cell.trim_matches(['|', ' ']))
             .collect();
-        let [paths, _, first, ..] = cells[..] else {
+        let [paths, types, first, ..] = cells[..] else {
             continue;
         };
+        // Of several paths in a row, the last one is the leaf, and its type stands last.
+        let leaf_type = types.split([',', '/']).next_back().unwrap_or_default().trim();
         for path in paths.split('`').skip(1).step_by(2) {
-            rows.insert(path.to_owned(), date(first));
+            let row = ContractRow {
+                first: date(first),
+                kind: if path.ends_with('/') {
+                    None
+                } else {
+                    kind(leaf_type)
+                },
+            };
+            rows.insert(path.to_owned(), row);
         }
     }
     // c.2 is prose: groups of names, each with its date behind it.
@@ -74,14 +91,19 @@ fn contract_rows() -> BTreeMap<String, Option<String>> {
             (None, None) => continue,
         };
         for name in names {
-            rows.insert(
-                format!("network/interfaces/macs/<mac>/{name}"),
-                own.clone().or_else(|| of_group.clone()),
-            );
+            let row = ContractRow {
+                first: own.clone().or_else(|| of_group.clone()),
+                kind: None,
+            };
+            rows.insert(format!("network/interfaces/macs/<mac>/{name}"), row);
         }
     }
     for undated in group {
-        rows.insert(format!("network/interfaces/macs/<mac>/{undated}"), None);
+        let row = ContractRow {
+            first: None,
+            kind: None,
+        };
+        rows.insert(format!("network/interfaces/macs/<mac>/{undated}"), row);
     }
     rows
 }
@@ -95,10 +117,20 @@ fn date(cell: &str) -> Option<String> {
     (cell == "1.0" || cell.starts_with("20") && cell.len() == 10).then(|| cell.to_owned())
 }
 
+fn kind(word: &str) -> Option<Kind> {
+    Some(match word.split(' ').next()? {
+        "S" => Kind::String,
+        "L" => Kind::List,
+        "J" => Kind::Json,
+        "B" => Kind::Bytes,
+        _ => return None,
+    })
+}
+
 #[test]
-fn every_category_of_the_contract_is_a_row_of_its_date() {
-    let mut checked = 0;
-    for (path, first) in contract_rows() {
+fn every_category_of_the_contract_is_a_row_of_its_date_and_type() {
+    let (mut dates, mut kinds) = (0, 0);
+    for (path, ContractRow { first, kind }) in contract_rows() {
         if NOT_ROWS.iter().any(|(not, _)| *not == path) {
             continue;
         }
@@ -112,10 +144,37 @@ fn every_category_of_the_contract_is_a_row_of_its_date() {
                 false => first,
             };
             assert_eq!(row.first, first, "{path}");
-            checked += 1;
+            dates += 1;
+        }
+        if let Some(kind) = kind {
+            assert_eq!(row.kind, kind, "{path}");
+            kinds += 1;
         }
     }
-    assert!(checked > 50, "only {checked} rows of the contract were read");
+    assert!(dates > 55, "only {dates} dates of the contract were read");
+    assert!(kinds > 40, "only {kinds} types of the contract were read");
+}
+
+#[test]
+fn every_row_is_in_the_contract_or_ours() {
+    let contract: Vec<_> = contract_rows().keys().filter_map(|path| template(path)).collect();
+    for row in ROWS {
+        let is_ours = OURS.contains(&row.path);
+        assert_ne!(
+            contract.iter().any(|path| path == row.path),
+            is_ours,
+            "{}",
+            row.path
+        );
+    }
+    for (path, _) in NOT_ROWS {
+        assert!(
+            contract_rows().contains_key(path),
+            "{path} is not in the contract"
+        );
+        let is_row = template(path).is_some_and(|template| ROWS.iter().any(|row| row.path == template));
+        assert!(!is_row, "{path} is a row");
+    }
 }
 
 /// The code's template for a path of the contract; nothing for what is only the listing of a directory.
@@ -155,19 +214,36 @@ fn versions_are_those_of_the_capture() {
 /// So that the golden tree of `full` has a value for everything.
 #[test]
 fn the_full_instance_has_every_row() {
-    let world = World::named("full");
-    let paths: Vec<_> = crawl::crawl(&world, "latest")
-        .into_iter()
-        .map(|(path, _)| path)
-        .collect();
+    let paths = paths("full");
     for row in ROWS {
-        let is_there = paths.iter().any(|path| {
-            let (template, path) = (row.path.split('/'), path.split('/'));
-            template.clone().count() == path.clone().count()
-                && template
-                    .zip(path)
-                    .all(|(template, segment)| template.starts_with('{') || template == segment)
-        });
-        assert!(is_there, "{}", row.path);
+        assert!(is_there(row, &paths), "{}", row.path);
     }
+}
+
+/// A record says at least the id and the MAC: then there is what is said to be absent never, and nothing else.
+#[test]
+fn the_barest_instance_has_the_rows_that_are_never_absent() {
+    let paths = paths("bare");
+    for row in ROWS {
+        // It has one interface, which is its primary one for want of another.
+        let is_expected = row.absent == "never" || row.path == "meta-data/mac";
+        assert_eq!(is_there(row, &paths), is_expected, "{}", row.path);
+    }
+}
+
+/// Every path that the instance of that name has.
+fn paths(name: &str) -> Vec<String> {
+    let found = crawl::crawl(&World::named(name), "latest");
+    found.into_iter().map(|(path, _)| path).collect()
+}
+
+/// Whether one of `paths` is of `row`.
+fn is_there(row: &Row, paths: &[String]) -> bool {
+    paths.iter().any(|path| {
+        let (template, path) = (row.path.split('/'), path.split('/'));
+        template.clone().count() == path.clone().count()
+            && template
+                .zip(path)
+                .all(|(template, segment)| template.starts_with('{') || template == segment)
+    })
 }

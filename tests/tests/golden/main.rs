@@ -1,12 +1,14 @@
 //! Golden exchanges: the bytes that a guest sends and gets, with HTTP and its meaning run in process.
 //!
 //! `golden/exchanges/` has conversations, see [`script`]; `golden/trees/` has everything that an instance can see, see
-//! [`crawl`]; `golden/instances/` has the instances. `GOLDEN_BLESS=1` writes what is observed instead of comparing it:
+//! [`crawl`]; `golden/instances/` has the instances; what the documents say of the tree is held by [`features`].
+//! `GOLDEN_BLESS=1` writes what is observed instead of comparing it:
 //! then the difference is to be read against the wire contract.
 
 mod allocations;
 mod contract;
 mod crawl;
+mod features;
 mod script;
 mod streams;
 mod world;

@@ -1,13 +1,19 @@
 //! The placeholders of the table: which names stand for one in a view, and what a name stands for.
 //!
-//! A placeholder has one definition of its names, [`Placeholder::visit`]. Listings are made of it, and a segment is
-//! looked up in it, so the two cannot disagree.
+//! A placeholder's names are what [`Placeholder::visit`] lists. A segment is looked up in the same list, or, where an
+//! instance may have thousands of them, in the record's index over it: a crawl of its own listings holds the two together.
+//! More is found than is listed in one case: tags with keys that EC2 has no place for, where the instance has them switched on.
 
-use std::{fmt, fmt::Write as _, net::Ipv4Addr, ops::ControlFlow};
+use std::{cmp::Ordering, fmt, fmt::Write as _, net::Ipv4Addr, ops::ControlFlow};
 
-use super::view::{Interface, View, said};
+use imds_ebpf::abi::MacAddr;
+
+use super::{
+    steps,
+    view::{Interface, View, said},
+};
 use crate::registry::{
-    InstanceMetadataTags, NetworkInterface, Role,
+    InstanceMetadataTags, InstanceMetadataTagsIndex, NetworkInterface, Role,
     instance::{PublicKey, Tag},
 };
 
@@ -66,16 +72,34 @@ impl Placeholder {
 
     /// What `segment` of a request stands for. Escaped characters are the same as plain ones.
     pub(super) fn find<'v>(self, view: &View<'v>, outer: &Keys<'v>, segment: &str) -> Option<Keys<'v>> {
-        let mut found = None;
-        _ = self.visit(view, outer, &mut |name, keys| {
-            let mut rest = Unescaped(segment);
-            if write!(rest, "{name}").is_ok() && rest.0.is_empty() {
-                found = Some(keys);
-                return ControlFlow::Break(());
+        let outer = *outer;
+        match self {
+            Self::Mac => {
+                let interface = Some(interface_of(view, segment)?);
+                Some(Keys { interface, ..outer })
             }
-            ControlFlow::Continue(())
-        });
-        found
+            Self::PublicKey => {
+                let public_key = Some(public_key_of(view, segment)?);
+                Some(Keys { public_key, ..outer })
+            }
+            Self::Tag => {
+                let tag = Some(tag_of(view, segment)?);
+                Some(Keys { tag, ..outer })
+            }
+            // An instance has a handful of these.
+            Self::Device | Self::PublicIp | Self::Role => {
+                let mut found = None;
+                _ = self.visit(view, &outer, &mut |name, keys| {
+                    steps::count();
+                    if Unescaped::of(segment).is(name) {
+                        found = Some(keys);
+                        return ControlFlow::Break(());
+                    }
+                    ControlFlow::Continue(())
+                });
+                found
+            }
+        }
     }
 
     /// Calls `visit` for every name, in the order in which they are listed.
@@ -93,8 +117,12 @@ impl Placeholder {
             }),
             Self::Mac => {
                 // The primary one first: scripts take the first line for it.
-                let others = view.interfaces().filter(|interface| !view.is_primary(*interface));
-                let mut interfaces = view.primary().into_iter().chain(others);
+                let primary = view.primary();
+                let is_primary = |interface: &Interface<'_>| {
+                    primary.is_some_and(|primary| std::ptr::eq(primary.record, interface.record))
+                };
+                let others = view.interfaces().filter(|interface| !is_primary(interface));
+                let mut interfaces = primary.into_iter().chain(others);
                 interfaces.try_for_each(|interface| {
                     let keys = Keys {
                         interface: Some(interface),
@@ -141,6 +169,53 @@ impl Placeholder {
             },
         }
     }
+}
+
+/// The interface with this MAC, in the one way to write it that the tree has.
+fn interface_of<'v>(view: &View<'v>, segment: &str) -> Option<Interface<'v>> {
+    let mut text = [0; "0e:49:61:0f:c3:11".len()];
+    let mut bytes = Unescaped::of(segment);
+    for place in &mut text {
+        *place = bytes.next()?;
+    }
+    let mac: MacAddr = str::from_utf8(&text).ok()?.parse().ok()?;
+    if !Unescaped::of(segment).is(&mac) {
+        return None;
+    }
+    let (place, record) = view.instance.network_interfaces.find(|other| {
+        steps::count();
+        other.cmp(&mac)
+    })?;
+    Some(Interface::new(place, record))
+}
+
+/// The key pair of this index, a number without leading zeroes.
+fn public_key_of<'v>(view: &View<'v>, segment: &str) -> Option<&'v PublicKey> {
+    let mut index = 0_usize;
+    for digit in Unescaped::of(segment) {
+        let digit = usize::from(digit.checked_sub(b'0')?);
+        index = index.checked_mul(10)?.checked_add(digit)?;
+    }
+    let key = view.instance.public_keys.get(index)?;
+    Unescaped::of(segment).is(&index).then_some(key)
+}
+
+/// The tag with this key, if keys like it are to be had.
+fn tag_of<'v>(view: &View<'v>, segment: &str) -> Option<&'v Tag> {
+    let options = view.member.options;
+    if options.instance_metadata_tags == InstanceMetadataTags::Disabled {
+        return None;
+    }
+    let (_, tag) = view.instance.tags.find(|key| {
+        steps::count();
+        Unescaped::of(segment).compare(key)
+    })?;
+    match options.instance_metadata_tags_index {
+        InstanceMetadataTagsIndex::Disabled => is_tag_name(&tag.key),
+        // These two are directories to clients, who resolve them before they ask.
+        InstanceMetadataTagsIndex::Enabled => !matches!(tag.key.as_str(), "." | ".."),
+    }
+    .then_some(tag)
 }
 
 /// The block devices under EC2's names for them. A record may say the name; else the root device is `ami` and `root`, and
@@ -195,26 +270,46 @@ fn is_tag_name(key: &str) -> bool {
     (1..=255).contains(&key.len()) && key.bytes().all(legal) && !matches!(key, "." | ".." | "_index")
 }
 
-/// A segment that is compared with what is written to it, character by character, its escapes undone.
-struct Unescaped<'a>(&'a str);
+/// The bytes of a segment, its escapes undone. What is no escape is itself.
+#[derive(Clone)]
+struct Unescaped<'a>(&'a [u8]);
 
-impl Unescaped<'_> {
+impl<'a> Unescaped<'a> {
+    fn of(segment: &'a str) -> Self {
+        Self(segment.as_bytes())
+    }
+
+    /// Whether they are those of `name`.
+    fn is(mut self, name: &(impl fmt::Display + ?Sized)) -> bool {
+        write!(self, "{name}").is_ok() && self.0.is_empty()
+    }
+
+    /// How `key` is to them.
+    fn compare(self, key: &str) -> Ordering {
+        key.bytes().cmp(self)
+    }
+}
+
+impl Iterator for Unescaped<'_> {
+    type Item = u8;
+
     fn next(&mut self) -> Option<u8> {
-        let escaped = self.0.strip_prefix('%').and_then(|rest| rest.split_at_checked(2));
-        if let Some((digits, rest)) = escaped
-            && let (true, Ok(byte)) = (
-                digits.bytes().all(|digit| digit.is_ascii_hexdigit()),
-                u8::from_str_radix(digits, 16),
-            )
+        if let [b'%', high, low, rest @ ..] = self.0
+            && let (Some(high), Some(low)) = (hex_digit(*high), hex_digit(*low))
         {
             self.0 = rest;
-            return Some(byte);
+            return Some(high << 4 | low);
         }
-        // What names are made of is ASCII; other text is compared as itself and never found.
-        let (byte, rest) = (self.0.bytes().next()?, self.0.get(1..)?);
+        let (byte, rest) = self.0.split_first()?;
         self.0 = rest;
-        Some(byte)
+        Some(*byte)
     }
+}
+
+fn hex_digit(digit: u8) -> Option<u8> {
+    char::from(digit)
+        .to_digit(16)
+        .and_then(|value| value.try_into().ok())
 }
 
 impl fmt::Write for Unescaped<'_> {
@@ -233,13 +328,19 @@ mod tests {
     #[test]
     fn segments_against_names() {
         let is = |segment, name: &str| {
-            let mut rest = Unescaped(segment);
-            rest.write_str(name).is_ok() && rest.0.is_empty()
+            let is = Unescaped::of(segment).is(name);
+            assert_eq!(
+                Unescaped::of(segment).compare(name).is_eq(),
+                is,
+                "{segment} {name}"
+            );
+            is
         };
         assert!(is("a:b", "a:b") && is("a%3Ab", "a:b") && is("a%3ab", "a:b"));
         assert!(!is("a", "ab") && !is("ab", "a") && !is("a%2", "a") && !is("A", "a"));
         assert!(is("%2", "%2") && is("%+1", "%+1") && is("%zz", "%zz"));
-        assert!(!is("é", "e"));
+        assert!(!is("é", "e") && is("%C3%A9", "é") && is("é", "é"));
+        assert!(is("a%2Fb%20c", "a/b c") && !is("a%252Fb", "a/b") && is("a%00", "a\0"));
     }
 
     #[test]

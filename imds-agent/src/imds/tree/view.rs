@@ -17,6 +17,7 @@ use crate::{
     now::Now,
     registry::{
         Instance, NetworkInterface,
+        events::AutoScalingState,
         instance::{Association, Placement, SecurityGroup},
         snapshot::Member,
     },
@@ -34,7 +35,7 @@ pub struct View<'v> {
     /// The signed identity documents, for whoever may see them.
     identities: Option<&'v identity::Published>,
     /// Since the Unix epoch.
-    now: Duration,
+    pub now: Duration,
 }
 
 /// An interface, and its place in the record.
@@ -76,15 +77,8 @@ impl<'v> View<'v> {
 
     /// Every interface, in the order of the record.
     pub fn interfaces(&self) -> impl Iterator<Item = Interface<'v>> {
-        (0..)
-            .zip(&self.instance.network_interfaces)
-            .map(|(place, record)| Interface {
-                record,
-                device_number: record
-                    .attachment
-                    .as_ref()
-                    .map_or(place, |attachment| attachment.device_index),
-            })
+        let records = self.instance.network_interfaces.iter().enumerate();
+        records.map(|(place, record)| Interface::new(place, record))
     }
 
     /// The interface whose device number is 0: the one that the instance's own MAC, addresses and names are those of.
@@ -118,6 +112,29 @@ impl<'v> View<'v> {
     pub fn system(&self) -> Option<&'v str> {
         let system = self.instance.hypervisor.as_deref();
         system.filter(|system| matches!(*system, "nitro" | "xen-on-nitro"))
+    }
+
+    /// EC2's undocumented name for the way of virtualization.
+    pub fn profile(&self) -> Option<&'static str> {
+        match self.instance.virtualization_type.as_deref()? {
+            "hvm" => Some("default-hvm"),
+            "paravirtual" => Some("default-paravirtual"),
+            _ => None,
+        }
+    }
+
+    /// Whether the instance can hibernate, in the word that Amazon's agents in the guest parse.
+    pub fn hibernation_configured(&self) -> Option<&'static str> {
+        Some(match self.instance.hibernation_options.as_ref()?.configured {
+            true => "true",
+            false => "false",
+        })
+    }
+
+    /// The state that the instance's Auto Scaling group wants it in.
+    pub fn auto_scaling_state(&self) -> Option<&'v AutoScalingState> {
+        let mut states = self.instance.events.auto_scaling.iter();
+        states.rfind(|state| state.visibility().includes(self.now))
     }
 
     /// Where the instance runs.
@@ -215,6 +232,19 @@ impl<'v> View<'v> {
 }
 
 impl<'v> Interface<'v> {
+    /// The interface that is at `place` in its instance's record.
+    pub fn new(place: usize, record: &'v NetworkInterface) -> Self {
+        let said = record.attachment.as_ref();
+        let device_number = said.map_or_else(
+            || u32::try_from(place).unwrap_or(u32::MAX),
+            |attachment| attachment.device_index,
+        );
+        Self {
+            record,
+            device_number,
+        }
+    }
+
     /// Its private IPv4 addresses, the primary one first.
     pub fn local_ipv4s(self) -> impl Iterator<Item = Ipv4Addr> {
         let record = self.record;

@@ -50,6 +50,28 @@ fn examples_are_good_to_the_last_field() {
     }
 }
 
+/// Every block of JSON there is a piece of a record.
+#[test]
+fn documentation_of_records_is_true() {
+    let document = include_str!("../../../../docs/instance-records.md");
+    let blocks: Vec<_> = document
+        .split("```json\n")
+        .skip(1)
+        .filter_map(|rest| rest.split_once("```"))
+        .map(|(block, _)| block)
+        .collect();
+    assert!(blocks.len() >= 5, "{}", blocks.len());
+    for block in blocks {
+        let Value::Object(fields) = serde_json::from_str(block).unwrap() else {
+            panic!("{block}");
+        };
+        let findings = findings(Kind::Instance, |instance| {
+            instance.as_object_mut().unwrap().extend(fields);
+        });
+        assert_eq!(findings, Ok(vec![]), "{block}");
+    }
+}
+
 #[test]
 fn describe_instances_output_gives_reservation_and_owner() {
     let wrap = |instances: Value| {
@@ -199,6 +221,75 @@ fn instance_checks() {
     .unwrap();
     let fields: Vec<_> = warnings.iter().map(|warning| warning.field.as_str()).collect();
     assert_eq!(fields, ["Tags[0].Key", "Tags[2].Key"]);
+}
+
+#[test]
+fn tags_with_any_key_are_fine_with_the_index_and_the_same_key_twice_never_is() {
+    let tags = json!([{"Key": "a b", "Value": ""}, {"Key": "ok", "Value": ""}, {"Key": "a/b", "Value": ""}]);
+    let with_options = |options: Value| {
+        let tags = tags.clone();
+        findings(Kind::Instance, |instance| {
+            instance["Tags"] = tags;
+            instance["MetadataOptions"] = options;
+        })
+    };
+    let both = json!({"InstanceMetadataTags": "enabled", "InstanceMetadataTagsIndex": "enabled"});
+    assert_eq!(with_options(both), Ok(vec![]));
+    let index_alone = json!({"InstanceMetadataTags": "disabled", "InstanceMetadataTagsIndex": "enabled"});
+    assert_eq!(
+        with_options(index_alone).unwrap()[0].field,
+        "MetadataOptions.InstanceMetadataTagsIndex"
+    );
+    let field = refused_field(Kind::Instance, |instance| {
+        instance["Tags"] =
+            json!([{"Key": "a", "Value": "1"}, {"Key": "b", "Value": ""}, {"Key": "a", "Value": "2"}]);
+    });
+    assert_eq!(field, "Tags[2].Key");
+}
+
+#[test]
+fn event_checks() {
+    for (part, wrong, expected) in [
+        (
+            "SpotInterruption",
+            json!({"Action": "reboot", "Time": "2026-11-21T08:22:00Z"}),
+            "SpotInterruption.Action",
+        ),
+        ("SpotInterruption", json!({"Action": "stop"}), "SpotInterruption"),
+        (
+            "RebalanceRecommendation",
+            json!({"NoticeTime": "soon"}),
+            "RebalanceRecommendation.NoticeTime",
+        ),
+        (
+            "AutoScaling",
+            json!([{"TargetLifecycleState": "inservice"}]),
+            "AutoScaling[0].TargetLifecycleState",
+        ),
+        (
+            "Maintenance",
+            json!([{"Code": "reboot", "NotBefore": "2026-11-21T08:22:00Z"}]),
+            "Maintenance[0].Code",
+        ),
+        (
+            "Maintenance",
+            json!([{"Code": "system-reboot", "NotBefore": "2026-11-21T08:22:00Z", "NotAfter": "2026-11-21T08:21:00Z"}]),
+            "Maintenance[0].NotAfter",
+        ),
+    ] {
+        let field = refused_field(Kind::Instance, |instance| {
+            instance["Events"][part] = wrong.clone();
+        });
+        assert_eq!(field, format!("Events.{expected}"), "{wrong}");
+    }
+    let warnings = findings(Kind::Instance, |instance| {
+        instance["Events"] = json!({"SpotInteruption": {}});
+    })
+    .unwrap();
+    assert!(
+        warnings[0].message.contains("Events.SpotInteruption"),
+        "{warnings:?}"
+    );
 }
 
 #[test]
