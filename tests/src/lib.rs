@@ -1,9 +1,9 @@
 //! Guests, namespaces and peers for the integration tests.
 
 pub mod agent;
+pub mod client;
 pub mod debian;
 pub mod dhcp;
-pub mod client;
 pub mod frames;
 pub mod host;
 pub mod kernel;

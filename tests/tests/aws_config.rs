@@ -1,7 +1,6 @@
 //! AWS's SDK for Rust: the metadata client, the credentials provider and the region provider of `aws-config`.
 //!
-//! It speaks IMDSv2 only, asks for its tokens without a word about a body, wants the token's lifetime in the answer, and
-//! asks for the role under `security-credentials-extended` first.
+//! It speaks IMDSv2 only, asks for its tokens without a word about a body, and wants a token's lifetime in the answer.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +13,7 @@ use aws_credential_types::provider::{ProvideCredentials as _, error::Credentials
 use imds_tests::{
     host::{Host, INSTANCE_ID},
     kernel_guest::KernelGuest,
-    records::{self, USER_DATA},
+    records::{self, ACCOUNT, ROLE, USER_DATA},
 };
 
 /// Runs what a program in the guest does.
@@ -52,7 +51,7 @@ fn the_metadata_client_reads_text_and_user_data() -> Result<()> {
 }
 
 #[test]
-fn the_credentials_provider_finds_the_role_and_its_account() -> Result<()> {
+fn the_credentials_provider_finds_the_role() -> Result<()> {
     let (_host, guest) = Host::with_guest(|_| ())?;
     let found = run(&guest, async |config| {
         let provider = imds::credentials::ImdsCredentialsProvider::builder()
@@ -63,13 +62,29 @@ fn the_credentials_provider_finds_the_role_and_its_account() -> Result<()> {
     let credentials = found?;
     assert!(credentials.access_key_id().starts_with("ASIA"));
     assert!(credentials.session_token().is_some_and(|token| !token.is_empty()));
-    // Only the extended document tells the account.
-    let account = credentials
-        .account_id()
-        .map(|account| account.as_str().to_owned());
-    assert_eq!(account.as_deref(), Some(records::ACCOUNT));
     let expiry = credentials.expiry().expect("a role's credentials expire");
     assert!(expiry > SystemTime::now() + Duration::from_secs(15 * 60));
+    Ok(())
+}
+
+#[test]
+fn the_extended_path_adds_the_account() -> Result<()> {
+    let (_host, guest) = Host::with_guest(|_| ())?;
+    let (provided, roles, document) = run(&guest, async |config| {
+        let client = imds::Client::builder().configure(&config).build();
+        let provider = imds::credentials::ImdsCredentialsProvider::builder()
+            .imds_client(client.clone())
+            .build();
+        let provided = provider.provide_credentials().await;
+        let path = "/latest/meta-data/iam/security-credentials-extended/";
+        let roles = client.get(path).await.map(String::from);
+        let document = client.get(format!("{path}{ROLE}")).await.map(String::from);
+        (provided, roles, document)
+    })?;
+    assert_eq!(roles?, ROLE);
+    let document: serde_json::Value = serde_json::from_str(&document?)?;
+    assert_eq!(document["AccountId"], ACCOUNT);
+    assert_eq!(document["AccessKeyId"], provided?.access_key_id());
     Ok(())
 }
 
