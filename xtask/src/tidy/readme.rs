@@ -2,6 +2,8 @@
 
 use clap::CommandFactory as _;
 
+use imds_ebpf::abi::Reason;
+
 use super::Finding;
 use crate::Arguments;
 
@@ -24,6 +26,12 @@ pub fn check(text: &str, exists: impl Fn(&str) -> bool) -> Vec<Finding> {
     for command in FIRST_COMMANDS {
         if !text.contains(command) {
             find(1, format!("`{command}` is not mentioned"));
+        }
+    }
+    for reason in Reason::ALL {
+        let row = format!("| {} | `{}` |", reason as u32, reason.name());
+        if !text.contains(&row) {
+            find(1, format!("the drop reason `{}` has no row {row}", reason.name()));
         }
     }
     let commands = Arguments::command();
@@ -62,8 +70,12 @@ fn first_word(text: &str) -> &str {
 mod tests {
     use super::*;
 
-    const GOOD: &str =
-        "`cargo xtask demo`, `cargo xtask test [filter]`, `cargo xtask <command>`; see `docs/design/a.md`.";
+    fn good() -> String {
+        let rows =
+            Reason::ALL.map(|reason| format!("| {} | `{}` | a reason |\n", reason as u32, reason.name()));
+        let commands = "`cargo xtask demo`, `cargo xtask test [filter]`, `cargo xtask <command>`";
+        format!("{commands}; see `docs/design/a.md`.\n{}", rows.concat())
+    }
 
     fn messages(text: &str) -> Vec<String> {
         check(text, |path| path == "docs/design/a.md")
@@ -74,18 +86,18 @@ mod tests {
 
     #[test]
     fn a_true_readme_passes() {
-        assert_eq!(messages(GOOD), Vec::<String>::new());
+        assert_eq!(messages(&good()), Vec::<String>::new());
     }
 
     #[test]
     fn what_is_not_so_is_found() {
-        assert_eq!(messages("").len(), 2);
+        assert_eq!(messages("").len(), 2 + Reason::ALL.len());
         assert_eq!(
-            messages(&format!("{GOOD} cargo xtask dance")),
+            messages(&format!("{} cargo xtask dance", good())),
             ["there is no `cargo xtask dance`"]
         );
         assert_eq!(
-            messages(&format!("{GOOD} (imds-agent/src/gone.rs).")),
+            messages(&format!("{} (imds-agent/src/gone.rs).", good())),
             ["there is no imds-agent/src/gone.rs"]
         );
     }
