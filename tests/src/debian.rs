@@ -6,9 +6,14 @@ use anyhow::{Result, ensure};
 
 use crate::{netns::Namespace, qemu};
 
-/// Mounts what programs want to see, for this one process, and becomes the program. `/sys` shows the guest's network.
+/// Mounts what programs want to see, for this one process, and becomes the program. `/sys` shows the guest's network,
+/// and `/tmp` is empty.
 const ENTER: &str = r#"
-mount -t proc proc "$0/proc" && mount -t sysfs sysfs "$0/sys" && exec chroot "$0" "$@"
+set -e
+mount -t proc proc "$0/proc"
+mount -t sysfs sysfs "$0/sys"
+mount -t tmpfs tmp "$0/tmp"
+exec chroot "$0" "$@"
 "#;
 
 /// `program` of the stock Debian, in the guest's network and with none of the host's environment.

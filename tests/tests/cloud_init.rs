@@ -1,7 +1,8 @@
 //! cloud-init's own EC2 datasource, run against what an operator may have written: one crawl of everything each time.
 //!
 //! It is the strictest client there is: a listed name that is not there costs it the whole tree. What a first boot makes
-//! of its findings is in `guest_cloud_init.rs`.
+//! of its findings is in `guest_cloud_init.rs`. Last come the conditions on which it looks for the service at all, which
+//! are for whoever defines the machine to meet: see `docs/cloud-init.md`.
 
 use std::process::Output;
 
@@ -11,6 +12,7 @@ use imds_tests::{
     debian,
     host::{Host, INSTANCE_ID},
     kernel_guest::KernelGuest,
+    netns::Namespace,
     records::{self, USER_DATA},
 };
 use serde_json::{Value, json};
@@ -312,5 +314,43 @@ fn every_version_is_a_whole_tree() -> Result<()> {
         let has_tags = found["metadata"].get("tags").is_some();
         assert_eq!(has_tags, version >= "2021-03-23", "{version}");
     }
+    Ok(())
+}
+
+/// What cloud-init's search decides, before a boot gets to the datasource.
+fn identify(uuid: &str, serial: &str, operator_config: &str) -> Result<String> {
+    let script = include_str!("../clients/ds_identify.sh");
+    let output = debian::command(&Namespace::new()?, "sh")?
+        .args(["-c", script, "sh", uuid, serial, operator_config])
+        .output()
+        .context("cannot run ds-identify")?;
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+#[test]
+fn the_search_finds_the_service_where_uuid_and_serial_number_say_ec2() -> Result<()> {
+    let uuid = "ec2f0000-1111-2222-3333-444455556666";
+    for serial in [uuid, "EC2F0000-1111-2222-3333-444455556666"] {
+        assert_eq!(identify(uuid, serial, "")?, "datasource_list: [ Ec2, None ]\n");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_search_gives_up_where_smbios_says_anything_else() -> Result<()> {
+    let uuid = "ec2f0000-1111-2222-3333-444455556666";
+    assert_eq!(identify(uuid, "", "")?, "disabled\n");
+    assert_eq!(
+        identify("9f1c1d2e-1111-2222-3333-444455556666", "", "")?,
+        "disabled\n"
+    );
+    Ok(())
+}
+
+#[test]
+fn there_is_no_search_where_the_operator_names_the_source() -> Result<()> {
+    let config = include_str!("../clients/guest/operator.cfg");
+    let found = identify("9f1c1d2e-1111-2222-3333-444455556666", "", config)?;
+    assert_eq!(found, "datasource_list: [ Ec2, None ]\n");
     Ok(())
 }
