@@ -5,7 +5,7 @@
 //!                    │  imds-ebpf   classify ─► Verdict
 //!                    │      Pass  ► the guest's ordinary network, untouched
 //!                    │      Drop(reason)   counted per tap and reason
-//!                    │      Hairpin        ARP for the IMDS address, answered in the kernel
+//!                    │      Hairpin        ARP and NDP for the IMDS address, answered in the kernel
 //!                    ▼      Punt           copied into the ring, then consumed
 //!       datapath/punt.rs            frame + tap ifindex + verified MAC            kernel → agent
 //!                    ▼

@@ -41,6 +41,7 @@ fn table_names_every_shape_once_and_every_verdict() {
                 | Reason::HairpinFailed
                 | Reason::Ipv6Disabled
                 | Reason::InboundForged
+                | Reason::RateLimited
         ) {
             assert!(
                 table.iter().any(|case| case.verdict == Verdict::Drop(reason)),
