@@ -156,6 +156,20 @@ fn boto3_falls_back_to_v1_where_no_token_can_be_had_and_tokens_are_optional() ->
 }
 
 #[test]
+fn boto3_finds_the_same_over_ipv6() -> Result<()> {
+    let (_host, guest) = Host::with_guest(|record| {
+        record["MetadataOptions"]["HttpProtocolIpv6"] = "enabled".into();
+    })?;
+    let expected = role_credentials(&guest)?;
+    guest.add_ipv6()?;
+    guest.lose_ipv4()?;
+    let client = boto3(&guest.namespace)?.env("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "ipv6");
+    let found: Value = serde_json::from_str(&client.output()?)?;
+    assert_eq!(found["credentials"], expected, "{found:#}");
+    Ok(())
+}
+
+#[test]
 fn boto3_finds_nothing_where_the_endpoint_is_disabled() -> Result<()> {
     let (_host, guest) = Host::with_guest(|record| {
         record["MetadataOptions"]["HttpEndpoint"] = "disabled".into();

@@ -22,6 +22,10 @@ use serde_json::{Value, json};
 const AWS: &str = "aws";
 const UNKNOWN: &str = "unknown";
 
+/// Where it looks, besides a host's name.
+const IPV4_URL: &str = "http://169.254.169.254";
+const IPV6_URL: &str = "http://[fd00:ec2::254]";
+
 /// The user data of 16 KiB of all bytes there are, in disorder.
 const LARGEST: usize = 16 * 1024;
 
@@ -63,7 +67,7 @@ fn assert_alike(one: &Value, other: &Value) {
 
 fn crawl_in(guest: &KernelGuest, release: Release, platform: &str, version: Option<&str>) -> Result<Value> {
     // Patience costs nothing where all is well, and ends a test where it is not.
-    let settings = json!({ "metadata_urls": ["http://169.254.169.254"], "max_wait": 4, "timeout": 5 });
+    let settings = json!({ "metadata_urls": [IPV4_URL, IPV6_URL], "max_wait": 4, "timeout": 5 });
     let script = include_str!("../clients/cloud_init.py");
     let Output {
         status,
@@ -311,6 +315,31 @@ fn every_interface_of_an_instance_is_configured() -> Result<()> {
             "{found:#}"
         );
         assert_eq!(ethernets[name]["dhcp4-overrides"]["route-metric"], metric);
+    }
+    Ok(())
+}
+
+#[test]
+fn the_same_is_found_over_ipv6() -> Result<()> {
+    let (_host, guest) = Host::with_guest(|record| {
+        optional(record);
+        record["MetadataOptions"]["HttpProtocolIpv6"] = "enabled".into();
+    })?;
+    let over_ipv4 = crawl_in(&guest, Release::Bookworm, AWS, None)?;
+    assert_eq!(over_ipv4["address"], IPV4_URL);
+    guest.add_ipv6()?;
+    guest.lose_ipv4()?;
+    for (release, platform) in [
+        (Release::Bookworm, AWS),
+        (Release::Trixie, AWS),
+        (Release::Trixie, UNKNOWN),
+    ] {
+        let mut over_ipv6 = crawl_in(&guest, release, platform, None)?;
+        assert_eq!(over_ipv6["address"], IPV6_URL);
+        if platform == UNKNOWN {
+            over_ipv6["identity"] = over_ipv4["identity"].clone();
+        }
+        assert_alike(&over_ipv6, &over_ipv4);
     }
     Ok(())
 }
