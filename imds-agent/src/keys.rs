@@ -103,6 +103,26 @@ impl<const ID_BYTES: usize> Key<ID_BYTES> {
         }
     }
 
+    /// The keys in all files of `directory`, by name; none if there is no such directory.
+    pub fn load_all(directory: &Path, purpose: Purpose) -> Result<Vec<Self>, KeyError> {
+        let io_error = |source| KeyError::Io {
+            path: directory.display().to_string(),
+            source,
+        };
+        let mut paths = match fs::read_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries
+                .and_then(|entries| {
+                    entries
+                        .map(|entry| Ok(entry?.path()))
+                        .collect::<io::Result<Vec<_>>>()
+                })
+                .map_err(io_error)?,
+        };
+        paths.sort();
+        paths.iter().map(|path| Self::load(path, purpose)).collect()
+    }
+
     fn load(path: &Path, purpose: Purpose) -> Result<Self, KeyError> {
         let display = || path.display().to_string();
         let io_error = |source| KeyError::Io {

@@ -49,4 +49,5 @@ pub mod now;
 pub mod observe;
 pub mod registry;
 pub mod stack;
+pub mod sts;
 pub mod worker;

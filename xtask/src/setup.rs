@@ -63,7 +63,7 @@ const UNPACKED: &[(&str, &str)] = &[
 ];
 
 /// The clients that come from Python's package index.
-const PYTHON_CLIENTS: &str = "awscli boto3 cloudbase-init";
+const PYTHON_CLIENTS: &str = "awscli boto3 cloudbase-init moto[server]";
 
 /// The clients that come from npm, where it is installed.
 const NODE_CLIENTS: &str = "@aws-sdk/credential-providers @aws-sdk/ec2-metadata-service";
