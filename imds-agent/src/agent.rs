@@ -1,12 +1,13 @@
 //! Composes everything and keeps it running: taps from the kernel, instances from the registry, bindings between the two.
 
 use std::{
+    collections::BTreeSet,
     fmt, io,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use imds_ebpf::abi::{TapBinding, TapIndex};
 use rand::{SeedableRng as _, rngs::StdRng};
 use tokio::{
@@ -35,11 +36,16 @@ use crate::{
     worker::{self, Facts, Worker},
 };
 
+/// How long the kernel is left alone with what it refused.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// What wakes the agent.
 enum Event {
     Link(LinkEvent),
     Registry(Arc<Snapshot>),
     RegistryEnded(io::Error),
+    Ended(&'static str),
+    Retry,
     Stop(&'static str),
 }
 
@@ -51,6 +57,8 @@ struct Agent {
     snapshot: Arc<Snapshot>,
     signer: Signer,
     worker: worker::Handle,
+    /// Taps on which the kernel refused something that is to be tried again.
+    refused: BTreeSet<TapIndex>,
     requests: Arc<Requests>,
     audit: Audit,
 }
@@ -87,13 +95,15 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let snapshot = Arc::clone(&snapshots.borrow_and_update());
     signer.handle_snapshot(Arc::clone(&snapshot));
+    let (worker, mut worker_ended) = worker.start(0).context("cannot start a worker")?;
     let mut agent = Agent {
+        bindings: Bindings::new(config.packets_per_second()),
         taps: config.taps.clone(),
         classifier,
-        bindings: Bindings::default(),
         snapshot,
         signer,
-        worker: worker.start(0).context("cannot start a worker")?,
+        worker,
+        refused: BTreeSet::new(),
         requests: Arc::clone(&facts.requests),
         audit: facts.audit.clone(),
     };
@@ -124,6 +134,9 @@ pub async fn run(config: Config) -> Result<()> {
             event = links.next() => Event::Link(event?),
             Ok(()) = snapshots.changed() => Event::Registry(Arc::clone(&snapshots.borrow_and_update())),
             ended = &mut registry_watch => Event::RegistryEnded(ended?),
+            _ = &mut worker_ended => Event::Ended("the worker"),
+            Some(_) = upkeep.join_next() => Event::Ended("the upkeep of credentials"),
+            () = tokio::time::sleep(RETRY_AFTER), if !agent.refused.is_empty() => Event::Retry,
         };
         match event {
             Event::Link(event) => agent.handle_link(event),
@@ -131,6 +144,9 @@ pub async fn run(config: Config) -> Result<()> {
             Event::RegistryEnded(error) => {
                 return Err(error).context("the registry can no longer be watched");
             }
+            // What is left would serve nobody: whoever supervises the agent starts a whole one.
+            Event::Ended(what) => bail!("{what} ended"),
+            Event::Retry => agent.retry(),
             Event::Stop(signal) => {
                 log::info!("{signal}: stopping; the classifier stays on its taps, and the address is dark");
                 upkeep.abort_all();
@@ -152,17 +168,33 @@ impl Agent {
                 let changes = self.bindings.handle_tap(index, &name, &self.snapshot);
                 self.apply(changes);
             }
-            LinkEvent::Appeared { .. } => {}
-            LinkEvent::Listed => log::info!(
-                "ready: {} instances, {} taps",
-                self.snapshot.instances.len(),
-                self.bindings.taps().count()
-            ),
+            // Renamed to what is none of our business, perhaps.
+            LinkEvent::Appeared { index, .. } => {
+                let change = self.bindings.handle_gone(index);
+                self.apply(change);
+            }
+            LinkEvent::Listed => self.handle_listed(),
             LinkEvent::Gone { index } => {
                 let change = self.bindings.handle_gone(index);
                 self.apply(change);
             }
         }
+    }
+
+    /// Every tap was told: what an earlier agent left on others is taken off.
+    fn handle_listed(&mut self) {
+        let ours: BTreeSet<_> = self.bindings.taps().map(|(tap, ..)| tap).collect();
+        let others: Vec<_> = self
+            .classifier
+            .attached()
+            .filter(|tap| !ours.contains(tap))
+            .collect();
+        self.apply(others.into_iter().map(Change::Detach));
+        log::info!(
+            "ready: {} instances, {} taps",
+            self.snapshot.instances.len(),
+            ours.len()
+        );
     }
 
     fn handle_snapshot(&mut self, snapshot: Arc<Snapshot>) {
@@ -180,8 +212,24 @@ impl Agent {
     /// Carries changes out. One that the kernel refuses costs its tap the service, and nobody else anything.
     fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
         for change in changes {
+            let tap = change.tap();
             if let Err(error) = self.try_apply(change) {
-                log::error!("{error:#}");
+                log::error!("{error:#}; trying again every {RETRY_AFTER:?}");
+                self.refused.insert(tap);
+            }
+        }
+    }
+
+    /// Tries again what the kernel refused, and says so only where it works now.
+    fn retry(&mut self) {
+        for tap in std::mem::take(&mut self.refused) {
+            let changes = self.bindings.repeat(tap);
+            match changes.into_iter().try_for_each(|change| self.try_apply(change)) {
+                Ok(()) => log::info!("tap {}: the kernel no longer refuses", self.name(tap)),
+                Err(error) => {
+                    log::debug!("{error:#}");
+                    self.refused.insert(tap);
+                }
             }
         }
     }
@@ -189,11 +237,14 @@ impl Agent {
     fn try_apply(&mut self, change: Change) -> Result<()> {
         match change {
             Change::Attach(tap) => {
+                let is_new = !self.classifier.attached().any(|attached| attached == tap);
                 self.classifier.attach(tap)?;
-                log::info!("tap {}: attached", self.name(tap));
+                if is_new {
+                    log::info!("tap {}: attached", self.name(tap));
+                }
             }
-            Change::Bind(tap, binding) => {
-                self.worker.tell(worker::Command::Forget(tap));
+            Change::Bind(tap, binding, instance) => {
+                self.worker.tell(worker::Command::Serve(tap, instance));
                 self.classifier.bind(tap, binding)?;
                 log::info!("tap {}: bound to {}", self.name(tap), Bound(binding));
             }
@@ -209,7 +260,7 @@ impl Agent {
             Change::Detach(tap) => {
                 self.worker.tell(worker::Command::Forget(tap));
                 self.classifier.detach(tap)?;
-                log::info!("tap {tap}: gone");
+                log::info!("tap {tap}: detached");
             }
         }
         Ok(())

@@ -5,55 +5,103 @@
 
 use std::collections::BTreeMap;
 
-use imds_ebpf::abi::{TapBinding, TapIndex};
+use imds_ebpf::abi::{PACKETS_PER_SECOND, TapBinding, TapIndex};
 
-use crate::registry::{HttpProtocolIpv6, Snapshot};
+use crate::registry::{HttpProtocolIpv6, InstanceId, Snapshot};
 
 /// What is to be done about one tap.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
     /// Put the classifier on it.
     Attach(TapIndex),
-    /// Serve the traffic of this MAC on it.
-    Bind(TapIndex, TapBinding),
-    /// Go on serving the same MAC, with other options.
+    /// Serve the traffic of this MAC on it, as this instance's.
+    Bind(TapIndex, TapBinding, InstanceId),
+    /// Go on serving the same MAC of the same instance, with other options.
     Amend(TapIndex, TapBinding),
     /// Serve nobody on it.
     Unbind(TapIndex),
-    /// It is gone: forget it.
+    /// It is gone, or none of our business any more: take the classifier off it and forget it.
     Detach(TapIndex),
+}
+
+impl Change {
+    /// Which tap it is about.
+    pub fn tap(&self) -> TapIndex {
+        match self {
+            Self::Attach(tap)
+            | Self::Bind(tap, ..)
+            | Self::Amend(tap, _)
+            | Self::Unbind(tap)
+            | Self::Detach(tap) => *tap,
+        }
+    }
 }
 
 #[derive(Debug)]
 struct Tap {
     name: String,
-    bound: Option<TapBinding>,
+    bound: Option<Bound>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Bound {
+    binding: TapBinding,
+    instance: InstanceId,
 }
 
 /// The taps of this host.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 pub struct Bindings {
     taps: BTreeMap<TapIndex, Tap>,
+    packets_per_second: u32,
+}
+
+impl Default for Bindings {
+    fn default() -> Self {
+        Self::new(PACKETS_PER_SECOND)
+    }
 }
 
 impl Bindings {
-    /// A tap appeared, or changed its name. The first binding of a tap is always said, even if it is to nobody: the
-    /// kernel may still hold that of an earlier agent.
-    pub fn handle_tap(&mut self, index: TapIndex, name: &str, snapshot: &Snapshot) -> Vec<Change> {
-        if let Some(tap) = self.taps.get_mut(&index) {
-            name.clone_into(&mut tap.name);
-            return tap.rebind(index, snapshot).into_iter().collect();
+    /// No taps yet; each will have so many packets served in a second. Zero sets no limit.
+    pub fn new(packets_per_second: u32) -> Self {
+        Self {
+            taps: BTreeMap::new(),
+            packets_per_second,
         }
-        let mut tap = Tap {
-            name: name.to_owned(),
+    }
+
+    /// A tap appeared, changed its name, or may be another device with the same index. It is attached in every case, which
+    /// changes nothing where it is already. The first binding of a tap is always said, even if it is to nobody: the kernel may
+    /// still hold that of an earlier agent.
+    pub fn handle_tap(&mut self, index: TapIndex, name: &str, snapshot: &Snapshot) -> Vec<Change> {
+        let is_new = !self.taps.contains_key(&index);
+        let tap = self.taps.entry(index).or_insert(Tap {
+            name: String::new(),
             bound: None,
+        });
+        name.clone_into(&mut tap.name);
+        let binding = tap.rebind(index, snapshot, self.packets_per_second);
+        let binding = binding.or(is_new.then_some(Change::Unbind(index)));
+        [Some(Change::Attach(index)), binding]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+
+    /// Everything that is to be so on a tap, for when the kernel refused some of it.
+    pub fn repeat(&self, index: TapIndex) -> Vec<Change> {
+        let Some(tap) = self.taps.get(&index) else {
+            return vec![Change::Detach(index)];
         };
-        let binding = tap.rebind(index, snapshot).unwrap_or(Change::Unbind(index));
-        self.taps.insert(index, tap);
+        let binding = match &tap.bound {
+            Some(Bound { binding, instance }) => Change::Bind(index, *binding, instance.clone()),
+            None => Change::Unbind(index),
+        };
         vec![Change::Attach(index), binding]
     }
 
-    /// A tap is gone.
+    /// A tap is gone, or none of our business any more.
     pub fn handle_gone(&mut self, index: TapIndex) -> Option<Change> {
         self.taps.remove(&index).map(|_| Change::Detach(index))
     }
@@ -63,7 +111,7 @@ impl Bindings {
         let mut changes: Vec<_> = self
             .taps
             .iter_mut()
-            .filter_map(|(index, tap)| tap.rebind(*index, snapshot))
+            .filter_map(|(index, tap)| tap.rebind(*index, snapshot, self.packets_per_second))
             .collect();
         // A MAC that moves to another tap leaves the old one first: it is never bound twice.
         changes.sort_by_key(|change| !matches!(change, Change::Unbind(_)));
@@ -72,29 +120,41 @@ impl Bindings {
 
     /// Every tap with its name and what is bound to it.
     pub fn taps(&self) -> impl Iterator<Item = (TapIndex, &str, Option<TapBinding>)> {
-        self.taps
-            .iter()
-            .map(|(index, tap)| (*index, tap.name.as_str(), tap.bound))
+        self.taps.iter().map(|(index, tap)| {
+            (
+                *index,
+                tap.name.as_str(),
+                tap.bound.as_ref().map(|bound| bound.binding),
+            )
+        })
     }
 }
 
 impl Tap {
     /// Brings the binding in line with the registry.
-    fn rebind(&mut self, index: TapIndex, snapshot: &Snapshot) -> Option<Change> {
+    fn rebind(&mut self, index: TapIndex, snapshot: &Snapshot, packets_per_second: u32) -> Option<Change> {
         let wanted = snapshot.by_tap.get(&self.name).and_then(|(member, interface)| {
             let interface = member.instance.network_interfaces.get(*interface)?;
-            let binding = TapBinding::to(interface.mac_address);
-            Some(match member.options.http_protocol_ipv6 {
+            let binding = TapBinding::to(interface.mac_address).with_packets_per_second(packets_per_second);
+            let binding = match member.options.http_protocol_ipv6 {
                 HttpProtocolIpv6::Enabled => binding.with_ipv6(),
                 HttpProtocolIpv6::Disabled => binding,
+            };
+            Some(Bound {
+                binding,
+                instance: member.instance.instance_id.clone(),
             })
         });
         let bound = std::mem::replace(&mut self.bound, wanted);
-        match (bound, wanted) {
+        match (&bound, &self.bound) {
             (bound, wanted) if bound == wanted => None,
             (_, None) => Some(Change::Unbind(index)),
-            (Some(bound), Some(wanted)) if bound.mac == wanted.mac => Some(Change::Amend(index, wanted)),
-            (_, Some(wanted)) => Some(Change::Bind(index, wanted)),
+            (Some(bound), Some(wanted))
+                if bound.binding.mac == wanted.binding.mac && bound.instance == wanted.instance =>
+            {
+                Some(Change::Amend(index, wanted.binding))
+            }
+            (_, Some(wanted)) => Some(Change::Bind(index, wanted.binding, wanted.instance.clone())),
         }
     }
 }
@@ -117,6 +177,11 @@ mod tests {
 
     fn bound(last: u8) -> TapBinding {
         TapBinding::to(mac(last))
+    }
+
+    /// The instance that [`snapshot`] puts on a tap.
+    fn on(tap: &str) -> InstanceId {
+        format!("i-{tap}").parse().unwrap()
     }
 
     /// A registry in which each tap name carries the interface with the MAC.
@@ -143,7 +208,10 @@ mod tests {
     fn a_tap_is_attached_before_it_is_bound() {
         let mut bindings = Bindings::default();
         let changes = bindings.handle_tap(ONE, "tap0", &snapshot(&[("tap0", mac(1))]));
-        assert_eq!(changes, [Change::Attach(ONE), Change::Bind(ONE, bound(1))]);
+        assert_eq!(
+            changes,
+            [Change::Attach(ONE), Change::Bind(ONE, bound(1), on("tap0"))]
+        );
     }
 
     #[test]
@@ -155,7 +223,7 @@ mod tests {
         );
         assert_eq!(
             bindings.handle_snapshot(&snapshot(&[("tap0", mac(1))])),
-            [Change::Bind(ONE, bound(1))]
+            [Change::Bind(ONE, bound(1), on("tap0"))]
         );
         assert_eq!(bindings.handle_snapshot(&snapshot(&[("tap0", mac(1))])), []);
         assert_eq!(bindings.handle_snapshot(&snapshot(&[])), [Change::Unbind(ONE)]);
@@ -167,7 +235,10 @@ mod tests {
         bindings.handle_tap(ONE, "tap0", &snapshot(&[]));
         bindings.handle_tap(TWO, "tap1", &snapshot(&[("tap1", mac(1))]));
         let changes = bindings.handle_snapshot(&snapshot(&[("tap0", mac(1))]));
-        assert_eq!(changes, [Change::Unbind(TWO), Change::Bind(ONE, bound(1))]);
+        assert_eq!(
+            changes,
+            [Change::Unbind(TWO), Change::Bind(ONE, bound(1), on("tap0"))]
+        );
     }
 
     #[test]
@@ -196,7 +267,16 @@ mod tests {
         let other = [("tap0", mac(2))];
         assert_eq!(
             bindings.handle_snapshot(&enabled(&other)),
-            [Change::Bind(ONE, bound(2).with_ipv6())]
+            [Change::Bind(ONE, bound(2).with_ipv6(), on("tap0"))]
+        );
+    }
+
+    #[test]
+    fn every_binding_has_the_hosts_rate() {
+        let mut bindings = Bindings::new(50);
+        assert_eq!(
+            bindings.handle_tap(ONE, "tap0", &snapshot(&[("tap0", mac(1))]))[1],
+            Change::Bind(ONE, bound(1).with_packets_per_second(50), on("tap0"))
         );
     }
 
@@ -207,11 +287,11 @@ mod tests {
         bindings.handle_tap(ONE, "tap0", &registry);
         assert_eq!(
             bindings.handle_tap(ONE, "tap1", &registry),
-            [Change::Bind(ONE, bound(2))]
+            [Change::Attach(ONE), Change::Bind(ONE, bound(2), on("tap1"))]
         );
         assert_eq!(
             bindings.handle_tap(ONE, "other", &registry),
-            [Change::Unbind(ONE)]
+            [Change::Attach(ONE), Change::Unbind(ONE)]
         );
     }
 
@@ -225,5 +305,32 @@ mod tests {
             bindings.handle_tap(ONE, "tap0", &snapshot(&[])),
             [Change::Attach(ONE), Change::Unbind(ONE)]
         );
+    }
+
+    /// The same tap and the same MAC: connections of the last instance are none of the next one's business.
+    #[test]
+    fn another_instance_with_the_same_mac_is_bound_anew() {
+        let mut bindings = Bindings::default();
+        let mut registry = snapshot(&[("tap0", mac(1))]);
+        bindings.handle_tap(ONE, "tap0", &registry);
+        let (member, _) = registry.by_tap.get_mut("tap0").unwrap();
+        Arc::make_mut(member).instance.instance_id = on("another");
+        assert_eq!(
+            bindings.handle_snapshot(&registry),
+            [Change::Bind(ONE, bound(1), on("another"))]
+        );
+    }
+
+    #[test]
+    fn what_the_kernel_refused_is_said_again_whole() {
+        let mut bindings = Bindings::default();
+        bindings.handle_tap(ONE, "tap0", &snapshot(&[("tap0", mac(1))]));
+        let again = bindings.repeat(ONE);
+        assert_eq!(
+            again,
+            [Change::Attach(ONE), Change::Bind(ONE, bound(1), on("tap0"))]
+        );
+        bindings.handle_gone(ONE);
+        assert_eq!(bindings.repeat(ONE), [Change::Detach(ONE)]);
     }
 }

@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use imds_ebpf::abi::PACKETS_PER_SECOND;
 use serde::{Deserialize, Deserializer, de};
 
 use self::{credentials::Credentials, sts_endpoint::StsEndpoint};
@@ -37,6 +38,9 @@ pub struct Config {
     pub bpf_directory: PathBuf,
     /// On which taps the classifier is attached.
     pub taps: Taps,
+    /// Packets of one tap that are served in a second; zero sets no limit.
+    #[serde(deserialize_with = "within::<_, 0, 1000000>")]
+    packets_per_second: u64,
     /// Longest user data, before base64.
     #[serde(deserialize_with = "within::<_, 0, 524288>")]
     pub user_data_bytes_max: u64,
@@ -147,6 +151,11 @@ impl Config {
         self.state_directory.join("keys")
     }
 
+    /// How many packets of one tap are served in a second; zero sets no limit.
+    pub fn packets_per_second(&self) -> u32 {
+        u32::try_from(self.packets_per_second).unwrap_or(u32::MAX)
+    }
+
     /// The file of the key that authenticates session tokens.
     pub fn token_key_path(&self) -> PathBuf {
         self.keys_directory().join("token")
@@ -222,6 +231,7 @@ impl Default for Config {
             state_directory: "/var/lib/imds-agent".into(),
             bpf_directory: "/sys/fs/bpf/imds-agent".into(),
             taps: Taps::default(),
+            packets_per_second: PACKETS_PER_SECOND.into(),
             user_data_bytes_max: USER_DATA_BYTES_MAX as u64,
             log_level: LogLevel::default(),
             audit_file: "/var/log/imds-agent/audit.jsonl".into(),

@@ -5,7 +5,7 @@
 //!                    │  imds-ebpf   classify ─► Verdict
 //!                    │      Pass  ► the guest's ordinary network, untouched
 //!                    │      Drop(reason)   counted per tap and reason
-//!                    │      Hairpin        ARP for the IMDS address, answered in the kernel
+//!                    │      Hairpin        ARP and NDP for the IMDS address, answered in the kernel
 //!                    ▼      Punt           copied into the ring, then consumed
 //!       datapath/punt.rs            frame + tap ifindex + verified MAC            kernel → agent
 //!                    ▼
@@ -31,7 +31,7 @@
 //! - A guest can make its own requests fail, and nothing else.
 //! - Nothing a guest sends can panic, allocate without bound, or wait on another guest.
 //! - Secrets have no `Display`, a redacted `Debug`, and are wiped when dropped.
-//! - A frame for the IMDS address never leaves the host, whatever state the agent is in.
+//! - A frame for the IMDS address never leaves a tap that has the classifier, whatever state the agent is in.
 
 pub mod agent;
 pub mod bindings;

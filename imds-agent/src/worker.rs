@@ -12,7 +12,7 @@ use std::{
 };
 
 use imds_ebpf::abi::TapIndex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 pub use self::answer::Facts;
 use self::interfaces::Interfaces;
@@ -20,6 +20,7 @@ use crate::{
     datapath::{Injector, PuntRing},
     imds::Imds,
     now::Now,
+    registry::InstanceId,
 };
 
 /// Frames handled before the replies are sent. Enough to make batches of, few enough that the first reply of a crowd
@@ -40,7 +41,9 @@ const SPIN_CONNECTIONS_MAX: usize = 3;
 /// What a worker is told.
 #[derive(Debug)]
 pub enum Command {
-    /// The tap is gone or bound to somebody else: its connections are none of the next one's business.
+    /// From now on the tap is this instance's. What connections it had are none of the instance's business.
+    Serve(TapIndex, InstanceId),
+    /// The tap is nobody's.
     Forget(TapIndex),
     /// End.
     Stop,
@@ -66,6 +69,9 @@ pub struct Worker {
     pub facts: Facts,
 }
 
+/// Becomes ready when a worker has ended, whatever ended it.
+pub type Ended = oneshot::Receiver<()>;
+
 /// A running worker.
 #[derive(Debug)]
 pub struct Handle {
@@ -75,13 +81,16 @@ pub struct Handle {
 
 impl Worker {
     /// Starts the thread, numbered `number`.
-    pub fn start(self, number: usize) -> io::Result<Handle> {
+    pub fn start(self, number: usize) -> io::Result<(Handle, Ended)> {
         let (commands, inbox) = mpsc::unbounded_channel();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
             .build()?;
+        let (ends, ended) = oneshot::channel();
         let run = move || {
+            // Dropped when the thread ends, by a panic too.
+            let _ends: oneshot::Sender<()> = ends;
             if let Err(error) = runtime.block_on(self.run(inbox)) {
                 log::error!("worker {number} ended: {error}");
             }
@@ -89,7 +98,7 @@ impl Worker {
         let thread = thread::Builder::new()
             .name(format!("imds-worker-{number}"))
             .spawn(run)?;
-        Ok(Handle { commands, thread })
+        Ok((Handle { commands, thread }, ended))
     }
 
     async fn run(self, mut inbox: mpsc::UnboundedReceiver<Command>) -> io::Result<()> {
@@ -98,6 +107,14 @@ impl Worker {
         let mut interfaces = Interfaces::new(self.facts, self.imds, self.injector);
         let mut has_more = false;
         loop {
+            // Not by tokio's timer, which stands still for as long as frames keep coming.
+            let now = clock.now();
+            if interfaces
+                .deadline()
+                .is_some_and(|deadline| deadline <= now.monotonic)
+            {
+                interfaces.handle_deadlines(now)?;
+            }
             let event = tokio::select! {
                 biased;
                 command = inbox.recv() => Event::Command(command.unwrap_or(Command::Stop)),
@@ -111,6 +128,7 @@ impl Worker {
             };
             match event {
                 Event::Command(Command::Stop) => return Ok(()),
+                Event::Command(Command::Serve(tap, instance)) => interfaces.serve(tap, instance),
                 Event::Command(Command::Forget(tap)) => interfaces.forget(tap),
                 Event::Deadline => interfaces.handle_deadlines(clock.now())?,
                 Event::Frames => has_more = drain(ring.get_mut(), &mut interfaces, &clock)?,

@@ -45,6 +45,8 @@ pub struct TapBinding {
     pub flags: u8,
     /// Explicit padding: the kernel copies map values byte by byte.
     pub reserved: u8,
+    /// Nanoseconds after which the tap may have another frame served. Zero sets no limit.
+    pub frame_interval_ns: u32,
 }
 
 /// Flag of a [`TapBinding`]: the IPv6 address is served, too.
@@ -72,13 +74,27 @@ pub const PUNT_HEADER_BYTES: usize = size_of::<PuntHeader>();
 /// Frame room of the small record: SYN, ACK and FIN segments and nearly every SDK request.
 pub const SMALL_FRAME_MAX: usize = 512 - PUNT_HEADER_BYTES;
 
+/// Frame room of the medium record: what an Ethernet network carries at the usual MTU, and some.
+pub const MEDIUM_FRAME_MAX: usize = 2048 - PUNT_HEADER_BYTES;
+
 /// Frame room of the large record. A guest's segmentation offload merges at most what the stack's 8 KiB receive window
 /// allows; Ethernet, IPv4 and TCP headers with all their options add 14 + 60 + 60 bytes.
 pub const LARGE_FRAME_MAX: usize = 8192 + 14 + 60 + 60;
 
-/// Bytes of one worker's ring: a power of two and a multiple of the page size. Holds two thousand small records, which
-/// is two full bursts of what one tap may send in a second.
-pub const RING_BYTES: u32 = 1 << 20;
+/// Bytes of one worker's ring: a power of two and a multiple of the page size. A full burst of one tap, 1024 medium or
+/// 128 large records, fills half of it.
+pub const RING_BYTES: u32 = 1 << 22;
+
+/// Frames of one tap that are served in a second, sustained: as many packets as an EC2 network interface may send to
+/// link-local services (EC2 user guide, "Link-local addresses").
+pub const PACKETS_PER_SECOND: u32 = 1024;
+
+/// Tokens of a tap that was silent: two hundred clients at once with the five frames of an exchange each.
+pub const BURST_TOKENS: u64 = 1024;
+
+/// Tokens that a frame of a large record costs; any other costs one. No exchange of an SDK has such a frame, and eight
+/// medium records have room for two of them.
+pub const LARGE_FRAME_TOKENS: u64 = 8;
 
 /// Taps that one host may have: what the architecture promises, and some.
 pub const TAPS_MAX: u32 = 16384;
@@ -123,6 +139,8 @@ pub enum Reason {
     Ipv6Disabled = 16,
     /// An inbound frame from elsewhere that claims to come from the metadata address, or of which that cannot be told.
     InboundForged = 17,
+    /// The tap sent more frames to be served than it may.
+    RateLimited = 18,
 }
 
 /// Number of slots of a tap's counters: one per possible [`Verdict`](crate::classify::Verdict) counter, with room to grow.
@@ -139,12 +157,21 @@ pub const HAIRPINNED_SLOT: u32 = 62;
 pub type TapCounters = [u64; COUNTERS];
 
 impl TapBinding {
-    /// Binds `mac`, on the IPv4 address only.
+    /// Binds `mac`, on the IPv4 address only and at [`PACKETS_PER_SECOND`].
     pub const fn to(mac: MacAddr) -> Self {
         Self {
             mac,
             flags: 0,
             reserved: 0,
+            frame_interval_ns: interval_ns(PACKETS_PER_SECOND),
+        }
+    }
+
+    /// The same at another rate. Zero sets no limit.
+    pub const fn with_packets_per_second(self, packets_per_second: u32) -> Self {
+        Self {
+            frame_interval_ns: interval_ns(packets_per_second),
+            ..self
         }
     }
 
@@ -164,16 +191,26 @@ impl TapBinding {
     /// The bytes of the map's value.
     pub const fn to_bytes(self) -> [u8; size_of::<Self>()] {
         let MacAddr([a, b, c, d, e, f]) = self.mac;
-        [a, b, c, d, e, f, self.flags, self.reserved]
+        let [i, j, k, l] = self.frame_interval_ns.to_ne_bytes();
+        [a, b, c, d, e, f, self.flags, self.reserved, i, j, k, l]
     }
 
     /// The binding that the map's value means.
-    pub const fn from_bytes([a, b, c, d, e, f, flags, reserved]: [u8; size_of::<Self>()]) -> Self {
+    pub const fn from_bytes(bytes: [u8; size_of::<Self>()]) -> Self {
+        let [a, b, c, d, e, f, flags, reserved, i, j, k, l] = bytes;
         Self {
             mac: MacAddr([a, b, c, d, e, f]),
             flags,
             reserved,
+            frame_interval_ns: u32::from_ne_bytes([i, j, k, l]),
         }
+    }
+}
+
+const fn interval_ns(packets_per_second: u32) -> u32 {
+    match 1_000_000_000_u32.checked_div(packets_per_second) {
+        Some(interval_ns) => interval_ns,
+        None => 0,
     }
 }
 
@@ -198,7 +235,7 @@ impl PuntHeader {
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Truncated,
         Self::TapUnbound,
         Self::SourceMacForged,
@@ -216,6 +253,7 @@ impl Reason {
         Self::NdpNotSolicitation,
         Self::Ipv6Disabled,
         Self::InboundForged,
+        Self::RateLimited,
     ];
 
     /// The name that metrics and logs use.
@@ -238,6 +276,7 @@ impl Reason {
             Self::NdpNotSolicitation => "ndp-not-solicitation",
             Self::Ipv6Disabled => "ipv6-disabled",
             Self::InboundForged => "inbound-forged",
+            Self::RateLimited => "rate-limited",
         }
     }
 }
@@ -321,11 +360,36 @@ mod tests {
 
     #[test]
     fn binding_round_trip() {
-        for binding in [TapBinding::to(IMDS_MAC), TapBinding::to(IMDS_MAC).with_ipv6()] {
+        let slow = TapBinding::to(IMDS_MAC).with_packets_per_second(7);
+        for binding in [slow, TapBinding::to(IMDS_MAC).with_ipv6()] {
             assert_eq!(TapBinding::from_bytes(binding.to_bytes()), binding);
         }
         assert!(
             !TapBinding::to(IMDS_MAC).serves_ipv6() && TapBinding::to(IMDS_MAC).with_ipv6().serves_ipv6()
+        );
+    }
+
+    #[test]
+    fn interval_keeps_to_the_rate() {
+        let interval = |rate| {
+            TapBinding::to(IMDS_MAC)
+                .with_packets_per_second(rate)
+                .frame_interval_ns
+        };
+        assert_eq!(
+            [0, 1, 1024, 1_000_000].map(interval),
+            [0, 1_000_000_000, 976_562, 1000]
+        );
+    }
+
+    #[test]
+    fn full_burst_leaves_room_for_others_in_the_ring() {
+        // The kernel puts a header of eight bytes before each record.
+        let medium = BURST_TOKENS as usize * (PUNT_HEADER_BYTES + MEDIUM_FRAME_MAX + 8);
+        let large = (BURST_TOKENS / LARGE_FRAME_TOKENS) as usize * (PUNT_HEADER_BYTES + LARGE_FRAME_MAX + 8);
+        assert!(
+            medium.max(large) <= RING_BYTES as usize * 51 / 100,
+            "{medium} {large}"
         );
     }
 

@@ -2,11 +2,12 @@
 //!
 //! This library target is what the agent links and what `cargo test` runs on the host; the binary target is the
 //! program that the kernel runs. Read in this order: [`abi`], [`concern`], [`classify`], [`hairpin`],
-//! [`inbound`], [`headers`].
+//! [`inbound`], [`bucket`], [`headers`].
 
 #![no_std]
 
 pub mod abi;
+pub mod bucket;
 pub mod classify;
 pub mod concern;
 pub mod hairpin;

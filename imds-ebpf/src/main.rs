@@ -19,13 +19,15 @@ mod skb;
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    helpers::bpf_ktime_get_ns,
     macros::{classifier, map},
     maps::{HashMap, PerCpuHashMap, RingBuf},
     programs::TcContext,
 };
 use imds_ebpf::{
     abi::{HAIRPINNED_SLOT, PUNTED_SLOT, RING_BYTES, Reason, TAPS_MAX, TapBinding, TapCounters, TapIndex},
-    classify::{Verdict, classify},
+    bucket::{take, tokens},
+    classify::{Frame, Verdict, classify},
     hairpin::{advertisement, arp_reply},
     inbound::admit,
 };
@@ -41,6 +43,10 @@ static TAPS: HashMap<TapIndex, TapBinding> = HashMap::with_max_entries(TAPS_MAX,
 static COUNTERS: PerCpuHashMap<TapIndex, TapCounters> =
     PerCpuHashMap::with_max_entries(TAPS_MAX, BPF_F_NO_PREALLOC);
 
+/// When each tap's bucket of tokens is full again.
+#[map]
+static BUCKETS: HashMap<TapIndex, u64> = HashMap::with_max_entries(TAPS_MAX, BPF_F_NO_PREALLOC);
+
 /// The way to the first worker.
 #[map]
 static RING_0: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
@@ -50,15 +56,29 @@ static RING_0: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 pub fn imds_outbound(context: TcContext) -> i32 {
     let skb = Skb::of(&context);
     let tap = skb.tap();
-    let (action, slot) = match classify(&skb, || binding(tap)) {
+    let mut interval_ns = 0;
+    let verdict = classify(&skb, || {
+        let binding = binding(tap)?;
+        interval_ns = binding.frame_interval_ns;
+        Some(binding)
+    });
+    let within_rate = || take_tokens(tap, tokens(skb.length()), interval_ns);
+    let outcome = match verdict {
         Verdict::Pass => return TC_ACT_UNSPEC,
-        Verdict::Drop(reason) => (TC_ACT_SHOT, reason as u32),
-        Verdict::HairpinArp => hairpinned(skb.hairpin(arp_reply(&skb))),
-        Verdict::HairpinNdp => hairpinned(skb.hairpin(advertisement(&skb))),
-        Verdict::Punt => match punt::punt(&skb, &RING_0) {
-            Ok(()) => (TC_ACT_SHOT, PUNTED_SLOT),
-            Err(reason) => (TC_ACT_SHOT, reason as u32),
-        },
+        Verdict::Drop(reason) => Err(reason),
+        Verdict::HairpinArp => within_rate()
+            .and_then(|()| skb.hairpin(arp_reply(&skb)))
+            .map(|action| (action, HAIRPINNED_SLOT)),
+        Verdict::HairpinNdp => within_rate()
+            .and_then(|()| skb.hairpin(advertisement(&skb)))
+            .map(|action| (action, HAIRPINNED_SLOT)),
+        Verdict::Punt => within_rate()
+            .and_then(|()| punt::punt(&skb, &RING_0))
+            .map(|()| (TC_ACT_SHOT, PUNTED_SLOT)),
+    };
+    let (action, slot) = match outcome {
+        Ok(outcome) => outcome,
+        Err(reason) => (TC_ACT_SHOT, reason as u32),
     };
     count(tap, slot);
     action
@@ -78,17 +98,29 @@ pub fn imds_inbound(context: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn hairpinned(result: Result<i32, Reason>) -> (i32, u32) {
-    match result {
-        Ok(action) => (action, HAIRPINNED_SLOT),
-        Err(reason) => (TC_ACT_SHOT, reason as u32),
-    }
-}
-
-#[inline(always)]
 fn binding(tap: TapIndex) -> Option<TapBinding> {
     // SAFETY: the map is not preallocated, so an entry that is removed meanwhile stays intact until this program ends.
     unsafe { TAPS.get(tap) }.copied()
+}
+
+/// Takes a frame's tokens out of the tap's bucket. A tap without a bucket has no tokens.
+///
+/// CPUs that serve frames of one tap at the very same time (it must have several queues for that) may read the same
+/// number and pay once for a frame each. The window is of a few nanoseconds and every interval opens it once, so a guest
+/// gains a frame now and then by it, never a multiple of its rate; an exchange that is atomic would want Linux 5.12.
+#[inline(always)]
+fn take_tokens(tap: TapIndex, tokens: u64, interval_ns: u32) -> Result<(), Reason> {
+    if interval_ns == 0 {
+        return Ok(());
+    }
+    let bucket = BUCKETS.get_ptr_mut(tap).ok_or(Reason::RateLimited)?;
+    // SAFETY: the map is not preallocated, so the entry stays until this program ends, and an aligned number is read and
+    // written as a whole.
+    unsafe {
+        let now_ns = bpf_ktime_get_ns();
+        bucket.write_volatile(take(bucket.read_volatile(), now_ns, interval_ns, tokens)?);
+    }
+    Ok(())
 }
 
 /// A tap that has no counters (yet, or any more) goes uncounted.

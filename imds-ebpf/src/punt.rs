@@ -1,12 +1,12 @@
 //! Copies a frame into the ring, where the agent finds it.
 //!
-//! A ring reservation has a size that the verifier knows, so there are two: small for nearly everything, large for what a
-//! guest's segmentation offload left in one piece. The bytes of the record behind the frame are never written; the agent
+//! A ring reservation has a size that the verifier knows, so there are three: small for nearly everything, medium for any
+//! frame of the usual MTU, large for what a guest's segmentation offload left in one piece. The bytes of the record behind the frame are never written; the agent
 //! reads only as many as the head says.
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, maps::RingBuf};
 use imds_ebpf::{
-    abi::{LARGE_FRAME_MAX, MacAddr, PuntHeader, Reason, SMALL_FRAME_MAX},
+    abi::{LARGE_FRAME_MAX, MEDIUM_FRAME_MAX, MacAddr, PuntHeader, Reason, SMALL_FRAME_MAX},
     classify::Frame,
     headers::ETHERNET_SOURCE,
 };
@@ -26,6 +26,8 @@ pub fn punt(skb: &Skb<'_>, ring: &RingBuf) -> Result<(), Reason> {
     let length = skb.length();
     if length <= SMALL_FRAME_MAX {
         copy::<SMALL_FRAME_MAX>(skb, ring, length)
+    } else if length <= MEDIUM_FRAME_MAX {
+        copy::<MEDIUM_FRAME_MAX>(skb, ring, length)
     } else if length <= LARGE_FRAME_MAX {
         copy::<LARGE_FRAME_MAX>(skb, ring, length)
     } else {

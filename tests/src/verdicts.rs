@@ -1,7 +1,9 @@
 //! Frames and the verdict over each: one table for the host's tests, `BPF_PROG_TEST_RUN` and real taps.
 
 use imds_ebpf::{
-    abi::{IMDS_IPV4, IMDS_IPV6, IMDS_MAC, LARGE_FRAME_MAX, MacAddr, Reason, SMALL_FRAME_MAX},
+    abi::{
+        IMDS_IPV4, IMDS_IPV6, IMDS_MAC, LARGE_FRAME_MAX, MEDIUM_FRAME_MAX, MacAddr, Reason, SMALL_FRAME_MAX,
+    },
     classify::{
         SOLICITED_NODE, UNSPECIFIED,
         Verdict::{self, Drop, HairpinArp, HairpinNdp, Pass, Punt},
@@ -62,7 +64,9 @@ fn requests() -> Vec<Case> {
         case("without the don't-fragment flag", Ipv4 { fragment: 0, ..Ipv4::default() }.frame(&tcp(80, 0)), Punt),
         case("with the reserved flag (RFC 3514)", Ipv4 { fragment: 0x8000, ..Ipv4::default() }.frame(&tcp(80, 0)), Punt),
         case("the longest small record", of_length(SMALL_FRAME_MAX), Punt),
-        case("the shortest large record", of_length(SMALL_FRAME_MAX + 1), Punt),
+        case("the shortest medium record", of_length(SMALL_FRAME_MAX + 1), Punt),
+        case("the longest medium record", of_length(MEDIUM_FRAME_MAX), Punt),
+        case("the shortest large record", of_length(MEDIUM_FRAME_MAX + 1), Punt),
         case("a full Ethernet frame", of_length(1514), Punt),
         case("two segments in one, left by an offload", of_length(2974), Punt),
         case("the longest large record", of_length(LARGE_FRAME_MAX), Punt),

@@ -34,6 +34,7 @@ fn all_that_can_be_said() {
         state_directory = "/s"
         taps = ["tap*", "vnet0"]
         user_data_bytes_max = 65536
+        packets_per_second = 0
         log_level = "debug"
         [metadata_options]
         HttpTokens = "optional"
@@ -52,6 +53,8 @@ fn all_that_can_be_said() {
     assert_eq!(config.token_key_path(), Path::new("/s/keys/token"));
     assert_eq!(config.bpf_directory, Path::new("/sys/fs/bpf/imds-agent"));
     assert_eq!(log::LevelFilter::from(config.log_level), log::LevelFilter::Debug);
+    assert_eq!(config.packets_per_second(), 0);
+    assert_eq!(Config::default().packets_per_second(), 1024);
     let rules = config.rules();
     assert_eq!(rules.user_data_bytes_max, 65536);
     assert_eq!(rules.options.http_tokens, HttpTokens::Optional);
@@ -132,6 +135,10 @@ fn errors_name_file_line_field_and_what_is_legal() {
         (
             "[credentials]\nduration_seconds = -1",
             vec!["credentials.duration_seconds: -1 is not 900 to 43200"],
+        ),
+        (
+            "packets_per_second = 1000001",
+            vec!["packets_per_second: 1000001 is not 0 to 1000000"],
         ),
         (
             "[metadata_options]\nHttpTokens = true",

@@ -29,7 +29,7 @@ const STALE_AFTER: Duration = Duration::from_secs(1);
 const RINGS: [&str; 1] = ["RING_0"];
 
 /// Every map with its key size, value size and number of entries: what must match for a pinned one to be used again.
-const MAP_LAYOUTS: [(&str, usize, usize, u32); 3] = [
+const MAP_LAYOUTS: [(&str, usize, usize, u32); 4] = [
     ("TAPS", size_of::<TapIndex>(), size_of::<TapBinding>(), TAPS_MAX),
     (
         "COUNTERS",
@@ -37,6 +37,7 @@ const MAP_LAYOUTS: [(&str, usize, usize, u32); 3] = [
         size_of::<TapCounters>(),
         TAPS_MAX,
     ),
+    ("BUCKETS", size_of::<TapIndex>(), size_of::<u64>(), TAPS_MAX),
     ("RING_0", 0, 0, RING_BYTES),
 ];
 

@@ -4,7 +4,7 @@
 //! <root>/links/<ifindex>           the TCX link of a tap's outbound hook; of no version, so that a newer agent adopts an
 //!                                  older one's
 //! <root>/links/<ifindex>-inbound   that of its inbound hook
-//! <root>/v<ABI_VERSION>/           the maps: TAPS, COUNTERS, RING_<worker>
+//! <root>/v<ABI_VERSION>/           the maps: TAPS, COUNTERS, BUCKETS, RING_<worker>
 //! ```
 
 use std::{

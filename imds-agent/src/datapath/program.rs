@@ -117,6 +117,7 @@ pub struct Classifier {
     ebpf: Ebpf,
     taps: HashMap<MapData, u32, [u8; size_of::<TapBinding>()]>,
     counters: PerCpuHashMap<MapData, u32, TapCounters>,
+    buckets: HashMap<MapData, u32, u64>,
     rings: Vec<PuntRing>,
     attached: BTreeSet<TapIndex>,
     pins: Pins,
@@ -144,12 +145,14 @@ impl Classifier {
         let mut ebpf = object::load(&pins)?;
         let taps = object::take_map(&mut ebpf, "TAPS")?.try_into()?;
         let counters = object::take_map(&mut ebpf, "COUNTERS")?.try_into()?;
+        let buckets = object::take_map(&mut ebpf, "BUCKETS")?.try_into()?;
         let rings = object::take_rings(&mut ebpf)?;
         let mut classifier = Self {
             hook,
             ebpf,
             taps,
             counters,
+            buckets,
             rings,
             attached: BTreeSet::new(),
             pins,
@@ -314,8 +317,9 @@ impl Classifier {
         self.hook.detach(tap, direction, &self.pins.link(tap, direction))
     }
 
-    /// Makes room for a tap's counters, all zero, or leaves those that it has.
+    /// Fills a tap's bucket, and makes room for its counters, all zero, or leaves those that it has.
     fn count_from_now(&mut self, tap: TapIndex, flags: u64) -> Result<(), MapError> {
+        self.buckets.insert(tap.0, 0, 0)?;
         let cpus = nr_cpus().map_err(|(_, error)| error)?;
         let zeroes = PerCpuValues::try_from(vec![[0; COUNTERS]; cpus])?;
         match self.counters.insert(tap.0, zeroes, flags) {
@@ -330,6 +334,7 @@ impl Classifier {
 
     fn forget(&mut self, tap: TapIndex) -> Result<(), MapError> {
         removed(self.taps.remove(&tap.0))?;
+        removed(self.buckets.remove(&tap.0))?;
         removed(self.counters.remove(&tap.0))
     }
 

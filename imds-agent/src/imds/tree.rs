@@ -14,7 +14,7 @@ use std::{io::Write as _, ops::ControlFlow, sync::LazyLock, time::Duration};
 use jiff::Timestamp;
 
 pub use keys::{Keys, Placeholder};
-pub use rows::{Kind, ROWS, Row, Value};
+pub use rows::{Kind, ROWS, Row, UNLISTED, Value};
 pub use view::View;
 
 use super::{
@@ -226,7 +226,7 @@ impl<'v> Sight<'_, 'v> {
         }
     }
 
-    /// Calls `visit` for every child that is there, with its shape and the name that it is listed by.
+    /// Calls `visit` for every child that is there to be listed, with its shape and the name that it is listed by.
     fn visit(
         &self,
         directory: &Directory,
@@ -235,7 +235,7 @@ impl<'v> Sight<'_, 'v> {
         visit: VisitChild<'_>,
     ) -> ControlFlow<()> {
         for (name, child) in &directory.named {
-            if self.resolves(child, keys, out) {
+            if !UNLISTED.contains(name) && self.resolves(child, keys, out) {
                 visit(Shape::of(child), name, out)?;
             }
         }

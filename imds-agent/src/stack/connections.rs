@@ -24,6 +24,10 @@ const LINGER: Duration = Duration::from_secs(10);
 /// of data, finds none to send again, and forgets its timer over it; its keep-alive brings the FIN back.
 const FIN_AGAIN: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(1);
 
+/// A connection that was not heard of for this long makes room for others when all are taken. An exchange takes a guest some
+/// hundred microseconds, so this one is kept alive for later, half-open, or slow.
+const IDLE_AFTER: Duration = Duration::from_millis(100);
+
 struct Connection {
     peer: Peer,
     handle: SocketHandle,
@@ -136,15 +140,24 @@ impl Connections {
         });
     }
 
-    /// Resets the connection that was not heard of for longest.
-    pub fn abort_oldest(&mut self) {
+    /// Resets the connection that was not heard of for longest, if that is long enough. Returns whether there was one.
+    pub fn abort_idle(&mut self, now: Now) -> bool {
         let oldest = self
             .connections
             .iter()
             .min_by_key(|connection| connection.last_heard);
-        if let Some(handle) = oldest.map(|connection| connection.handle) {
-            self.sockets.get_mut::<Socket<'_>>(handle).abort();
+        match oldest {
+            Some(oldest) if oldest.idle_at() <= now.monotonic => {
+                self.sockets.get_mut::<Socket<'_>>(oldest.handle).abort();
+                true
+            }
+            _ => false,
         }
+    }
+
+    /// When [`abort_idle`](Self::abort_idle) finds one.
+    pub fn idle_at(&self) -> Option<Duration> {
+        self.connections.iter().map(Connection::idle_at).min()
     }
 
     /// Tells HTTP that time has passed, and resets who lingers.
@@ -183,6 +196,11 @@ impl Connections {
 }
 
 impl Connection {
+    /// From when on it may be reset to make room for another.
+    fn idle_at(&self) -> Duration {
+        self.last_heard.saturating_add(IDLE_AFTER)
+    }
+
     fn drive(&mut self, now: Now, socket: &mut Socket<'_>, service: &mut impl Service) {
         // One pass may make room for the next: a response that is handed over lets a pipelined request in.
         loop {

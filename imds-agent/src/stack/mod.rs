@@ -18,6 +18,7 @@
     )
 )]
 
+mod backlog;
 mod connections;
 mod device;
 mod segment;
@@ -32,6 +33,7 @@ use smoltcp::{
 };
 
 use self::{
+    backlog::Backlog,
     connections::Connections,
     device::{Nowhere, PacketDevice},
     segment::Segment,
@@ -72,6 +74,7 @@ pub trait Transmit {
 pub struct Stack {
     interface: Interface,
     connections: Connections,
+    backlog: Backlog,
     time_waits: TimeWaits,
 }
 
@@ -92,6 +95,7 @@ impl Stack {
         Self {
             interface,
             connections: Connections::default(),
+            backlog: Backlog::default(),
             time_waits: TimeWaits::default(),
         }
     }
@@ -112,20 +116,13 @@ impl Stack {
             if self.time_waits.handle_segment(now, &segment, transmit) {
                 return;
             }
-            if segment.opens() {
-                self.make_room(now, transmit);
-                self.connections.listen(now, &segment.peer);
+            if segment.opens() && !self.has_room(now, transmit) {
+                self.backlog.push(now, segment.peer, packet);
+                return;
             }
         }
-        let mut device = PacketDevice::new(Some(packet), transmit);
-        self.interface
-            .poll_ingress_single(instant(now), &mut device, self.connections.sockets());
-        self.connections.drive(&segment.peer, now, service);
-        if self.connections.is_in_time_wait(&segment.peer) {
-            // The entry sends the last acknowledgement itself, so the socket and its buffers go at once.
-            self.connections.forget(&segment.peer);
-            self.time_waits.enter(now, &segment, transmit);
-        }
+        self.feed(now, packet, &segment, service, transmit);
+        self.admit(now, service, transmit);
     }
 
     /// Sends what the connections have to say, and forgets those that ended.
@@ -147,6 +144,8 @@ impl Stack {
         self.time_waits.expire(now);
         self.connections.handle_timeout(now, service);
         self.flush(now, transmit);
+        self.admit(now, service, transmit);
+        self.flush(now, transmit);
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called, on the monotonic clock.
@@ -159,6 +158,7 @@ impl Stack {
             sockets,
             self.connections.poll_timeout(),
             self.time_waits.poll_timeout(),
+            self.admits_at(),
         ]
         .into_iter()
         .flatten()
@@ -167,7 +167,7 @@ impl Stack {
 
     /// Whether it remembers nothing: a new stack in its place would behave the same.
     pub fn is_idle(&self) -> bool {
-        self.connections.is_empty() && self.time_waits.is_empty()
+        self.connections.is_empty() && self.backlog.is_empty() && self.time_waits.is_empty()
     }
 
     /// Connections that have not ended, half-open ones included.
@@ -175,12 +175,58 @@ impl Stack {
         self.connections.len()
     }
 
-    /// Resets the connection that was idle for longest when there is no room for another.
-    fn make_room(&mut self, now: Now, transmit: &mut impl Transmit) {
-        if self.connections.len() >= CONNECTIONS_MAX {
-            self.connections.abort_oldest();
+    /// When there will be room for a waiting SYN, unless connections end before.
+    fn admits_at(&self) -> Option<Duration> {
+        if self.backlog.is_empty() {
+            None
+        } else if self.connections.len() < CONNECTIONS_MAX {
+            Some(Duration::ZERO)
+        } else {
+            self.connections.idle_at()
+        }
+    }
+
+    /// Feeds one segment to smoltcp, and lets its connection talk to HTTP.
+    fn feed(
+        &mut self,
+        now: Now,
+        packet: &[u8],
+        segment: &Segment,
+        service: &mut impl Service,
+        transmit: &mut impl Transmit,
+    ) {
+        if segment.opens() && !self.connections.has(&segment.peer) {
+            self.connections.listen(now, &segment.peer);
+        }
+        let mut device = PacketDevice::new(Some(packet), transmit);
+        self.interface
+            .poll_ingress_single(instant(now), &mut device, self.connections.sockets());
+        self.connections.drive(&segment.peer, now, service);
+        if self.connections.is_in_time_wait(&segment.peer) {
+            // The entry sends the last acknowledgement itself, so the socket and its buffers go at once.
+            self.connections.forget(&segment.peer);
+            self.time_waits.enter(now, segment, transmit);
+        }
+    }
+
+    /// Lets waiting SYNs in while there is room.
+    fn admit(&mut self, now: Now, service: &mut impl Service, transmit: &mut impl Transmit) {
+        while !self.backlog.is_empty() && self.has_room(now, transmit) {
+            let Some(packet) = self.backlog.pop(now) else {
+                return;
+            };
+            if let Some(segment) = Segment::parse(&packet) {
+                self.feed(now, &packet, &segment, service, transmit);
+            }
+        }
+    }
+
+    /// Whether one more connection may begin. A connection that is idle for long makes room, with a reset.
+    fn has_room(&mut self, now: Now, transmit: &mut impl Transmit) -> bool {
+        if self.connections.len() >= CONNECTIONS_MAX && self.connections.abort_idle(now) {
             self.flush(now, transmit);
         }
+        self.connections.len() < CONNECTIONS_MAX
     }
 }
 

@@ -467,6 +467,43 @@ fn the_connection_idle_for_longest_makes_room() {
     assert_eq!(bodies(&response), [patterned(7)]);
 }
 
+/// More connections at once than there may be: all are served, none is reset, and time stands nearly still.
+#[test]
+fn a_crowd_waits_for_its_turn() {
+    let mut simulation = Simulation::new(14, Faults::default());
+    let begin = simulation.now;
+    let handles: Vec<_> = (0..200).map(|_| simulation.connect()).collect();
+    let mut responses = vec![Vec::new(); handles.len()];
+    let mut asked = vec![false; handles.len()];
+    let is_over = simulation.run_until(|simulation| {
+        let mut is_over = true;
+        for (index, handle) in handles.iter().enumerate() {
+            let socket = simulation.socket(*handle);
+            if socket.may_send() && !asked[index] {
+                socket.send_slice(&get("/9")).unwrap();
+                asked[index] = true;
+            }
+            drain(socket, &mut responses[index]);
+            if socket.state() == State::CloseWait {
+                socket.close();
+            }
+            is_over &= socket.state() == State::Closed;
+        }
+        is_over
+    });
+    assert!(is_over);
+    assert!(
+        responses
+            .iter()
+            .all(|response| bodies(response) == [patterned(9)])
+    );
+    let took = simulation.now - begin;
+    assert!(
+        took < Duration::from_millis(100),
+        "{took:?}: somebody's SYN was dropped"
+    );
+}
+
 #[test]
 fn a_silent_peer_is_forgotten() {
     let mut simulation = Simulation::new(9, Faults::default());

@@ -11,7 +11,7 @@ use crate::{
     imds::{Caller, Delivery, Imds, ImdsVersion, Outcome, identity},
     now::Now,
     observe::{Audit, Requests, audit},
-    registry::{self, Snapshot},
+    registry::{self, InstanceId, Snapshot},
 };
 
 /// What workers read and others publish, and where they count. Nothing in here is waited for.
@@ -31,23 +31,28 @@ pub struct Facts {
     pub audit: Audit,
 }
 
-/// Answers the requests that come from one MAC.
+/// Answers the requests that come from one MAC on one tap.
+///
+/// The tap's binding and the registry's snapshot come here on two ways, so that for a moment one may be newer than the
+/// other. Who the MAC belongs to by the snapshot is believed only where the tap was bound to that very instance.
 pub struct Answer<'a> {
     facts: &'a Facts,
     snapshot: Guard<Arc<Snapshot>>,
     imds: &'a mut Imds,
     mac: MacAddr,
+    owner: Option<&'a InstanceId>,
 }
 
 impl<'a> Answer<'a> {
-    /// For requests from `mac`, by the facts of this moment.
-    pub fn new(facts: &'a Facts, imds: &'a mut Imds, mac: MacAddr) -> Self {
+    /// For requests from `mac` on a tap that is `owner`'s, by the facts of this moment.
+    pub fn new(facts: &'a Facts, imds: &'a mut Imds, mac: MacAddr, owner: Option<&'a InstanceId>) -> Self {
         let snapshot = facts.registry.load();
         Self {
             facts,
             snapshot,
             imds,
             mac,
+            owner,
         }
     }
 }
@@ -89,7 +94,9 @@ impl Answer<'_> {
 
 impl Service for Answer<'_> {
     fn respond(&mut self, now: Now, request: &Request<'_>, response: &mut Response) {
-        let outcome = match self.snapshot.interface(self.mac) {
+        let member = self.snapshot.interface(self.mac);
+        let member = member.filter(|(member, _)| self.owner == Some(&member.instance.instance_id));
+        let outcome = match member {
             None => self.imds.respond(now, None, request, response),
             Some((member, interface)) => {
                 let instance = &member.instance.instance_id;
@@ -121,5 +128,70 @@ impl Service for Answer<'_> {
             }
         };
         self.facts.requests.count(&outcome);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rand::{SeedableRng as _, rngs::StdRng};
+
+    use super::*;
+    use crate::{
+        http::Connection,
+        imds::token::{TokenKey, TokenKeys},
+        registry::{HttpTokens, MetadataOptions, snapshot::Member},
+    };
+
+    const MAC: MacAddr = MacAddr([6, 0, 0, 0, 0, 1]);
+
+    /// The status line for a guest with `MAC` on a tap that is `owner`'s; the registry says that the MAC is i-new's.
+    fn status(owner: Option<&str>) -> String {
+        let record = serde_json::json!({
+            "InstanceId": "i-new",
+            "NetworkInterfaces": [{ "MacAddress": MAC.to_string(), "Tap": "tap1" }],
+        });
+        let member = Arc::new(Member {
+            instance: serde_json::from_value(record).unwrap(),
+            options: MetadataOptions {
+                http_tokens: HttpTokens::Optional,
+                ..MetadataOptions::default()
+            },
+            instance_profile: None,
+            role: None,
+            last_modified: jiff::Timestamp::UNIX_EPOCH,
+        });
+        let facts = Facts::default();
+        let mut snapshot = Snapshot::default();
+        snapshot.by_mac.insert(MAC, (member, 0));
+        facts.registry.publish(snapshot);
+        let keys = TokenKeys::new(TokenKey::new([0; 3], [0; 32]), Vec::new());
+        let mut imds = Imds::new(Arc::new(keys), StdRng::seed_from_u64(0));
+        let owner: Option<InstanceId> = owner.map(|owner| owner.parse().unwrap());
+        let mut answer = Answer::new(&facts, &mut imds, MAC, owner.as_ref());
+        let now = Now {
+            monotonic: Duration::from_secs(1),
+            unix: Duration::from_secs(1_795_248_000),
+        };
+        let mut connection = Connection::new(now);
+        connection.handle_bytes(
+            now,
+            b"GET /latest/meta-data/instance-id HTTP/1.1\r\n\r\n",
+            &mut answer,
+        );
+        let response = String::from_utf8(connection.poll_transmit().unwrap().bytes.to_vec()).unwrap();
+        response.lines().next().unwrap().to_owned()
+    }
+
+    #[test]
+    fn the_tap_of_the_macs_owner_is_served() {
+        assert_eq!(status(Some("i-new")), "HTTP/1.1 200 OK");
+    }
+
+    #[test]
+    fn a_tap_that_was_bound_for_the_macs_last_owner_is_not() {
+        assert_eq!(status(Some("i-old")), "HTTP/1.1 503 Service Unavailable");
+        assert_eq!(status(None), "HTTP/1.1 503 Service Unavailable");
     }
 }

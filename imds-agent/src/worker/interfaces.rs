@@ -14,6 +14,7 @@ use crate::{
     datapath::{Injector, Punt},
     imds::Imds,
     now::Now,
+    registry::InstanceId,
     stack::{Stack, Transmit},
 };
 
@@ -30,6 +31,8 @@ pub struct Interfaces {
     injector: Injector,
     /// Only of taps with connections: an idle instance has nothing here.
     stacks: HashMap<TapIndex, InterfaceStack>,
+    /// Whose each tap is.
+    owners: HashMap<TapIndex, InstanceId>,
     deadlines: BTreeSet<(Duration, TapIndex)>,
     /// Taps with frames since the last flush.
     touched: Vec<TapIndex>,
@@ -55,6 +58,7 @@ impl Interfaces {
             imds,
             injector,
             stacks: HashMap::new(),
+            owners: HashMap::new(),
             deadlines: BTreeSet::new(),
             touched: Vec::new(),
             connections: 0,
@@ -84,7 +88,7 @@ impl Interfaces {
             .is_some_and(|interface| interface.mac != mac)
         {
             // The tap was bound anew and the word of it is still on its way to us.
-            self.forget(tap);
+            self.drop_stack(tap);
         }
         let interface = match self.stacks.entry(tap) {
             Entry::Occupied(entry) => entry.into_mut(),
@@ -94,7 +98,7 @@ impl Interfaces {
             interface.is_touched = true;
             self.touched.push(tap);
         }
-        let mut service = Answer::new(&self.facts, &mut self.imds, mac);
+        let mut service = Answer::new(&self.facts, &mut self.imds, mac, self.owners.get(&tap));
         let mut transmit = TapTransmit {
             injector: &mut self.injector,
             tap,
@@ -135,7 +139,7 @@ impl Interfaces {
                 continue;
             };
             interface.deadline = None;
-            let mut service = Answer::new(&self.facts, &mut self.imds, interface.mac);
+            let mut service = Answer::new(&self.facts, &mut self.imds, interface.mac, self.owners.get(&tap));
             let mut transmit = TapTransmit {
                 injector: &mut self.injector,
                 tap,
@@ -147,8 +151,19 @@ impl Interfaces {
         self.injector.flush()
     }
 
-    /// Forgets all connections of `tap`.
+    /// Serves `tap` as `instance`'s, without the connections that it had.
+    pub fn serve(&mut self, tap: TapIndex, instance: InstanceId) {
+        self.drop_stack(tap);
+        self.owners.insert(tap, instance);
+    }
+
+    /// Serves nobody on `tap`.
     pub fn forget(&mut self, tap: TapIndex) {
+        self.drop_stack(tap);
+        self.owners.remove(&tap);
+    }
+
+    fn drop_stack(&mut self, tap: TapIndex) {
         let Some(interface) = self.stacks.remove(&tap) else {
             return;
         };
@@ -178,7 +193,7 @@ impl Interfaces {
             interface.deadline = deadline;
         }
         if interface.stack.is_idle() {
-            self.forget(tap);
+            self.drop_stack(tap);
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Everything that an instance can see: the tree followed by its own listings, as cloud-init follows it.
+//! Everything that an instance can see: the tree followed by its own listings, as cloud-init follows it, and what is
+//! served without being listed.
 
 use std::{collections::BTreeSet, fmt::Write as _, time::Duration};
 
-use imds_agent::imds::path::VERSIONS;
+use imds_agent::imds::{path::VERSIONS, tree::UNLISTED};
 
 use super::world::{Server, World, now};
 
@@ -52,6 +53,12 @@ fn directory(world: &World, version: &str, path: &str, found: &mut Vec<(String, 
             }
             _ if name.ends_with('/') => directory(world, version, &format!("{path}{name}"), found),
             _ => leaf(world, version, &format!("{path}{name}"), found),
+        }
+    }
+    for name in UNLISTED {
+        let path = format!("{path}{name}/");
+        if get(world, &format!("/{version}/{path}")).is_some() {
+            directory(world, version, &path, found);
         }
     }
 }

@@ -150,6 +150,10 @@ impl Row {
     }
 }
 
+/// Directories that are served and not listed. The SDKs that know of extended credentials ask for them by name, and
+/// cloud-init keeps on the guest's disk whatever it finds listed, except in a directory called `security-credentials`.
+pub const UNLISTED: &[&str] = &["security-credentials-extended"];
+
 /// A path under an interface.
 macro_rules! eni {
     ($path:literal) => {

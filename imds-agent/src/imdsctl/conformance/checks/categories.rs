@@ -59,7 +59,8 @@ const LIFECYCLE_STATES: &[&str] = &[
 
 const LIFE_CYCLES: &[&str] = &["on-demand", "spot", "scheduled", "capacity-block"];
 
-const EVENT_KEYS: &[&str] = &["NotBefore", "Code", "Description", "EventId", "NotAfter", "State"];
+/// And `NotAfter`, if an end is known: a retirement has none in the user guide's own example.
+const EVENT_KEYS: &[&str] = &["NotBefore", "Code", "Description", "EventId", "State"];
 
 /// What cloud-init and afterburn read of the document.
 const DOCUMENT_KEYS: &[&str] = &["instanceId", "region", "availabilityZone"];

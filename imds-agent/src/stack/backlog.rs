@@ -1,0 +1,67 @@
+//! SYNs for which there is no room yet.
+//!
+//! A guest that starts hundreds of connections at once finds the connections of its interface taken, but each only for the
+//! moment that an exchange takes. Its SYNs wait here for their turn, a packet each and no socket, so that the guest
+//! notices a moment's delay; a dropped SYN would cost it a second, a reset the connection.
+
+use std::{collections::VecDeque, time::Duration};
+
+use super::segment::Peer;
+use crate::now::Now;
+
+/// SYNs that wait. Past it the oldest one goes: its sender will repeat it.
+const BACKLOG_MAX: usize = 256;
+
+/// A sender repeats its SYN after a second (RFC 6298, section 2), and that one waits in place of this one.
+const WAITS_FOR: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+struct Waiting {
+    peer: Peer,
+    packet: Vec<u8>,
+    until: Duration,
+}
+
+/// The waiting SYNs of one interface, oldest first.
+#[derive(Default, Debug)]
+pub struct Backlog(VecDeque<Waiting>);
+
+impl Backlog {
+    /// Lets `packet`, the SYN of `peer`, wait.
+    pub fn push(&mut self, now: Now, peer: Peer, packet: &[u8]) {
+        if self.0.iter().any(|waiting| waiting.peer == peer) {
+            return;
+        }
+        if self.0.len() >= BACKLOG_MAX {
+            self.0.pop_front();
+        }
+        let until = now.monotonic.saturating_add(WAITS_FOR);
+        self.0.push_back(Waiting {
+            peer,
+            packet: packet.to_vec(),
+            until,
+        });
+    }
+
+    /// The SYN that has waited for longest and not for too long.
+    pub fn pop(&mut self, now: Now) -> Option<Vec<u8>> {
+        self.expire(now);
+        self.0.pop_front().map(|waiting| waiting.packet)
+    }
+
+    /// Forgets what has waited for too long.
+    pub fn expire(&mut self, now: Now) {
+        while self
+            .0
+            .front()
+            .is_some_and(|waiting| waiting.until <= now.monotonic)
+        {
+            self.0.pop_front();
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}

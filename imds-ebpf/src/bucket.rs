@@ -1,0 +1,84 @@
+//! How many frames of a tap are served: a token bucket per tap, so that one guest cannot fill another's ring.
+//!
+//! A bucket is one number: the time at which it is full again (the generic cell rate algorithm, ITU-T I.371, does the same
+//! sum). A frame that is served moves that time on by its tokens' worth of intervals; a frame that would move it further
+//! ahead than a whole bucket takes to fill is over the limit, moves nothing, and so costs its sender nothing later.
+
+use crate::abi::{BURST_TOKENS, LARGE_FRAME_TOKENS, MEDIUM_FRAME_MAX, Reason};
+
+/// The tokens that a frame of `length` bytes costs.
+#[inline(always)]
+pub fn tokens(length: usize) -> u64 {
+    if length <= MEDIUM_FRAME_MAX {
+        1
+    } else {
+        LARGE_FRAME_TOKENS
+    }
+}
+
+/// Takes `tokens` out of the bucket that is full again at `full_ns`: the time at which it is full then. All times are of
+/// the one clock that only goes forward.
+#[inline(always)]
+pub fn take(full_ns: u64, now_ns: u64, interval_ns: u32, tokens: u64) -> Result<u64, Reason> {
+    let interval_ns = u64::from(interval_ns);
+    let after_ns = full_ns.max(now_ns).wrapping_add(tokens.wrapping_mul(interval_ns));
+    if after_ns.wrapping_sub(now_ns) > BURST_TOKENS.wrapping_mul(interval_ns) {
+        return Err(Reason::RateLimited);
+    }
+    Ok(after_ns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::{IMDS_MAC, LARGE_FRAME_MAX, SMALL_FRAME_MAX, TapBinding};
+
+    const INTERVAL_NS: u32 = TapBinding::to(IMDS_MAC).frame_interval_ns;
+
+    /// How many frames are served that come every `every_ns` for `seconds`.
+    fn served(full_ns: &mut u64, from_ns: u64, seconds: u64, every_ns: u64, tokens: u64) -> u64 {
+        let mut count = 0;
+        for frame in 0..seconds * 1_000_000_000 / every_ns {
+            if let Ok(after) = take(*full_ns, from_ns + frame * every_ns, INTERVAL_NS, tokens) {
+                *full_ns = after;
+                count += 1;
+            }
+        }
+        count
+    }
+
+    #[test]
+    fn burst_is_served_at_once_and_the_rate_from_then_on() {
+        let mut full_ns = 0;
+        let start = 5_000_000_000_000;
+        let first = served(&mut full_ns, start, 10, 20_000, 1);
+        assert!((1024 + 10_239..=1024 + 10_241).contains(&first), "{first}");
+        // A second of silence is a second's worth of tokens.
+        let next = served(&mut full_ns, start + 11_000_000_000, 1, 20_000, 1);
+        assert!((2046..=2049).contains(&next), "{next}");
+    }
+
+    #[test]
+    fn who_keeps_to_the_rate_is_never_refused() {
+        let mut full_ns = 0;
+        assert_eq!(served(&mut full_ns, 1, 100, INTERVAL_NS.into(), 1), 102_400);
+    }
+
+    #[test]
+    fn large_frames_cost_more() {
+        let mut full_ns = 0;
+        let cost = tokens(LARGE_FRAME_MAX);
+        let first = served(&mut full_ns, 1_000_000_000, 1, 100_000, cost);
+        assert!((255..=257).contains(&first), "{first}");
+        assert_eq!(
+            [tokens(60), tokens(SMALL_FRAME_MAX + 1), tokens(MEDIUM_FRAME_MAX)],
+            [1; 3]
+        );
+    }
+
+    #[test]
+    fn no_interval_is_no_limit() {
+        assert_eq!(take(0, 7, 0, 8), Ok(7));
+        assert_eq!(take(7, 7, 0, 8), Ok(7));
+    }
+}
