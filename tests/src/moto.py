@@ -1,14 +1,20 @@
 """Fills a moto server: a user who may assume roles, two roles, and then every signature and policy is checked."""
 
 import json
+import ssl
 import sys
 import urllib.request
 
 import boto3
 
-url, credentials_file = sys.argv[1:]
+url, credentials_file, ca_file = sys.argv[1:]
 iam = boto3.client(
-    "iam", region_name="us-east-1", endpoint_url=url, aws_access_key_id="x", aws_secret_access_key="x"
+    "iam",
+    region_name="us-east-1",
+    endpoint_url=url,
+    aws_access_key_id="x",
+    aws_secret_access_key="x",
+    verify=ca_file or None,
 )
 
 
@@ -36,5 +42,6 @@ with open(credentials_file, "w") as file:
         f"[imds]\naws_access_key_id = {key['AccessKeyId']}\naws_secret_access_key = {key['SecretAccessKey']}\n"
     )
 urllib.request.urlopen(
-    urllib.request.Request(url + "/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
+    urllib.request.Request(url + "/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"}),
+    context=ssl.create_default_context(cafile=ca_file) if ca_file else None,
 )

@@ -1,6 +1,7 @@
 //! A security token service that really runs: moto, checking signatures and policies.
 
 use std::{
+    fs,
     net::{SocketAddr, TcpStream},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
@@ -27,16 +28,32 @@ pub const FOREIGN_ROLE: &str = "of-others";
 pub struct Moto {
     child: Child,
     address: SocketAddr,
+    is_tls: bool,
     directory: tempfile::TempDir,
 }
 
 impl Moto {
     /// Starts one on the loopback of `namespace`, with a user for the host and two roles.
     pub fn start(namespace: &Namespace) -> Result<Self> {
+        Self::start_with(namespace, false)
+    }
+
+    /// The same over TLS, with a certificate of an authority that nobody knows.
+    pub fn start_tls(namespace: &Namespace) -> Result<Self> {
+        Self::start_with(namespace, true)
+    }
+
+    fn start_with(namespace: &Namespace, is_tls: bool) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("imds-moto-").tempdir()?;
         let address = SocketAddr::from(([127, 0, 0, 1], 5000));
-        let child = clean(namespace.command(python()?))
-            .args(["-m", "moto.server", "-p", &address.port().to_string()])
+        let mut server = clean(namespace.command(python()?));
+        server.args(["-m", "moto.server", "-p", &address.port().to_string()]);
+        if is_tls {
+            certify(directory.path())?;
+            server.arg("-c").arg(directory.path().join("server.crt"));
+            server.arg("-k").arg(directory.path().join("server.key"));
+        }
+        let child = server
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -45,12 +62,14 @@ impl Moto {
         let mut moto = Self {
             child,
             address,
+            is_tls,
             directory,
         };
         moto.wait_until_it_listens(namespace)?;
         let script = clean(namespace.command(python()?))
             .args(["-c", include_str!("moto.py"), &moto.url()])
             .arg(moto.credentials_file())
+            .arg(if is_tls { moto.ca_file() } else { PathBuf::new() })
             .output()?;
         ensure!(
             script.status.success(),
@@ -62,7 +81,13 @@ impl Moto {
 
     /// Where it listens.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.is_tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// The certificate of the authority, where there is TLS.
+    pub fn ca_file(&self) -> PathBuf {
+        self.directory.path().join("ca.crt")
     }
 
     /// The shared credentials file with the profile `imds`.
@@ -89,6 +114,33 @@ impl Drop for Moto {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Makes an authority and a certificate of it for 127.0.0.1.
+fn certify(directory: &Path) -> Result<()> {
+    let openssl = |arguments: &str| -> Result<()> {
+        let output = Command::new("openssl")
+            .args(arguments.split(' '))
+            .current_dir(directory)
+            .output()?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "openssl {arguments}: {errors}");
+        Ok(())
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -batch";
+    openssl(&format!(
+        "req -x509 {key} -keyout ca.key -out ca.crt -days 2 -subj /CN=authority"
+    ))?;
+    openssl(&format!(
+        "req {key} -keyout server.key -out server.csr -subj /CN=moto"
+    ))?;
+    fs::write(
+        directory.join("extensions"),
+        "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n",
+    )?;
+    openssl(
+        "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile extensions -out server.crt",
+    )
 }
 
 /// The Python interpreter that has moto, boto3 and the AWS CLI.

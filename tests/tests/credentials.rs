@@ -96,6 +96,35 @@ fn guest_gets_a_role_that_a_security_token_service_gives() -> Result<()> {
 }
 
 #[test]
+fn a_private_authority_is_trusted_when_the_configuration_says_so() -> Result<()> {
+    let namespace = Namespace::new()?;
+    let moto = Moto::start_tls(&namespace)?;
+    let config = format!(
+        "[credentials]\nsource = \"sts\"\n[credentials.sts]\nendpoint = {:?}\nprofile = \"imds\"\n\
+         shared_credentials_file = {:?}\nexternal_id = {:?}\n",
+        moto.url(),
+        moto.credentials_file(),
+        moto::EXTERNAL_ID
+    );
+    let mut stranger = Host::in_namespace(namespace, &config, |_, _| Ok(()))?;
+    let line = stranger.agent.wait_for_log("the source fails")?;
+    assert!(line.contains("certificate"), "{line}");
+    let Host {
+        agent,
+        files,
+        tap,
+        namespace,
+    } = stranger;
+    drop((agent, files, tap));
+
+    let config = format!("{config}ca_file = {:?}\n", moto.ca_file());
+    let host = Host::in_namespace(namespace, &config, |_, _| Ok(()))?;
+    let set = get(&host.guest()?, "iam/security-credentials/web-server")?;
+    assert!(set.contains("\"Success\""), "{set}");
+    Ok(())
+}
+
+#[test]
 fn role_that_the_service_denies_gets_the_words_of_ec2() -> Result<()> {
     let (_moto, mut host, guest) = with_moto("")?;
     let mut role = records::role();
