@@ -1,6 +1,11 @@
 //! The security token service that the agent is, asked by the AWS CLI and boto3 in a guest and on the host.
 
-use std::process::Command;
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use imds_tests::{
@@ -221,5 +226,34 @@ print(json.dumps([get('security-credentials/'), set['Code'], identity['Arn'], id
             format!("{ACCOUNT}:aws:ec2-instance:{INSTANCE_ID}")
         ])
     );
+    Ok(())
+}
+
+#[test]
+fn who_takes_all_connections_takes_nobody_elses() -> Result<()> {
+    let (host, guest) = host()?;
+    let address = "10.0.0.1:8980";
+    // Far more than there may be, and nothing is ever said on them.
+    let mut greedy: Vec<TcpStream> = guest
+        .namespace
+        .enter(|| (0..600).map_while(|_| TcpStream::connect(address).ok()).collect());
+    let is_turned_away = |stream: &mut TcpStream| {
+        stream.set_read_timeout(Some(Duration::from_secs(5))).is_ok()
+            && matches!(stream.read(&mut [0]), Ok(0) | Err(_))
+    };
+    let last = greedy.last_mut().context("the guest connects")?;
+    assert!(
+        is_turned_away(last),
+        "one guest has as many connections as it likes"
+    );
+    let answer = host.namespace.enter(|| -> Result<String> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    })?;
+    assert!(answer.contains("MissingAuthenticationToken"), "{answer}");
     Ok(())
 }

@@ -435,3 +435,6 @@ fn unix(time: Timestamp) -> Duration {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod upkeep_tests;

@@ -19,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     query::{Service, Told},
+    seats::Seats,
     sigv4::Received,
     tls::{Certificate, TlsError},
     xml,
@@ -94,6 +95,7 @@ struct Shared {
     registry: Arc<registry::Published>,
     watch: Watch,
     connections: Arc<Semaphore>,
+    seats: Arc<Seats>,
 }
 
 impl Endpoint {
@@ -121,6 +123,7 @@ impl Endpoint {
                 registry,
                 watch,
                 connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+                seats: Arc::default(),
             }),
         })
     }
@@ -154,12 +157,16 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Sha
         while connections.try_join_next().is_some() {}
         match accepted {
             Ok((stream, peer)) => {
+                let Some(seat) = shared.seats.take(peer.ip()) else {
+                    log::debug!("security token service: {peer} has too many connections");
+                    continue;
+                };
                 let (tls, shared) = (tls.clone(), Arc::clone(&shared));
                 connections.spawn(async move {
                     let served = serve_stream(stream, tls, peer, &shared);
                     // Neither a deaf peer nor one with a broken connection is anybody's business.
                     _ = tokio::time::timeout(CONNECTION_TIME_MAX, served).await;
-                    drop(permit);
+                    drop((seat, permit));
                 });
             }
             Err(error) => {

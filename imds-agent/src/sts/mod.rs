@@ -5,6 +5,7 @@
 
 pub mod listener;
 pub mod query;
+mod seats;
 pub mod sigv4;
 pub mod tls;
 pub mod xml;
