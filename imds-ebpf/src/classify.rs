@@ -63,6 +63,10 @@ pub trait Frame {
     /// Loads `N` bytes at `offset` from the start of the Ethernet header, or nothing when the frame ends before.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
+    /// The same, for an offset that the frame itself tells: it costs more in the kernel, but the verifier need not follow
+    /// where the offset may lead.
+    fn load_far<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+
     /// Whether the kernel already took a VLAN tag off the frame and keeps it beside it.
     fn has_vlan_tag_aside(&self) -> bool;
 
@@ -283,6 +287,10 @@ pub const UNSPECIFIED: [u8; 16] = [0; 16];
 impl Frame for [u8] {
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.get(offset..)?.first_chunk().copied()
+    }
+
+    fn load_far<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.load(offset)
     }
 
     fn has_vlan_tag_aside(&self) -> bool {

@@ -157,9 +157,24 @@ fn is_at<F: Frame + ?Sized, const N: usize>(
 /// What an NDP message has to do with the address that is neither from nor to it.
 #[inline(always)]
 fn role_in_discovery<F: Frame + ?Sized>(frame: &F, network: usize) -> Result<Option<Role>, Reason> {
-    let Some(message) = icmpv6(frame, network)? else {
+    let [next] = frame.load(network + IPV6_NEXT_HEADER).ok_or(Reason::Truncated)?;
+    let payload = network + IPV6_BYTES;
+    if next == PROTOCOL_ICMPV6 {
+        return role_in_message(frame, payload);
+    }
+    if !is_extension(next) {
         return Ok(None);
-    };
+    }
+    let frame = &Far(frame);
+    match icmpv6(frame, next, payload)? {
+        Some(message) => role_in_message(frame, message),
+        None => Ok(None),
+    }
+}
+
+/// The same for the ICMPv6 message at `message`.
+#[inline(always)]
+fn role_in_message<F: Frame + ?Sized>(frame: &F, message: usize) -> Result<Option<Role>, Reason> {
     let [kind] = frame.load(message).ok_or(Reason::Truncated)?;
     if !(NDP_SOLICITATION..=NDP_REDIRECT).contains(&kind) {
         return Ok(None);
@@ -172,18 +187,10 @@ fn role_in_discovery<F: Frame + ?Sized>(frame: &F, network: usize) -> Result<Opt
     }))
 }
 
-/// Where the ICMPv6 message of an IPv6 packet starts, if it has one.
+/// Where the ICMPv6 message starts behind the extension headers at `offset`, if there is one.
 #[inline(always)]
-fn icmpv6<F: Frame + ?Sized>(frame: &F, network: usize) -> Result<Option<usize>, Reason> {
-    let [mut next] = frame.load(network + IPV6_NEXT_HEADER).ok_or(Reason::Truncated)?;
-    let mut offset = network + IPV6_BYTES;
-    for _ in 0..=EXTENSIONS_MAX {
-        if next == PROTOCOL_ICMPV6 {
-            return Ok(Some(offset));
-        }
-        if !is_extension(next) {
-            return Ok(None);
-        }
+fn icmpv6<F: Frame + ?Sized>(frame: &F, mut next: u8, mut offset: usize) -> Result<Option<usize>, Reason> {
+    for _ in 0..EXTENSIONS_MAX {
         let [following, length, high, low] = frame.load(offset).ok_or(Reason::Truncated)?;
         let mut units = 1;
         if next != EXTENSION_FRAGMENT {
@@ -193,8 +200,39 @@ fn icmpv6<F: Frame + ?Sized>(frame: &F, network: usize) -> Result<Option<usize>,
         }
         offset += units * EXTENSION_UNIT;
         next = following;
+        if next == PROTOCOL_ICMPV6 {
+            return Ok(Some(offset));
+        }
+        if !is_extension(next) {
+            return Ok(None);
+        }
     }
     Err(Reason::ExtensionHeader)
+}
+
+/// A frame that is read at offsets which it tells itself.
+struct Far<'a, F: ?Sized>(&'a F);
+
+impl<F: Frame + ?Sized> Frame for Far<'_, F> {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.0.load_far(offset)
+    }
+
+    #[inline(always)]
+    fn load_far<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.0.load_far(offset)
+    }
+
+    #[inline(always)]
+    fn has_vlan_tag_aside(&self) -> bool {
+        self.0.has_vlan_tag_aside()
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.0.length()
+    }
 }
 
 /// Whether a next header's number is that of an extension header that Linux looks behind without a key.

@@ -88,6 +88,11 @@ impl Frame for Skb<'_> {
             // SAFETY: the linear part holds `N` bytes from `start` on, as just checked and as the verifier demands.
             return Some(unsafe { ptr::read_unaligned(start as *const [u8; N]) });
         }
+        self.load_far(offset)
+    }
+
+    #[inline(always)]
+    fn load_far<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let mut bytes = MaybeUninit::<[u8; N]>::uninit();
         let (room, length) = (bytes.as_mut_ptr().cast(), N as u32);
         // SAFETY: `bytes` has room for `N` bytes, and is read only when the helper has written them.

@@ -14,7 +14,7 @@ use std::{
 use anyhow::Context;
 use nix::{
     libc,
-    mount::{MsFlags, mount},
+    mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
     unistd::Uid,
 };
@@ -42,7 +42,8 @@ pub fn in_namespaces<T: Send>(
         )
         .context("mount bpffs")?;
         let result = test(bpffs.path());
-        nix::mount::umount(bpffs.path()).context("unmount bpffs")?;
+        // Another test's child may hold a copy of a descriptor in there for the moment between fork and exec.
+        umount2(bpffs.path(), MntFlags::MNT_DETACH).context("unmount bpffs")?;
         result
     };
     thread::scope(|scope| match scope.spawn(run).join() {

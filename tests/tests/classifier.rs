@@ -1,6 +1,10 @@
 //! T0 and T1: the verdict table, over the code as the host runs it and over the object as the kernel runs it.
 
-use std::{collections::BTreeMap, io, os::fd::AsFd};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::fd::{AsFd, AsRawFd},
+};
 
 use anyhow::{Context, bail, ensure};
 use imds_agent::datapath::{Classifier, Direction, PuntRing};
@@ -72,6 +76,9 @@ fn tag_aside_is_as_good_as_inline() {
     struct Untagged(Vec<u8>);
     impl Frame for Untagged {
         fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+            self.0.load(offset)
+        }
+        fn load_far<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
             self.0.load(offset)
         }
         fn has_vlan_tag_aside(&self) -> bool {
@@ -252,6 +259,27 @@ fn expect(
     }
     ensure!(ring.next().is_none(), "more than one frame in the ring");
     Ok(true)
+}
+
+/// The verifier walks every way through a program and gives up after a million instructions; how far it gets differs from
+/// kernel to kernel.
+#[test]
+fn verifier_is_done_long_before_it_gives_up() -> anyhow::Result<()> {
+    in_namespaces(|bpffs| {
+        let classifier = Classifier::load(&bpffs.join("imds"))?;
+        for direction in [Direction::Outbound, Direction::Inbound] {
+            let fd = classifier.program_fd(direction)?;
+            let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+            let Some(verified) = info.lines().find_map(|line| line.strip_prefix("verified_insns:")) else {
+                println!("skipped: this kernel does not tell");
+                continue;
+            };
+            let verified: u32 = verified.trim().parse()?;
+            ensure!(verified < 50_000, "{direction:?}: {verified} instructions");
+        }
+        Ok(())
+    })?;
+    Ok(())
 }
 
 /// What every packet of every guest pays, beside the shortest classifier there is. `cargo test -- --ignored --nocapture`.

@@ -30,7 +30,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("datapath", ""),
     ("stack", "http now"),
     ("http", "now"),
-    ("identity_files", "imds"),
+    ("identity_files", "imds keys"),
     ("identity_signer", "identity_files imds registry"),
     ("imds", "http registry credentials now"),
     ("imdsctl", "imds"),
