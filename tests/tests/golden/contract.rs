@@ -12,15 +12,11 @@ use super::{crawl, world::World};
 const CONTRACT: &str = include_str!("../../../docs/wire-contract.md");
 
 /// Categories of the contract that are not rows, and why.
-const NOT_ROWS: [(&str, &str); 5] = [
+const NOT_ROWS: [(&str, &str); 4] = [
     ("elastic-gpus/associations/<id>", "the service is gone from EC2"),
     (
         "elastic-inference/associations/<eia-id>",
         "the service is gone from EC2",
-    ),
-    (
-        "identity-credentials/ec2/security-credentials/ec2-instance",
-        "no source of credentials has them",
     ),
     ("metrics/", "the directory of metrics/vhostmd"),
     (
