@@ -53,6 +53,7 @@ impl Service for Answer {
             member: &self.member,
             interface,
             role_state: None,
+            identity_state: None,
             identities: &self.identities,
         };
         self.imds.respond(now, Some(&caller), request, response);

@@ -10,12 +10,15 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use imds_ebpf::abi::{TapBinding, TapIndex};
 use rand::{SeedableRng as _, rngs::StdRng};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
+};
 
 use crate::{
     bindings::{Bindings, Change},
     config::{Config, Taps},
-    credentials::{Issuer, Refresher, Sources},
+    credentials::{Issuer, IssuerKeys, Refresher, Sources, issuer_keys, schedule::Kind},
     datapath::{
         Classifier, Injector,
         link_watch::{LinkEvent, LinkWatch},
@@ -29,6 +32,7 @@ use crate::{
     keys::{self, Key, Purpose},
     observe::Requests,
     registry::{Directory, Snapshot},
+    sts,
     worker::{self, Facts, Worker},
 };
 
@@ -65,7 +69,10 @@ pub async fn run(config: Config) -> Result<()> {
     let directory = Directory::open(&config.state_directory, config.rules())?;
     let mut snapshots = directory.snapshots();
     let facts = Facts::default();
-    let refresher = refresher(&config, &facts)?;
+    let keys = config.keys_directory();
+    let issuer_keys = IssuerKeys::load_or_create(&keys)?;
+    let issuer = Arc::new(Issuer::new(&issuer_keys.newest, &issuer_keys.accepted));
+    let refresher = refresher(&config, &facts, &issuer);
     let signer = signer(&config, &facts)?;
     let mut classifier = Classifier::load(&config.bpf_directory)?;
     let worker = Worker {
@@ -83,15 +90,25 @@ pub async fn run(config: Config) -> Result<()> {
     let (worker, mut worker_ended) = worker.start(0).context("cannot start a worker")?;
     let mut agent = Agent {
         bindings: Bindings::new(config.packets_per_second()),
-        taps: config.taps,
+        taps: config.taps.clone(),
         classifier,
         snapshot,
         signer,
         worker,
         refused: BTreeSet::new(),
-        requests: facts.requests,
+        requests: Arc::clone(&facts.requests),
     };
-    let mut refresher = tokio::spawn(refresher.run(directory.snapshots()));
+    // All of it ends with this function.
+    let mut upkeep = JoinSet::new();
+    if let Some(settings) = config.sts_endpoint() {
+        let service = sts::Service::new(Arc::clone(&issuer));
+        let registry = Arc::clone(&facts.registry);
+        let endpoint = sts::Endpoint::bind(&settings, service, registry, Box::new(|_| ())).await;
+        upkeep.spawn(endpoint.context("the security token service cannot start")?.run());
+    }
+    upkeep.spawn(identity_refresher(&config, &facts, &issuer).run(directory.snapshots()));
+    upkeep.spawn(issuer_keys::follow(issuer, keys, issuer_keys));
+    upkeep.spawn(refresher.run(directory.snapshots()));
     let mut registry_watch = tokio::spawn(directory.watch(facts.registry));
     let mut links = LinkWatch::new()?;
     loop {
@@ -102,7 +119,7 @@ pub async fn run(config: Config) -> Result<()> {
             Ok(()) = snapshots.changed() => Event::Registry(Arc::clone(&snapshots.borrow_and_update())),
             ended = &mut registry_watch => Event::RegistryEnded(ended?),
             _ = &mut worker_ended => Event::Ended("the worker"),
-            _ = &mut refresher => Event::Ended("the refresher of role credentials"),
+            Some(_) = upkeep.join_next() => Event::Ended("the upkeep of credentials"),
             () = tokio::time::sleep(RETRY_AFTER), if !agent.refused.is_empty() => Event::Retry,
         };
         match event {
@@ -116,7 +133,7 @@ pub async fn run(config: Config) -> Result<()> {
             Event::Retry => agent.retry(),
             Event::Stop(signal) => {
                 log::info!("{signal}: stopping; the classifier stays on its taps, and the address is dark");
-                refresher.abort();
+                upkeep.abort_all();
                 agent.stop();
                 return Ok(());
             }
@@ -271,16 +288,26 @@ fn imds(config: &Config) -> Result<Imds> {
     Ok(Imds::new(Arc::new(keys), StdRng::from_rng(&mut rand::rng())))
 }
 
-fn refresher(config: &Config, facts: &Facts) -> Result<Refresher> {
-    let key: keys::IssuerKey = Key::load_or_create(&config.issuer_key_path(), Purpose::Issuer)?;
+fn refresher(config: &Config, facts: &Facts, issuer: &Arc<Issuer>) -> Refresher {
     let settings = config.credentials();
     let duration_seconds = settings.duration_seconds;
-    let sources = Sources::new(settings, Issuer::new(&key, &[]));
-    Ok(Refresher::new(
+    let sources = Sources::new(settings, Arc::clone(issuer));
+    Refresher::new(
+        Kind::InstanceProfile,
         Arc::new(sources),
         Arc::clone(&facts.credentials),
         duration_seconds,
-    ))
+    )
+}
+
+fn identity_refresher(config: &Config, facts: &Facts, issuer: &Arc<Issuer>) -> Refresher {
+    Refresher::new(
+        Kind::InstanceIdentity,
+        // No other source can vouch for what an instance is.
+        Arc::<Issuer>::clone(issuer),
+        Arc::clone(&facts.identity_credentials),
+        config.credentials().duration_seconds,
+    )
 }
 
 fn signer(config: &Config, facts: &Facts) -> Result<Signer> {

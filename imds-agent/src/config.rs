@@ -1,22 +1,25 @@
 //! The configuration file, read into a validated [`Config`]. `docs/examples/config.toml` shows every field with its default.
 
+mod credentials;
+mod sts_endpoint;
+
 use std::{
-    collections::BTreeMap,
     fmt, io,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use imds_ebpf::abi::PACKETS_PER_SECOND;
 use serde::{Deserialize, Deserializer, de};
 
+use self::{credentials::Credentials, sts_endpoint::StsEndpoint};
 use crate::{
-    credentials::{process::Environment, sources},
+    credentials::sources,
     glob,
     registry::{
         HttpEndpoint, HttpProtocolIpv6, HttpTokens, InstanceMetadataTags, InstanceMetadataTagsIndex,
-        MetadataOptions, Rules, record::USER_DATA_BYTES_MAX, role::RoleSource,
+        MetadataOptions, Rules, record::USER_DATA_BYTES_MAX,
     },
+    sts,
 };
 
 /// Where the configuration is unless the operator says otherwise.
@@ -46,6 +49,8 @@ pub struct Config {
     metadata_options: MetadataDefaults,
     /// Role credentials.
     credentials: Credentials,
+    /// The security token service for the credentials of the embedded issuer.
+    sts_endpoint: StsEndpoint,
 }
 
 /// Which taps are the agent's business.
@@ -134,23 +139,7 @@ impl Config {
 
     /// What holds for role credentials.
     pub fn credentials(&self) -> sources::Settings {
-        let Credentials {
-            source,
-            duration_seconds,
-            process,
-        } = &self.credentials;
-        sources::Settings {
-            default_source: match source {
-                SourceName::Issuer => RoleSource::Issuer,
-                SourceName::Process => RoleSource::Process {
-                    command: process.command.clone(),
-                    timeout_seconds: None,
-                },
-            },
-            duration_seconds: u32::try_from(*duration_seconds).unwrap_or(u32::MAX),
-            process_timeout: Duration::from_secs(process.timeout_seconds),
-            process_environment: process.environment.clone(),
-        }
+        self.credentials.settings()
     }
 
     /// Where the host's keys are.
@@ -168,9 +157,9 @@ impl Config {
         self.keys_directory().join("token")
     }
 
-    /// The file of the embedded issuer's key.
-    pub fn issuer_key_path(&self) -> PathBuf {
-        self.keys_directory().join("issuer")
+    /// Where the security token service listens; nothing if it does not.
+    pub fn sts_endpoint(&self) -> Option<sts::Settings> {
+        self.sts_endpoint.settings(&self.keys_directory())
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
@@ -195,9 +184,12 @@ impl Config {
             let (place, message) = syntax(error.inner());
             invalid(place, field.trim_matches('.').to_owned(), message)
         })?;
-        if config.credentials.source == SourceName::Process && config.credentials.process.command.is_empty() {
-            let message = "names no program, but credentials.source is \"process\"".to_owned();
-            return Err(invalid(None, "credentials.process.command".to_owned(), message));
+        let contradictions = [
+            config.credentials.contradiction(),
+            config.sts_endpoint.contradiction(),
+        ];
+        if let Some((field, message)) = contradictions.into_iter().flatten().next() {
+            return Err(invalid(None, field.to_owned(), message.to_owned()));
         }
         Ok(config)
     }
@@ -215,34 +207,6 @@ struct MetadataDefaults {
     instance_metadata_tags_index: InstanceMetadataTagsIndex,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Credentials {
-    source: SourceName,
-    #[serde(deserialize_with = "within::<_, 900, 43200>")]
-    duration_seconds: u64,
-    process: Process,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum SourceName {
-    #[default]
-    Issuer,
-    Process,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Process {
-    #[serde(deserialize_with = "command")]
-    command: Vec<String>,
-    #[serde(deserialize_with = "within::<_, 1, 300>")]
-    timeout_seconds: u64,
-    #[serde(deserialize_with = "environment")]
-    environment: Environment,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -254,6 +218,7 @@ impl Default for Config {
             log_level: LogLevel::default(),
             metadata_options: MetadataDefaults::default(),
             credentials: Credentials::default(),
+            sts_endpoint: StsEndpoint::default(),
         }
     }
 }
@@ -268,27 +233,6 @@ impl Default for MetadataDefaults {
             http_protocol_ipv6: options.http_protocol_ipv6,
             instance_metadata_tags: options.instance_metadata_tags,
             instance_metadata_tags_index: options.instance_metadata_tags_index,
-        }
-    }
-}
-
-impl Default for Credentials {
-    /// Six hours, as on EC2.
-    fn default() -> Self {
-        Self {
-            source: SourceName::default(),
-            duration_seconds: 6 * 3600,
-            process: Process::default(),
-        }
-    }
-}
-
-impl Default for Process {
-    fn default() -> Self {
-        Self {
-            command: Vec::new(),
-            timeout_seconds: 30,
-            environment: Environment::default(),
         }
     }
 }
@@ -355,6 +299,15 @@ fn absolute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Er
     }
 }
 
+fn path_or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    let path = PathBuf::deserialize(deserializer)?;
+    if path.is_absolute() || path.as_os_str().is_empty() {
+        Ok(path)
+    } else {
+        Err(de::Error::custom("not an absolute path"))
+    }
+}
+
 fn within<'de, D: Deserializer<'de>, const MIN: u64, const MAX: u64>(
     deserializer: D,
 ) -> Result<u64, D::Error> {
@@ -363,31 +316,6 @@ fn within<'de, D: Deserializer<'de>, const MIN: u64, const MAX: u64>(
             Ok(number.unsigned_abs())
         }
         number => Err(de::Error::custom(format_args!("{number} is not {MIN} to {MAX}"))),
-    }
-}
-
-fn command<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    let command = Vec::<String>::deserialize(deserializer)?;
-    if command.first().is_some_and(|program| !program.starts_with('/')) {
-        return Err(de::Error::custom("does not begin with an absolute path"));
-    }
-    if command.iter().any(|argument| argument.contains('\0')) {
-        return Err(de::Error::custom("holds a NUL character"));
-    }
-    Ok(command)
-}
-
-fn environment<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Environment, D::Error> {
-    let environment = BTreeMap::<String, String>::deserialize(deserializer)?;
-    let legal = |(name, value): (&String, &String)| {
-        !name.is_empty() && !name.contains(['=', '\0']) && !name.starts_with("IMDS_") && !value.contains('\0')
-    };
-    if environment.iter().all(legal) {
-        Ok(Environment(environment))
-    } else {
-        Err(de::Error::custom(
-            "a name is empty, holds '=' or begins with IMDS_, or something holds a NUL character",
-        ))
     }
 }
 

@@ -4,9 +4,9 @@
 //! hand. `identity.crt` is for relying parties; `identity.key` is for root alone.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    fs::{self, File},
+    io::{self, Read as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -18,9 +18,12 @@ use aws_lc_rs::{
 use der::{SecretDocument, pem::LineEnding};
 use zeroize::Zeroizing;
 
-use crate::imds::identity::{
-    IdentityKeys, IdentityKeysError,
-    certificate::{CertificateError, Subject, self_signed},
+use crate::{
+    imds::identity::{
+        IdentityKeys, IdentityKeysError,
+        certificate::{CertificateError, Subject, self_signed},
+    },
+    keys::write_once,
 };
 
 /// The private key's file in the directory of keys.
@@ -160,32 +163,6 @@ fn certify(key: &Path, name: &str, now: Duration) -> Result<String, IdentityFile
         key: key.to_owned(),
         source,
     })
-}
-
-/// Makes the file whole or not at all, and never over another: then the other one stays.
-fn write_once(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    DirBuilder::new().mode(0o700).recursive(true).create(directory)?;
-    let mut suffix = [0; 8];
-    getrandom::fill(&mut suffix)?;
-    let temporary = directory.join(format!(".new-identity-{:016x}", u64::from_ne_bytes(suffix)));
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)
-        .and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        });
-    // A link, unlike a rename, does not replace what another agent made in the meantime.
-    let linked = written.and_then(|()| match fs::hard_link(&temporary, path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        linked => linked,
-    });
-    let removed = fs::remove_file(&temporary);
-    linked.and(removed)?;
-    File::open(directory)?.sync_all()
 }
 
 fn io_error(path: &Path, source: io::Error) -> IdentityFilesError {

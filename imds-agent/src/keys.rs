@@ -103,6 +103,26 @@ impl<const ID_BYTES: usize> Key<ID_BYTES> {
         }
     }
 
+    /// The keys in all files of `directory`, by name; none if there is no such directory.
+    pub fn load_all(directory: &Path, purpose: Purpose) -> Result<Vec<Self>, KeyError> {
+        let io_error = |source| KeyError::Io {
+            path: directory.display().to_string(),
+            source,
+        };
+        let mut paths = match fs::read_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries
+                .and_then(|entries| {
+                    entries
+                        .map(|entry| Ok(entry?.path()))
+                        .collect::<io::Result<Vec<_>>>()
+                })
+                .map_err(io_error)?,
+        };
+        paths.sort();
+        paths.iter().map(|path| Self::load(path, purpose)).collect()
+    }
+
     fn load(path: &Path, purpose: Purpose) -> Result<Self, KeyError> {
         let display = || path.display().to_string();
         let io_error = |source| KeyError::Io {
@@ -134,41 +154,42 @@ impl<const ID_BYTES: usize> Key<ID_BYTES> {
         parts.next().is_none().then_some(Self { id, secret })
     }
 
-    /// Makes the file whole or not at all, and never over another.
     fn create(path: &Path, purpose: Purpose) -> io::Result<()> {
-        let directory = path.parent().unwrap_or(Path::new("/"));
-        DirBuilder::new().mode(0o700).recursive(true).create(directory)?;
         let mut key = Self::new([0; ID_BYTES], [0; SECRET_BYTES]);
         getrandom::fill(&mut key.id)?;
         getrandom::fill(key.secret.as_mut_slice())?;
-        let mut suffix = [0; 8];
-        getrandom::fill(&mut suffix)?;
-        let temporary = directory.join(format!(".new-key-{}", &*to_hex(&suffix)));
-
         let line = Zeroizing::new(format!(
             "{FORMAT}:{}:{}:{}\n",
             purpose.name(),
             &*to_hex(&key.id),
             &*to_hex(key.secret.as_slice())
         ));
-        let written = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)
-            .and_then(|mut file| {
-                file.write_all(line.as_bytes())?;
-                file.sync_all()
-            });
-        // A link, unlike a rename, does not replace what another agent made in the meantime.
-        let linked = written.and_then(|()| match fs::hard_link(&temporary, path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            linked => linked,
-        });
-        let removed = fs::remove_file(&temporary);
-        linked.and(removed)?;
-        File::open(directory)?.sync_all()
+        write_once(path, 0o600, line.as_bytes())
     }
+}
+
+/// Makes the file whole or not at all, and never over another: then the other one stays. Its directory is made for root
+/// alone where there is none.
+pub fn write_once(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    DirBuilder::new().mode(0o700).recursive(true).create(directory)?;
+    let mut suffix = [0; 8];
+    getrandom::fill(&mut suffix)?;
+    let temporary = directory.join(format!(".new-key-{}", &*to_hex(&suffix)));
+    let mut options = OpenOptions::new();
+    let opened = options.write(true).create_new(true).mode(mode).open(&temporary);
+    let written = opened.and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    // A link, unlike a rename, does not replace what another agent made in the meantime.
+    let linked = written.and_then(|()| match fs::hard_link(&temporary, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        linked => linked,
+    });
+    let removed = fs::remove_file(&temporary);
+    linked.and(removed)?;
+    File::open(directory)?.sync_all()
 }
 
 impl<const ID_BYTES: usize> fmt::Debug for Key<ID_BYTES> {

@@ -31,7 +31,7 @@
 //! - A guest can make its own requests fail, and nothing else.
 //! - Nothing a guest sends can panic, allocate without bound, or wait on another guest.
 //! - Secrets have no `Display`, a redacted `Debug`, and are wiped when dropped.
-//! - A frame for the IMDS address never leaves the host, whatever state the agent is in.
+//! - A frame for the IMDS address never leaves a tap that has the classifier, whatever state the agent is in.
 
 pub mod agent;
 pub mod bindings;
@@ -49,4 +49,5 @@ pub mod now;
 pub mod observe;
 pub mod registry;
 pub mod stack;
+pub mod sts;
 pub mod worker;

@@ -92,8 +92,22 @@ impl HostFiles {
         address: &str,
         change: impl FnOnce(&mut Value),
     ) -> Result<()> {
+        self.put_guest_with(id, tap, address, |_, record| {
+            change(record);
+            Ok(())
+        })
+    }
+
+    /// The same, with a `change` that may put other records too.
+    pub fn put_guest_with(
+        &self,
+        id: &str,
+        tap: &str,
+        address: &str,
+        change: impl FnOnce(&Self, &mut Value) -> Result<()>,
+    ) -> Result<()> {
         let mut record = records::instance(id, records::guest_mac(2), tap, address);
-        change(&mut record);
+        change(self, &mut record)?;
         self.put("roles", records::ROLE, &records::role())?;
         let profile = records::INSTANCE_PROFILE;
         self.put("instance-profiles", profile, &records::instance_profile())?;

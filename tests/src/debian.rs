@@ -1,4 +1,4 @@
-//! Programs of a stock Debian, run in a guest without a machine: its root directory in the guest's network.
+//! Programs of stock Debians, run in a guest without a machine: a root directory in the guest's network.
 
 use std::{path::PathBuf, process::Command};
 
@@ -16,9 +16,18 @@ mount -t tmpfs tmp "$0/tmp"
 exec chroot "$0" "$@"
 "#;
 
-/// `program` of the stock Debian, in the guest's network and with none of the host's environment.
-pub fn command(guest: &Namespace, program: &str) -> Result<Command> {
-    let root = directory().join("root");
+/// One of the releases that `cargo xtask setup` provides.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Release {
+    /// Debian 12, which is also the guest's.
+    Bookworm,
+    /// Debian 13, with more clients.
+    Trixie,
+}
+
+/// `program` of a stock Debian, in the guest's network and with none of the host's environment.
+pub fn command(release: Release, guest: &Namespace, program: &str) -> Result<Command> {
+    let root = directory(release).join("root");
     ensure!(
         root.join("usr/bin/cloud-init").exists(),
         "{} is missing: `cargo xtask setup` makes it",
@@ -31,13 +40,21 @@ pub fn command(guest: &Namespace, program: &str) -> Result<Command> {
             "PATH",
             "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         )
+        .env("HOME", "/tmp")
         .args(["--mount", "sh", "-c", ENTER])
         .arg(root)
         .arg(program);
     Ok(command)
 }
 
-/// Where `cargo xtask setup` puts it: the directory, and the disk of the same.
-pub(crate) fn directory() -> PathBuf {
-    qemu::target().join("debian")
+/// Where the guest's disk is.
+pub(crate) fn disk() -> PathBuf {
+    directory(Release::Bookworm).join("disk.img")
+}
+
+fn directory(release: Release) -> PathBuf {
+    qemu::target().join(match release {
+        Release::Bookworm => "debian",
+        Release::Trixie => "debian-clients",
+    })
 }

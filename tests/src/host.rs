@@ -35,10 +35,21 @@ pub struct Host {
 impl Host {
     /// A host with one tap `tap0`, whose instance's record `change` may change before the agent starts.
     pub fn new(extra_config: &str, change: impl FnOnce(&mut serde_json::Value)) -> Result<Self> {
-        let namespace = Namespace::new()?;
+        Self::in_namespace(Namespace::new()?, extra_config, |_, record| {
+            change(record);
+            Ok(())
+        })
+    }
+
+    /// The same in a namespace where somebody else is already, with records that `change` may change and add to.
+    pub fn in_namespace(
+        namespace: Namespace,
+        extra_config: &str,
+        change: impl FnOnce(&HostFiles, &mut serde_json::Value) -> Result<()>,
+    ) -> Result<Self> {
         let tap = Arc::new(namespace.enter(|| Tap::new("tap0"))?);
         let files = HostFiles::new(extra_config)?;
-        files.put_guest(INSTANCE_ID, "tap0", ADDRESS, change)?;
+        files.put_guest_with(INSTANCE_ID, "tap0", ADDRESS, change)?;
         let agent = Agent::start(&program()?, &namespace, &files)?;
         Ok(Self {
             agent,
@@ -51,12 +62,17 @@ impl Host {
     /// The same, with a guest on the tap whose TCP is the kernel's.
     pub fn with_guest(change: impl FnOnce(&mut serde_json::Value)) -> Result<(Self, KernelGuest)> {
         let host = Self::new("", change)?;
-        let guest = KernelGuest::new(
-            Arc::clone(&host.tap),
+        let guest = host.guest()?;
+        Ok((host, guest))
+    }
+
+    /// A guest on the first tap whose TCP is the kernel's.
+    pub fn guest(&self) -> Result<KernelGuest> {
+        KernelGuest::new(
+            Arc::clone(&self.tap),
             records::guest_mac(2),
             &format!("{ADDRESS}/24"),
-        )?;
-        Ok((host, guest))
+        )
     }
 
     /// Another tap with a guest behind it.

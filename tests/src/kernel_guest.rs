@@ -48,6 +48,19 @@ impl KernelGuest {
         })
     }
 
+    /// Gives it an IPv6 address of its own and a way to the service's.
+    pub fn add_ipv6(&self) -> Result<()> {
+        self.namespace.ip("-6 address add fd00:1::2/64 dev eth0 nodad")?;
+        self.namespace.ip("-6 route add fd00:ec2::254 dev eth0")?;
+        Ok(())
+    }
+
+    /// Takes its way to the service's IPv4 address.
+    pub fn lose_ipv4(&self) -> Result<()> {
+        self.namespace.ip("route del 169.254.169.254 dev eth0")?;
+        Ok(())
+    }
+
     /// A container of the guest: a network of its own, which the guest's kernel routes for.
     pub fn container(&self) -> Result<Namespace> {
         let (guest, container) = (&self.namespace, Namespace::new()?);

@@ -9,6 +9,7 @@ pub mod host;
 pub mod kernel;
 pub mod kernel_guest;
 pub mod load;
+pub mod moto;
 pub mod netns;
 pub mod qemu;
 pub mod records;

@@ -157,3 +157,29 @@ fn one_client_reads_a_hundred_paths_with_one_token() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn everything_is_there_over_ipv6_too() -> Result<()> {
+    let (_host, guest) = Host::with_guest(|record| {
+        record["MetadataOptions"]["HttpProtocolIpv6"] = "enabled".into();
+    })?;
+    guest.add_ipv6()?;
+    guest.lose_ipv4()?;
+    let (id, provided) = run(&guest, async |config| {
+        let client = imds::Client::builder()
+            .configure(&config)
+            .endpoint_mode(imds::client::EndpointMode::IpV6)
+            .build();
+        let id = client
+            .get("/latest/meta-data/instance-id")
+            .await
+            .map(String::from);
+        let provider = imds::credentials::ImdsCredentialsProvider::builder()
+            .imds_client(client)
+            .build();
+        (id, provider.provide_credentials().await)
+    })?;
+    assert_eq!(id?, INSTANCE_ID);
+    assert!(provided?.access_key_id().starts_with("ASIA"));
+    Ok(())
+}

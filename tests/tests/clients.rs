@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use imds_tests::{
-    debian,
+    debian::{self, Release},
     host::{Host, INSTANCE_ID},
     kernel_guest::KernelGuest,
     netns::Namespace,
@@ -156,6 +156,20 @@ fn boto3_falls_back_to_v1_where_no_token_can_be_had_and_tokens_are_optional() ->
 }
 
 #[test]
+fn boto3_finds_the_same_over_ipv6() -> Result<()> {
+    let (_host, guest) = Host::with_guest(|record| {
+        record["MetadataOptions"]["HttpProtocolIpv6"] = "enabled".into();
+    })?;
+    let expected = role_credentials(&guest)?;
+    guest.add_ipv6()?;
+    guest.lose_ipv4()?;
+    let client = boto3(&guest.namespace)?.env("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "ipv6");
+    let found: Value = serde_json::from_str(&client.output()?)?;
+    assert_eq!(found["credentials"], expected, "{found:#}");
+    Ok(())
+}
+
+#[test]
 fn boto3_finds_nothing_where_the_endpoint_is_disabled() -> Result<()> {
     let (_host, guest) = Host::with_guest(|record| {
         record["MetadataOptions"]["HttpEndpoint"] = "disabled".into();
@@ -213,9 +227,68 @@ fn the_sdk_for_javascript_finds_credentials() -> Result<()> {
 }
 
 #[test]
+fn the_aws_cli_2_finds_its_region_too() -> Result<()> {
+    let (_host, guest) = Host::with_guest(|_| ())?;
+    let expected = role_credentials(&guest)?;
+    let access_key = expected[0].as_str().context("no access key")?;
+    let mut command = debian::command(Release::Trixie, &guest.namespace, "aws")?;
+    let presigned = output(
+        command
+            .args(["s3", "presign", "s3://bucket/key"])
+            .env("AWS_EC2_METADATA_V1_DISABLED", "true"),
+    )?;
+    assert!(
+        presigned.contains(&format!("X-Amz-Credential={access_key}%2F"))
+            && presigned.contains("%2Feu-central-1%2Fs3%2F"),
+        "{presigned}"
+    );
+    Ok(())
+}
+
+#[test]
+fn the_sdk_for_ruby_finds_credentials_and_metadata() -> Result<()> {
+    let (_host, guest) = Host::with_guest(|_| ())?;
+    let expected = role_credentials(&guest)?;
+    let script = include_str!("../clients/aws_sdk.rb");
+    let found = output(debian::command(Release::Trixie, &guest.namespace, "ruby")?.args(["-e", script]))?;
+    let found: Value = serde_json::from_str(&found)?;
+    assert_eq!(found["credentials"], expected);
+    assert_eq!(found["instance_id"], INSTANCE_ID);
+    Ok(())
+}
+
+#[test]
+fn asyncaws_for_php_finds_credentials_with_and_without_tokens() -> Result<()> {
+    let script = include_str!("../clients/async_aws.php");
+    for change in [|_: &mut Value| (), optional] {
+        let (_host, guest) = Host::with_guest(change)?;
+        let expected = role_credentials(&guest)?;
+        let found = output(debian::command(Release::Trixie, &guest.namespace, "php")?.args(["-r", script]))?;
+        assert_eq!(serde_json::from_str::<Value>(&found)?, expected);
+    }
+    Ok(())
+}
+
+#[test]
+fn facter_crawls_the_tree() -> Result<()> {
+    let (_host, guest) = Host::with_guest(|_| ())?;
+    let script = include_str!("../clients/facter.rb");
+    let found = output(debian::command(Release::Trixie, &guest.namespace, "ruby")?.args(["-e", script]))?;
+    let found: Value = serde_json::from_str(&found)?;
+    assert_eq!(found["metadata"]["instance-id"], INSTANCE_ID);
+    assert_eq!(
+        found["metadata"]["public-keys"]["0"]["openssh-key"],
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExample operator"
+    );
+    assert_eq!(found["metadata"]["tags"]["instance"]["team"], "blue");
+    assert_eq!(found["user_data"], records::USER_DATA.trim_end());
+    Ok(())
+}
+
+#[test]
 fn amazons_ec2_metadata_shows_everything_with_its_double_slashes() -> Result<()> {
     let (_host, guest) = Host::with_guest(|_| ())?;
-    let shown = output(debian::command(&guest.namespace, "ec2-metadata")?.arg("--all"))?;
+    let shown = output(debian::command(Release::Bookworm, &guest.namespace, "ec2-metadata")?.arg("--all"))?;
     for line in [
         "ami-id: ami-0abcdef1234567890",
         "instance-id: i-0123456789abcdef0",
@@ -236,7 +309,11 @@ fn amazons_ec2_metadata_shows_everything_with_its_double_slashes() -> Result<()>
 #[test]
 fn ubuntus_ec2metadata_shows_what_there_was_in_2009() -> Result<()> {
     let (_host, guest) = Host::with_guest(|_| ())?;
-    let shown = output(&mut debian::command(&guest.namespace, "ec2metadata")?)?;
+    let shown = output(&mut debian::command(
+        Release::Bookworm,
+        &guest.namespace,
+        "ec2metadata",
+    )?)?;
     for line in [
         "instance-id: i-0123456789abcdef0",
         "availability-zone: eu-central-1a",

@@ -9,7 +9,7 @@ use std::process::Output;
 use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use imds_tests::{
-    debian,
+    debian::{self, Release},
     host::{Host, INSTANCE_ID},
     kernel_guest::KernelGuest,
     netns::Namespace,
@@ -22,24 +22,58 @@ use serde_json::{Value, json};
 const AWS: &str = "aws";
 const UNKNOWN: &str = "unknown";
 
+/// Where it looks, besides a host's name.
+const IPV4_URL: &str = "http://169.254.169.254";
+const IPV6_URL: &str = "http://[fd00:ec2::254]";
+
 /// The user data of 16 KiB of all bytes there are, in disorder.
 const LARGEST: usize = 16 * 1024;
 
-/// What [`AWS`] finds with the record as `change` leaves it.
+/// What [`AWS`] finds with the record as `change` leaves it. The releases agree on it.
 fn crawl(change: impl FnOnce(&mut Value)) -> Result<Value> {
     let (_host, guest) = Host::with_guest(change)?;
-    crawl_in(&guest, AWS, None)
+    let found = crawl_in(&guest, Release::Bookworm, AWS, None)?;
+    assert_alike(&found, &crawl_in(&guest, Release::Trixie, AWS, None)?);
+    Ok(found)
 }
 
-fn crawl_in(guest: &KernelGuest, platform: &str, version: Option<&str>) -> Result<Value> {
+/// Two crawls found the same. How they would configure the network is a matter of the release.
+fn assert_alike(one: &Value, other: &Value) {
+    for what in [
+        "found",
+        "version",
+        "instance_id",
+        "hostname",
+        "region",
+        "availability_zone",
+        "public_keys",
+        "user_data",
+        "identity",
+        "launch_index",
+    ] {
+        assert_eq!(one[what], other[what], "{what}");
+    }
+    let trees = [one, other].map(|found| {
+        let mut tree = found["metadata"].clone();
+        // They say when the credentials were last updated, which may have been in between.
+        if let Some(tree) = tree.as_object_mut() {
+            tree.remove("iam");
+            tree.remove("identity-credentials");
+        }
+        tree
+    });
+    assert_eq!(trees[0], trees[1]);
+}
+
+fn crawl_in(guest: &KernelGuest, release: Release, platform: &str, version: Option<&str>) -> Result<Value> {
     // Patience costs nothing where all is well, and ends a test where it is not.
-    let settings = json!({ "metadata_urls": ["http://169.254.169.254"], "max_wait": 4, "timeout": 5 });
+    let settings = json!({ "metadata_urls": [IPV4_URL, IPV6_URL], "max_wait": 4, "timeout": 5 });
     let script = include_str!("../clients/cloud_init.py");
     let Output {
         status,
         stdout,
         stderr,
-    } = debian::command(&guest.namespace, "python3")?
+    } = debian::command(release, &guest.namespace, "python3")?
         .args(["-c", script, platform, &settings.to_string()])
         .args(version)
         .output()
@@ -109,35 +143,24 @@ fn the_interface_is_configured_by_its_mac_and_dhcp() -> Result<()> {
 #[test]
 fn elsewhere_the_same_is_found_without_tokens() -> Result<()> {
     let (_host, guest) = Host::with_guest(optional)?;
-    let with_tokens = crawl_in(&guest, AWS, None)?;
-    let without = crawl_in(&guest, UNKNOWN, None)?;
-    for what in [
-        "instance_id",
-        "hostname",
-        "region",
-        "public_keys",
-        "user_data",
-        "network",
-    ] {
-        assert_eq!(without[what], with_tokens[what], "{what}");
+    let mut with_tokens = crawl_in(&guest, Release::Bookworm, AWS, None)?;
+    // The identity document is of interest on EC2 only.
+    with_tokens["identity"] = json!({});
+    for release in [Release::Bookworm, Release::Trixie] {
+        let without = crawl_in(&guest, release, UNKNOWN, None)?;
+        assert_alike(&without, &with_tokens);
     }
-    // What the service makes anew as time passes, credentials' dates, is in `iam` alone.
-    let mut trees = [without, with_tokens].map(|mut found| found["metadata"].take());
-    for tree in &mut trees {
-        let iam = tree["iam"].take();
-        assert_eq!(iam["info"]["Code"], "Success");
-        tree["identity-credentials"].take();
-    }
-    assert_eq!(trees[0], trees[1]);
     Ok(())
 }
 
 #[test]
 fn elsewhere_nothing_is_found_where_tokens_are_required() -> Result<()> {
     let (_host, guest) = Host::with_guest(|_| ())?;
-    let complaints = complaints(&crawl_in(&guest, UNKNOWN, None)?);
-    assert!(complaints.contains("response [401]"), "{complaints}");
-    assert!(complaints.contains("Giving up on md"), "{complaints}");
+    for release in [Release::Bookworm, Release::Trixie] {
+        let complaints = complaints(&crawl_in(&guest, release, UNKNOWN, None)?);
+        assert!(complaints.contains("401"), "{complaints}");
+        assert!(complaints.contains("Giving up on md"), "{complaints}");
+    }
     Ok(())
 }
 
@@ -283,7 +306,7 @@ fn every_interface_of_an_instance_is_configured() -> Result<()> {
     })?;
     guest.namespace.ip("tuntap add dev eth1 mode tap")?;
     guest.namespace.ip(&format!("link set eth1 address {second}"))?;
-    let found = crawl_in(&guest, AWS, None)?;
+    let found = crawl_in(&guest, Release::Bookworm, AWS, None)?;
     let ethernets = &found["network"]["ethernets"];
     for (name, mac, metric) in [("eth0", records::guest_mac(2), 100), ("eth1", second, 200)] {
         assert_eq!(
@@ -292,6 +315,31 @@ fn every_interface_of_an_instance_is_configured() -> Result<()> {
             "{found:#}"
         );
         assert_eq!(ethernets[name]["dhcp4-overrides"]["route-metric"], metric);
+    }
+    Ok(())
+}
+
+#[test]
+fn the_same_is_found_over_ipv6() -> Result<()> {
+    let (_host, guest) = Host::with_guest(|record| {
+        optional(record);
+        record["MetadataOptions"]["HttpProtocolIpv6"] = "enabled".into();
+    })?;
+    let over_ipv4 = crawl_in(&guest, Release::Bookworm, AWS, None)?;
+    assert_eq!(over_ipv4["address"], IPV4_URL);
+    guest.add_ipv6()?;
+    guest.lose_ipv4()?;
+    for (release, platform) in [
+        (Release::Bookworm, AWS),
+        (Release::Trixie, AWS),
+        (Release::Trixie, UNKNOWN),
+    ] {
+        let mut over_ipv6 = crawl_in(&guest, release, platform, None)?;
+        assert_eq!(over_ipv6["address"], IPV6_URL);
+        if platform == UNKNOWN {
+            over_ipv6["identity"] = over_ipv4["identity"].clone();
+        }
+        assert_alike(&over_ipv6, &over_ipv4);
     }
     Ok(())
 }
@@ -308,7 +356,7 @@ fn every_version_is_a_whole_tree() -> Result<()> {
         "2024-04-11",
         "latest",
     ] {
-        let found = crawl_in(&guest, AWS, Some(version))?;
+        let found = crawl_in(&guest, Release::Bookworm, AWS, Some(version))?;
         assert_eq!(found["version"], version);
         assert_eq!(found["instance_id"], INSTANCE_ID, "{version}: {found:#}");
         let has_tags = found["metadata"].get("tags").is_some();
@@ -317,40 +365,50 @@ fn every_version_is_a_whole_tree() -> Result<()> {
     Ok(())
 }
 
-/// What cloud-init's search decides, before a boot gets to the datasource.
-fn identify(uuid: &str, serial: &str, operator_config: &str) -> Result<String> {
+/// What cloud-init's search decides in each release, before a boot gets to the datasource.
+fn identify(uuid: &str, serial: &str, operator_config: &str) -> Result<[String; 2]> {
     let script = include_str!("../clients/ds_identify.sh");
-    let output = debian::command(&Namespace::new()?, "sh")?
-        .args(["-c", script, "sh", uuid, serial, operator_config])
-        .output()
-        .context("cannot run ds-identify")?;
-    Ok(String::from_utf8(output.stdout)?)
+    let ask = |release| -> Result<String> {
+        let output = debian::command(release, &Namespace::new()?, "sh")?
+            .args(["-c", script, "sh", uuid, serial, operator_config])
+            .output()
+            .context("cannot run ds-identify")?;
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    Ok([ask(Release::Bookworm)?, ask(Release::Trixie)?])
 }
+
+const EC2_UUID: &str = "ec2f0000-1111-2222-3333-444455556666";
+const OTHER_UUID: &str = "9f1c1d2e-1111-2222-3333-444455556666";
+
+/// The search's results.
+const FOUND: &str = "datasource_list: [ Ec2, None ]\n";
+const DISABLED: &str = "disabled\n";
 
 #[test]
 fn the_search_finds_the_service_where_uuid_and_serial_number_say_ec2() -> Result<()> {
-    let uuid = "ec2f0000-1111-2222-3333-444455556666";
-    for serial in [uuid, "EC2F0000-1111-2222-3333-444455556666"] {
-        assert_eq!(identify(uuid, serial, "")?, "datasource_list: [ Ec2, None ]\n");
-    }
+    assert_eq!(identify(EC2_UUID, EC2_UUID, "")?, [FOUND; 2]);
+    assert_eq!(identify(EC2_UUID, &EC2_UUID.to_uppercase(), "")?, [FOUND; 2]);
     Ok(())
 }
 
 #[test]
 fn the_search_gives_up_where_smbios_says_anything_else() -> Result<()> {
-    let uuid = "ec2f0000-1111-2222-3333-444455556666";
-    assert_eq!(identify(uuid, "", "")?, "disabled\n");
-    assert_eq!(
-        identify("9f1c1d2e-1111-2222-3333-444455556666", "", "")?,
-        "disabled\n"
-    );
+    assert_eq!(identify(OTHER_UUID, "", "")?, [DISABLED; 2]);
+    assert_eq!(identify(OTHER_UUID, OTHER_UUID, "")?, [DISABLED; 2]);
+    Ok(())
+}
+
+#[test]
+fn only_the_older_search_wants_the_serial_number_too() -> Result<()> {
+    assert_eq!(identify(EC2_UUID, "", "")?, [DISABLED, FOUND]);
     Ok(())
 }
 
 #[test]
 fn there_is_no_search_where_the_operator_names_the_source() -> Result<()> {
     let config = include_str!("../clients/guest/operator.cfg");
-    let found = identify("9f1c1d2e-1111-2222-3333-444455556666", "", config)?;
-    assert_eq!(found, "datasource_list: [ Ec2, None ]\n");
+    let only = "datasource_list: [ Ec2 ]\n";
+    assert_eq!(identify(OTHER_UUID, "", config)?, [FOUND, only]);
     Ok(())
 }

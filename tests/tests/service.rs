@@ -313,8 +313,7 @@ fn with_ipv6_guest(option: &str) -> Result<(Host, KernelGuest)> {
     let (host, guest) = Host::with_guest(|record| {
         record["MetadataOptions"]["HttpProtocolIpv6"] = option.into();
     })?;
-    guest.namespace.ip("-6 address add fd00:1::2/64 dev eth0 nodad")?;
-    guest.namespace.ip("-6 route add fd00:ec2::254 dev eth0")?;
+    guest.add_ipv6()?;
     Ok((host, guest))
 }
 

@@ -1,7 +1,7 @@
 //! Builds the classifier for the kernel: `target/bpf/imds-ebpf.o`, which the agent embeds.
 //!
 //! Three things are needed: a compiler that takes unstable options, the source of its core library (there is no ready-made
-//! one for the BPF target), and `bpf-linker`. See `docs/design/architecture.md`, section 4, for what is built.
+//! one for the BPF target), and `bpf-linker`. See `docs/architecture.md`, section 4, for what is built.
 
 use std::{
     env, fs,

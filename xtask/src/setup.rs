@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    debian_guest,
+    debian_roots::ROOTS,
     host_command::{self, ask, cargo, run_shown, target},
 };
 
@@ -63,7 +63,7 @@ const UNPACKED: &[(&str, &str)] = &[
 ];
 
 /// The clients that come from Python's package index.
-const PYTHON_CLIENTS: &str = "awscli boto3 cloudbase-init";
+const PYTHON_CLIENTS: &str = "awscli boto3 cloudbase-init moto[server]";
 
 /// The clients that come from npm, where it is installed.
 const NODE_CLIENTS: &str = "@aws-sdk/credential-providers @aws-sdk/ec2-metadata-service";
@@ -152,18 +152,20 @@ fn missing() -> Result<Vec<Item>> {
             });
         }
     }
-    let debian = debian_guest::directory();
-    if !is_stamped(&debian, &debian_guest::contents()) {
-        missing.push(Item {
-            what: format!(
-                "a stock Debian with cloud-init in {} (takes two minutes)",
-                debian.display()
-            ),
-            install: Box::new(move || {
-                debian_guest::install()?;
-                Ok(fs::write(stamp(&debian), debian_guest::contents())?)
-            }),
-        });
+    for root in ROOTS {
+        if !is_stamped(&root.directory(), &root.contents()) {
+            missing.push(Item {
+                what: format!(
+                    "{}, in {} (takes a minute or two)",
+                    root.purpose(),
+                    root.directory().display()
+                ),
+                install: Box::new(move || {
+                    root.install()?;
+                    Ok(fs::write(stamp(&root.directory()), root.contents())?)
+                }),
+            });
+        }
     }
     if !is_stamped(&venv(), PYTHON_CLIENTS) {
         missing.push(Item {

@@ -1,6 +1,9 @@
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::registry::role::{RoleSource, StsRole};
 
 const EXAMPLE: &str = include_str!("../../../docs/examples/config.toml");
 
@@ -72,6 +75,29 @@ fn all_that_can_be_said() {
 }
 
 #[test]
+fn host_may_ask_a_security_token_service() {
+    let text = r#"
+        [credentials]
+        source = "sts"
+        [credentials.sts]
+        endpoint = "https://sts.cloud.example"
+        source_identity = "{instance-id}"
+        instance_tags = ["team"]
+        session_tags = { cloud = "ours" }
+        "#;
+    let settings = parse(text).unwrap().credentials();
+    assert_eq!(settings.default_source, RoleSource::Sts(StsRole::default()));
+    assert_eq!(
+        settings.sts.endpoint.as_deref(),
+        Some("https://sts.cloud.example")
+    );
+    assert_eq!(settings.sts.ca_file, None);
+    assert_eq!(settings.sts.source_identity.as_deref(), Some("{instance-id}"));
+    assert_eq!(settings.sts.instance_tags, ["team"]);
+    assert_eq!(settings.sts.session_tags["cloud"], "ours");
+}
+
+#[test]
 fn taps_are_selected_by_pattern() {
     let taps = |text: &str| parse(&format!("taps = {text}")).unwrap().taps;
     assert!(taps("\"auto\"").select("anything"));
@@ -100,7 +126,7 @@ fn errors_name_file_line_field_and_what_is_legal() {
         ),
         (
             "[credentials]\nsource = \"vault\"",
-            vec!["c.toml:2:10: credentials.source: ", "`issuer` or `process`"],
+            vec!["c.toml:2:10: credentials.source: ", "`issuer`, `process`, `sts`"],
         ),
         (
             "[credentials]\nduration_seconds = 60",
@@ -146,6 +172,14 @@ fn errors_name_file_line_field_and_what_is_legal() {
         (
             "[credentials]\nsource = \"process\"",
             vec!["c.toml: credentials.process.command: names no program"],
+        ),
+        (
+            "[credentials.sts]\nendpoint = \"sts.cloud.example\"",
+            vec!["credentials.sts.endpoint: does not begin with https://"],
+        ),
+        (
+            "[credentials.sts]\nca_file = \"ca.pem\"",
+            vec!["credentials.sts.ca_file: not an absolute path"],
         ),
         ("a = = b", vec!["c.toml:1:5: "]),
     ] {

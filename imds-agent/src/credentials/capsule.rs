@@ -4,7 +4,7 @@
 //! `base64url(version ‖ key id ‖ nonce ‖ XChaCha20-Poly1305(claims))`. The access key id and the secret access key follow from
 //! the issuer's key and the nonce.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD, engine::general_purpose::URL_SAFE_NO_PAD};
 use chacha20poly1305::{
@@ -37,14 +37,65 @@ pub struct Claims {
     pub account: String,
     /// The ARN of the role.
     pub role: String,
+    /// The unique id of the role, `AROA...`, as far as its record says one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role_id: Option<String>,
     /// The name of the role session.
     pub session: String,
-    /// The instance that the set was made for.
+    /// The instance that the set was made for, or whose set was used to assume the role.
     pub instance: InstanceId,
+    /// The instance's private address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// How the set gets to the instance.
+    #[serde(default)]
+    pub delivery: Delivery,
     /// When it was made.
     pub issued: Timestamp,
     /// When it ends.
     pub expires: Timestamp,
+}
+
+/// How a set reaches whoever uses it: what `ec2:RoleDelivery` says on EC2.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub enum Delivery {
+    /// Handed out without a session token.
+    #[serde(rename = "1.0")]
+    ImdsV1,
+    /// Handed out for a session token.
+    #[default]
+    #[serde(rename = "2.0")]
+    ImdsV2,
+    /// Not through the metadata service: the role was assumed with another role's credentials.
+    #[serde(rename = "sts")]
+    Sts,
+}
+
+impl Claims {
+    /// `arn:aws:sts::<account>:assumed-role/<role>/<session>`: who carries this.
+    pub fn session_arn(&self) -> String {
+        let partition = self.role.split(':').nth(1).unwrap_or("aws");
+        format!(
+            "arn:{partition}:sts::{}:assumed-role/{}/{}",
+            self.account,
+            self.role_name(),
+            self.session
+        )
+    }
+
+    /// The role's unique id, else its name, and the session's name.
+    pub fn user_id(&self) -> String {
+        let role = self.role_id.as_deref().unwrap_or_else(|| self.role_name());
+        format!("{role}:{}", self.session)
+    }
+
+    fn role_name(&self) -> &str {
+        match self.role.split_once(":assumed-role/") {
+            // The instance identity role, whose ARN is that of its session.
+            Some((_, rest)) => rest.split('/').next().unwrap_or(rest),
+            None => self.role.rsplit('/').next().unwrap_or(&self.role),
+        }
+    }
 }
 
 /// The three strings of a set.
@@ -248,8 +299,11 @@ mod tests {
         Claims {
             account: "123456789012".to_owned(),
             role: "arn:aws:iam::123456789012:role/web".to_owned(),
+            role_id: Some("AROAABCDEFGHIJKLMNOPQ".to_owned()),
             session: "i-0123456789abcdef0".to_owned(),
             instance: "i-0123456789abcdef0".parse().unwrap(),
+            address: Some([10, 0, 0, 2].into()),
+            delivery: Delivery::ImdsV1,
             issued: time(1000),
             expires: time(4600),
         }
@@ -272,6 +326,32 @@ mod tests {
         );
         assert_eq!(sealed.secret_access_key.expose_secret().len(), 40);
         assert_eq!(sealed.access_key_id.len(), 20);
+    }
+
+    #[test]
+    fn session_is_named_as_sts_names_it() {
+        let mut claims = claims();
+        assert_eq!(
+            claims.session_arn(),
+            "arn:aws:sts::123456789012:assumed-role/web/i-0123456789abcdef0"
+        );
+        assert_eq!(claims.user_id(), "AROAABCDEFGHIJKLMNOPQ:i-0123456789abcdef0");
+        claims.role = "arn:aws-cn:iam:::role/a/b/web".to_owned();
+        claims.account = String::new();
+        claims.role_id = None;
+        assert_eq!(
+            claims.session_arn(),
+            "arn:aws-cn:sts:::assumed-role/web/i-0123456789abcdef0"
+        );
+        assert_eq!(claims.user_id(), "web:i-0123456789abcdef0");
+    }
+
+    #[test]
+    fn capsule_of_an_older_agent_is_understood() {
+        let old = r#"{"account":"1","role":"arn:aws:iam::1:role/x","session":"s","instance":"i-1",
+            "issued":"2026-11-21T08:00:00Z","expires":"2026-11-21T09:00:00Z","more":true}"#;
+        let claims: Claims = serde_json::from_str(old).unwrap();
+        assert_eq!((claims.delivery, claims.address), (Delivery::ImdsV2, None));
     }
 
     #[test]

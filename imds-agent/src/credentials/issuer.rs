@@ -1,85 +1,92 @@
 //! The embedded issuer: credentials that the agent mints itself, for clouds without an STS of their own.
 
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    Fetch, FetchError, RoleCredentials, RoleSessionRequest, Source,
-    capsule::{self, CapsuleKey, Claims, NONCE_BYTES, OpenError, Opened},
+    Fetch, FetchError, IssuerKeys, RoleCredentials, RoleSessionRequest, Source,
+    capsule::{self, CapsuleKey, Claims, Delivery, NONCE_BYTES, OpenError, Opened},
     whole_seconds,
 };
-use crate::{keys::IssuerKey, registry::IamArn};
+use crate::keys::IssuerKey;
 
 /// Mints sets under its newest key, and opens what any of its keys sealed.
 #[derive(Debug)]
 pub struct Issuer {
     /// The first one mints.
-    keys: Vec<CapsuleKey>,
+    keys: ArcSwap<Vec<CapsuleKey>>,
 }
 
 impl Issuer {
     /// An issuer that mints under `newest`. `older` keys go on opening until their sets have expired.
     pub fn new(newest: &IssuerKey, older: &[IssuerKey]) -> Self {
         Self {
-            keys: std::iter::once(newest)
-                .chain(older)
-                .map(CapsuleKey::new)
-                .collect(),
+            keys: ArcSwap::from_pointee(capsule_keys(newest, older)),
         }
+    }
+
+    /// From now on mints under other keys, and opens what these sealed.
+    pub fn replace_keys(&self, keys: &IssuerKeys) {
+        self.keys
+            .store(Arc::new(capsule_keys(&keys.newest, &keys.accepted)));
     }
 
     /// What a session token of this issuer says, and the keys that belong to it.
     pub fn open(&self, session_token: &str, now: Timestamp) -> Result<Opened, OpenError> {
-        capsule::open(&self.keys, session_token, now)
+        capsule::open(&self.keys.load(), session_token, now)
     }
 
-    fn mint(
-        &self,
-        request: &RoleSessionRequest,
-        nonce: [u8; NONCE_BYTES],
-    ) -> Result<RoleCredentials, FetchError> {
-        let issued = whole_seconds(request.now);
-        let expires = issued + SignedDuration::from_secs(request.duration_seconds.into());
-        let account = IamArn::parse(&request.role.arn, "role").map_or("", |arn| arn.account);
-        let claims = Claims {
-            account: account.to_owned(),
-            role: request.role.arn.clone(),
-            session: request.instance.to_string(),
-            instance: request.instance.clone(),
-            issued,
-            expires,
-        };
+    /// Makes a set that says `claims`.
+    pub fn issue(&self, claims: &Claims) -> Result<RoleCredentials, FetchError> {
         let unavailable = |error: &dyn std::error::Error| FetchError::Unavailable(error.to_string());
-        let key = self
-            .keys
+        let mut nonce = [0; NONCE_BYTES];
+        getrandom::fill(&mut nonce)
+            .map_err(|error| FetchError::Unavailable(format!("the kernel gives no random bytes: {error}")))?;
+        let keys = self.keys.load();
+        let key = keys
             .first()
             .ok_or_else(|| FetchError::Unavailable("the issuer has no key".to_owned()))?;
-        let sealed = key.seal(&claims, nonce).map_err(|error| unavailable(&error))?;
+        let sealed = key.seal(claims, nonce).map_err(|error| unavailable(&error))?;
         Ok(RoleCredentials {
             access_key_id: sealed.access_key_id,
             secret_access_key: sealed.secret_access_key,
             session_token: sealed.session_token,
-            last_updated: issued,
-            expiration: expires,
+            last_updated: claims.issued,
+            expiration: claims.expires,
         })
     }
 }
 
+fn capsule_keys(newest: &IssuerKey, older: &[IssuerKey]) -> Vec<CapsuleKey> {
+    std::iter::once(newest)
+        .chain(older)
+        .map(CapsuleKey::new)
+        .collect()
+}
+
 impl Source for Issuer {
     fn fetch<'a>(&'a self, request: &'a RoleSessionRequest) -> Fetch<'a> {
-        Box::pin(async move {
-            let mut nonce = [0; NONCE_BYTES];
-            getrandom::fill(&mut nonce).map_err(|error| {
-                FetchError::Unavailable(format!("the kernel gives no random bytes: {error}"))
-            })?;
-            self.mint(request, nonce)
-        })
+        let issued = whole_seconds(request.now);
+        let account = request.role.arn.split(':').nth(4).unwrap_or_default();
+        let claims = Claims {
+            account: account.to_owned(),
+            role: request.role.arn.clone(),
+            role_id: request.role.role_id.clone(),
+            session: request.instance.to_string(),
+            instance: request.instance.clone(),
+            address: request.address,
+            delivery: Delivery::ImdsV2,
+            issued,
+            expires: issued + SignedDuration::from_secs(request.duration_seconds.into()),
+        };
+        Box::pin(std::future::ready(self.issue(&claims)))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use secrecy::ExposeSecret as _;
 
     use super::*;
@@ -87,10 +94,9 @@ mod tests {
     fn request(role_arn: &str) -> RoleSessionRequest {
         let role = format!(r#"{{"RoleName":"web","Arn":"{role_arn}"}}"#);
         RoleSessionRequest {
-            role: Arc::new(serde_json::from_str(&role).unwrap()),
             instance: "i-0123456789abcdef0".parse().unwrap(),
             now: "2026-11-21T08:00:00.75Z".parse().unwrap(),
-            duration_seconds: 3600,
+            ..RoleSessionRequest::of(&role)
         }
     }
 

@@ -2,24 +2,28 @@
 
 pub mod capsule;
 pub mod health;
+pub mod identity_role;
 pub mod issuer;
+pub mod issuer_keys;
 pub mod process;
 pub mod refresh;
 pub mod schedule;
 pub mod sources;
-mod trust;
+pub mod sts;
+pub mod trust;
 
-use std::{collections::HashMap, pin::Pin, sync::Arc};
+use std::{collections::HashMap, net::IpAddr, pin::Pin, sync::Arc};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
 use secrecy::SecretString;
 
 pub use issuer::Issuer;
+pub use issuer_keys::IssuerKeys;
 pub use refresh::Refresher;
 pub use sources::Sources;
 
-use crate::registry::{InstanceId, Role, RoleName};
+use crate::registry::{InstanceId, Role, RoleName, instance::Tag, snapshot::Member};
 
 /// One set of temporary credentials of a role session.
 #[derive(Debug)]
@@ -68,6 +72,16 @@ pub struct RoleSession {
     pub state: RoleSlot,
 }
 
+impl RoleSession {
+    fn state(&self, now: Timestamp) -> Option<Arc<RoleState>> {
+        let state = self.state.load_full()?;
+        match &*state {
+            RoleState::Ready(set) if set.expiration <= now => None,
+            _ => Some(state),
+        }
+    }
+}
+
 /// The role sessions of this host's instances, read by the workers.
 #[derive(Default, Debug)]
 pub struct Published(ArcSwap<HashMap<InstanceId, RoleSession>>);
@@ -78,11 +92,12 @@ impl Published {
     pub fn state(&self, instance: &InstanceId, role: &RoleName, now: Timestamp) -> Option<Arc<RoleState>> {
         let sessions = self.0.load();
         let session = sessions.get(instance).filter(|session| session.role == *role)?;
-        let state = session.state.load_full()?;
-        match &*state {
-            RoleState::Ready(set) if set.expiration <= now => None,
-            _ => Some(state),
-        }
+        session.state(now)
+    }
+
+    /// The same where an instance is in one role for ever.
+    pub fn state_of_instance(&self, instance: &InstanceId, now: Timestamp) -> Option<Arc<RoleState>> {
+        self.0.load().get(instance)?.state(now)
     }
 
     /// Replaces the set of sessions.
@@ -98,6 +113,10 @@ pub struct RoleSessionRequest {
     pub role: Arc<Role>,
     /// The instance, whose id becomes the session name.
     pub instance: InstanceId,
+    /// The instance's private address, as far as its record says one.
+    pub address: Option<IpAddr>,
+    /// The instance's tags.
+    pub tags: Vec<Tag>,
     /// When the set is asked for.
     pub now: Timestamp,
     /// How long the set should live, where the source can be told.
@@ -108,16 +127,69 @@ pub struct RoleSessionRequest {
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The source said no: asking again soon will not help.
-    #[error("the role is refused: {message}")]
+    #[error("the role is refused: {why}")]
     Refused {
         /// `Code` of the failure document.
         code: &'static str,
-        /// `Message` of the failure document.
+        /// `Message` of the failure document: a guest reads it, so it tells nothing of the host.
         message: String,
+        /// What operators are told.
+        why: String,
     },
     /// The source could not be asked, or its answer could not be read. Never carries what a source printed.
     #[error("the source failed: {0}")]
     Unavailable(String),
+}
+
+impl RoleSessionRequest {
+    /// Asks for a session of `role` for the instance that `member` is.
+    pub fn new(role: Arc<Role>, member: &Member, now: Timestamp, duration_seconds: u32) -> Self {
+        let instance = &member.instance;
+        let v4 = || {
+            let interface = instance.network_interfaces.first()?;
+            interface.private_ip_address
+        };
+        Self {
+            role,
+            instance: instance.instance_id.clone(),
+            address: instance
+                .private_ip_address
+                .or_else(v4)
+                .map(IpAddr::V4)
+                .or_else(|| instance.ipv6_address.map(IpAddr::V6)),
+            tags: instance.tags.to_vec(),
+            now,
+            duration_seconds,
+        }
+    }
+
+    /// The role alone, for the instance `i-1`.
+    #[cfg(test)]
+    fn of(role: &str) -> Self {
+        Self {
+            role: Arc::new(serde_json::from_str(role).unwrap()),
+            instance: "i-1".parse().unwrap(),
+            address: None,
+            tags: Vec::new(),
+            now: "2026-11-21T08:00:00Z".parse().unwrap(),
+            duration_seconds: 3600,
+        }
+    }
+}
+
+impl FetchError {
+    /// EC2's words for every role that it may not assume, as seen on instances. The two spaces are EC2's.
+    fn unauthorized(role: &Role, why: impl Into<String>) -> Self {
+        Self::Refused {
+            code: "AssumeRoleUnauthorizedAccess",
+            message: format!(
+                "EC2 cannot assume the role {}.  Please see documentation at \
+                 https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_iam-ec2.html#troubleshoot_iam-ec2_errors-info-doc.",
+                role.role_name
+            ),
+            why: why.into(),
+        }
+    }
 }
 
 /// A fetch under way.

@@ -15,7 +15,7 @@ use tokio::{
 use super::{
     FetchError, Published, RoleCredentials, Source,
     health::Event,
-    schedule::{Schedule, Ticket},
+    schedule::{Kind, Schedule, Ticket},
 };
 use crate::{now::Now, registry::Snapshot};
 
@@ -35,12 +35,17 @@ pub struct Refresher {
 type Outcome = Result<RoleCredentials, FetchError>;
 
 impl Refresher {
-    /// Publishes to `published` what `source` gives. Sets are asked to live `duration_seconds`.
-    pub fn new(source: Arc<dyn Source>, published: Arc<Published>, duration_seconds: u32) -> Self {
+    /// Publishes to `published` what `source` gives for sessions of `kind`. Sets are asked to live `duration_seconds`.
+    pub fn new(
+        kind: Kind,
+        source: Arc<dyn Source>,
+        published: Arc<Published>,
+        duration_seconds: u32,
+    ) -> Self {
         Self {
             source,
             published,
-            schedule: Schedule::new(duration_seconds, StdRng::from_rng(&mut rand::rng())),
+            schedule: Schedule::new(kind, duration_seconds, StdRng::from_rng(&mut rand::rng())),
             started: Instant::now(),
             fetches: JoinSet::new(),
             tickets: HashMap::new(),

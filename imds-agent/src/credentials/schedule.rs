@@ -22,11 +22,12 @@ use rand::{Rng, RngExt as _};
 use super::{
     FetchError, Refusal, RoleCredentials, RoleSession, RoleSessionRequest, RoleSlot, RoleState,
     health::{Event, Health, Trouble},
+    identity_role::identity_role,
     whole_seconds,
 };
 use crate::{
     now::Now,
-    registry::{InstanceId, Role, Snapshot},
+    registry::{InstanceId, Role, Snapshot, snapshot::Member},
 };
 
 /// SDKs begin to complain when less than ten minutes are left (wire contract, fact 12).
@@ -53,6 +54,7 @@ const CLOCK_STEP: Duration = Duration::from_secs(5);
 /// All role sessions, and what is due when.
 #[derive(Debug)]
 pub struct Schedule<R> {
+    kind: Kind,
     random: R,
     /// A role's own maximum caps it.
     duration_seconds: u32,
@@ -67,6 +69,24 @@ pub struct Schedule<R> {
     clock_offset: Option<Duration>,
 }
 
+/// Which of an instance's two roles sessions are of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// The role in its instance profile, if it has one.
+    InstanceProfile,
+    /// The role that every instance has because it is one.
+    InstanceIdentity,
+}
+
+impl Kind {
+    fn role(self, member: &Member) -> Option<Arc<Role>> {
+        match self {
+            Self::InstanceProfile => member.role.clone(),
+            Self::InstanceIdentity => Some(Arc::new(identity_role(&member.instance))),
+        }
+    }
+}
+
 /// Ties a fetch to the session as it was when the fetch began.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Ticket {
@@ -76,6 +96,7 @@ pub struct Ticket {
 
 #[derive(Debug)]
 struct Session {
+    member: Arc<Member>,
     role: Arc<Role>,
     slot: RoleSlot,
     generation: u64,
@@ -97,8 +118,9 @@ struct SetTimes {
 
 impl<R: Rng> Schedule<R> {
     /// No sessions yet. Sets are asked to live `duration_seconds`.
-    pub fn new(duration_seconds: u32, random: R) -> Self {
+    pub fn new(kind: Kind, duration_seconds: u32, random: R) -> Self {
         Self {
+            kind,
             random,
             duration_seconds,
             sessions: HashMap::new(),
@@ -113,14 +135,15 @@ impl<R: Rng> Schedule<R> {
 
     /// Attaches, replaces and detaches roles; whether [`Self::sessions`] changed.
     pub fn handle_snapshot(&mut self, now: Now, snapshot: &Snapshot) -> bool {
-        let role_of = |instance: &InstanceId| snapshot.instances.get(instance)?.role.as_ref();
+        let kind = self.kind;
+        let role_of = |instance: &InstanceId| kind.role(snapshot.instances.get(instance)?);
         let mut gone: Vec<InstanceId> = Vec::new();
         let mut changed: Vec<(InstanceId, Arc<Role>)> = Vec::new();
         for (instance, session) in &self.sessions {
             match role_of(instance) {
-                Some(role) if is_same_role(role, &session.role) => {
-                    if **role != *session.role {
-                        changed.push((instance.clone(), Arc::clone(role)));
+                Some(role) if is_same_role(&role, &session.role) => {
+                    if *role != *session.role {
+                        changed.push((instance.clone(), role));
                     }
                 }
                 _ => gone.push(instance.clone()),
@@ -129,15 +152,21 @@ impl<R: Rng> Schedule<R> {
         for instance in &gone {
             self.end(instance);
         }
+        for (instance, session) in &mut self.sessions {
+            // What else there is to say of the instance goes into its next set.
+            if let Some(member) = snapshot.instances.get(instance) {
+                session.member = Arc::clone(member);
+            }
+        }
         for (instance, role) in changed {
             self.renew(now, &instance, role);
         }
         let mut begun = false;
         for (instance, member) in &snapshot.instances {
-            if let Some(role) = &member.role
-                && !self.sessions.contains_key(instance)
+            if !self.sessions.contains_key(instance)
+                && let Some(role) = kind.role(member)
             {
-                self.begin(now, instance, Arc::clone(role));
+                self.begin(now, Arc::clone(member), role);
                 begun = true;
             }
         }
@@ -174,15 +203,16 @@ impl<R: Rng> Schedule<R> {
         self.set_due(&instance, None);
         let session = self.sessions.get(&instance)?;
         self.fetches += 1;
-        let request = RoleSessionRequest {
-            role: Arc::clone(&session.role),
-            instance: instance.clone(),
-            now: timestamp(now),
-            duration_seconds: session
-                .role
-                .max_session_duration
-                .map_or(self.duration_seconds, |max| max.min(self.duration_seconds)),
-        };
+        let duration_seconds = session
+            .role
+            .max_session_duration
+            .map_or(self.duration_seconds, |max| max.min(self.duration_seconds));
+        let request = RoleSessionRequest::new(
+            Arc::clone(&session.role),
+            &session.member,
+            timestamp(now),
+            duration_seconds,
+        );
         Some((
             Ticket {
                 instance,
@@ -236,13 +266,13 @@ impl<R: Rng> Schedule<R> {
                     why,
                 )
             }
-            Err(FetchError::Refused { code, message }) => {
+            Err(FetchError::Refused { code, message, why }) => {
                 session.failures = 0;
                 if session.set.is_none() || session.outdated {
                     let last_updated = whole_seconds(timestamp(now));
                     let refusal = Refusal {
                         code,
-                        message: message.clone(),
+                        message,
                         last_updated,
                     };
                     session.set = None;
@@ -251,7 +281,7 @@ impl<R: Rng> Schedule<R> {
                 (
                     REFUSED_RETRY.mul_f64(chance(&mut self.random)),
                     Some(Trouble::Refused),
-                    message,
+                    why,
                 )
             }
         };
@@ -278,9 +308,11 @@ impl<R: Rng> Schedule<R> {
             .min()
     }
 
-    fn begin(&mut self, now: Now, instance: &InstanceId, role: Arc<Role>) {
+    fn begin(&mut self, now: Now, member: Arc<Member>, role: Arc<Role>) {
+        let instance = member.instance.instance_id.clone();
         self.generations += 1;
         let session = Session {
+            member,
             role,
             slot: RoleSlot::default(),
             generation: self.generations,
@@ -291,7 +323,7 @@ impl<R: Rng> Schedule<R> {
             outdated: false,
         };
         self.sessions.insert(instance.clone(), session);
-        self.set_due(instance, Some(now.monotonic));
+        self.set_due(&instance, Some(now.monotonic));
     }
 
     /// The same role in a new version: its set goes on being served until there is word from the source.

@@ -1,10 +1,11 @@
 //! Which source a role's credentials come from, and whether they may be had at all.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     Fetch, FetchError, Issuer, RoleSessionRequest, Source,
     process::{self, Environment, Program},
+    sts::{self, Sts},
     trust,
 };
 use crate::registry::role::RoleSource;
@@ -20,24 +21,26 @@ pub struct Settings {
     pub process_timeout: Duration,
     /// What every program gets in its environment.
     pub process_environment: Environment,
+    /// Whom the host asks when it assumes roles itself, and how.
+    pub sts: sts::Settings,
 }
 
 /// All sources of this host.
 #[derive(Debug)]
 pub struct Sources {
     settings: Settings,
-    issuer: Issuer,
+    issuer: Arc<Issuer>,
+    sts: Sts,
 }
 
 impl Sources {
     /// The sources by configuration.
-    pub fn new(settings: Settings, issuer: Issuer) -> Self {
-        Self { settings, issuer }
-    }
-
-    /// The embedded issuer, for whoever verifies its session tokens.
-    pub fn issuer(&self) -> &Issuer {
-        &self.issuer
+    pub fn new(settings: Settings, issuer: Arc<Issuer>) -> Self {
+        Self {
+            sts: Sts::new(settings.sts.clone()),
+            settings,
+            issuer,
+        }
     }
 }
 
@@ -49,7 +52,8 @@ impl Source for Sources {
             .as_ref()
             .is_some_and(|document| !trust::lets_ec2_assume(document))
         {
-            return Box::pin(std::future::ready(Err(unauthorized(role.role_name.as_str()))));
+            let refused = FetchError::unauthorized(role, "its trust policy does not let EC2 assume it");
+            return Box::pin(std::future::ready(Err(refused)));
         }
         match role.credentials.as_ref().unwrap_or(&self.settings.default_source) {
             RoleSource::Issuer => self.issuer.fetch(request),
@@ -64,35 +68,18 @@ impl Source for Sources {
                 };
                 Box::pin(process::fetch(program, request))
             }
+            RoleSource::Sts(own) => Box::pin(self.sts.fetch(own, request)),
         }
-    }
-}
-
-/// EC2's words, as seen on instances whose role does not trust it. The two spaces are EC2's.
-fn unauthorized(role: &str) -> FetchError {
-    FetchError::Refused {
-        code: "AssumeRoleUnauthorizedAccess",
-        message: format!(
-            "EC2 cannot assume the role {role}.  Please see documentation at \
-             https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_iam-ec2.html#troubleshoot_iam-ec2_errors-info-doc."
-        ),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::keys::IssuerKey;
 
     fn request(role: &str) -> RoleSessionRequest {
-        RoleSessionRequest {
-            role: Arc::new(serde_json::from_str(role).unwrap()),
-            instance: "i-1".parse().unwrap(),
-            now: "2026-11-21T08:00:00Z".parse().unwrap(),
-            duration_seconds: 3600,
-        }
+        RoleSessionRequest::of(role)
     }
 
     fn sources(default_source: RoleSource) -> Sources {
@@ -101,8 +88,10 @@ mod tests {
             duration_seconds: 3600,
             process_timeout: Duration::from_secs(30),
             process_environment: Environment::default(),
+            sts: sts::Settings::default(),
         };
-        Sources::new(settings, Issuer::new(&IssuerKey::new([0; 4], [0; 32]), &[]))
+        let issuer = Issuer::new(&IssuerKey::new([0; 4], [0; 32]), &[]);
+        Sources::new(settings, Arc::new(issuer))
     }
 
     #[tokio::test]
@@ -128,9 +117,10 @@ mod tests {
                 {"Effect":"Allow","Principal":{"Service":"lambda.amazonaws.com"},"Action":"sts:AssumeRole"}]}}"#,
         );
         let error = sources(RoleSource::Issuer).fetch(&request).await.unwrap_err();
-        let FetchError::Refused { code, message } = error else {
+        let FetchError::Refused { code, message, why } = error else {
             panic!("{error}")
         };
+        assert_eq!(why, "its trust policy does not let EC2 assume it");
         assert_eq!(code, "AssumeRoleUnauthorizedAccess");
         assert!(
             message.starts_with("EC2 cannot assume the role x.  Please see documentation at https://"),

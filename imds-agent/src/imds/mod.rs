@@ -46,6 +46,8 @@ pub struct Caller<'a> {
     pub interface: &'a NetworkInterface,
     /// The state of the instance's role session; nothing while the first fetch is under way.
     pub role_state: Option<&'a Arc<RoleState>>,
+    /// The state of its session of the instance identity role; nothing while the first fetch is under way.
+    pub identity_state: Option<&'a Arc<RoleState>>,
     /// The signed identity documents.
     pub identities: &'a identity::Published,
 }

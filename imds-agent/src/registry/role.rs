@@ -61,6 +61,25 @@ pub enum RoleSource {
         /// How long the program may take.
         timeout_seconds: Option<u64>,
     },
+    /// A security token service is asked, with the host's own identity.
+    Sts(StsRole),
+}
+
+/// *Ours*: what a role's record says about the security token service, where it is not what the host's configuration
+/// says.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "PascalCase")]
+pub struct StsRole {
+    /// The service's URL.
+    pub endpoint: Option<String>,
+    /// The region that requests are signed for.
+    pub region: Option<String>,
+    /// The role as the service calls it, if that is not the record's own ARN.
+    pub role_arn: Option<String>,
+    /// The external id that the role's trust policy asks for.
+    pub external_id: Option<String>,
+    /// The source identity; `{instance-id}` stands for the instance's id.
+    pub source_identity: Option<String>,
 }
 
 /// An instance profile: the container through which an instance gets its role.

@@ -21,6 +21,8 @@ pub struct Facts {
     pub registry: Arc<registry::Published>,
     /// The role sessions.
     pub credentials: Arc<credentials::Published>,
+    /// The sessions of the instance identity role.
+    pub identity_credentials: Arc<credentials::Published>,
     /// The signed identity documents.
     pub identities: Arc<identity::Published>,
     /// What became of requests.
@@ -64,11 +66,14 @@ impl Service for Answer<'_> {
                 let role = member.role.as_ref();
                 let sessions = &self.facts.credentials;
                 let state = role.and_then(|role| sessions.state(instance, &role.role_name, now.timestamp()));
+                let sessions = &self.facts.identity_credentials;
+                let identity_state = sessions.state_of_instance(instance, now.timestamp());
                 let identities = &self.facts.identities;
                 let caller = Caller {
                     member,
                     interface,
                     role_state: state.as_ref(),
+                    identity_state: identity_state.as_ref(),
                     identities,
                 };
                 self.imds.respond(now, Some(&caller), request, response)

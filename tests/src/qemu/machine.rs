@@ -204,7 +204,7 @@ fn add_kernel(command: &mut Command, software: &Software) -> Result<()> {
 }
 
 fn add_disk(command: &mut Command) -> Result<()> {
-    let disk = there(debian::directory().join("disk.img"))?;
+    let disk = there(debian::disk())?;
     let drive = format!("file={},format=raw,if=virtio,snapshot=on", disk.display());
     command.args(["-drive", &drive]);
     Ok(())

@@ -53,18 +53,23 @@ fn failures(report: &Report) -> Vec<&'static str> {
     failed.map(|row| row.id).collect()
 }
 
+fn set_of_today() -> Arc<RoleState> {
+    Arc::new(RoleState::Ready(RoleCredentials {
+        access_key_id: "ASIAIOSFODNN7EXAMPLE".to_owned(),
+        secret_access_key: SecretString::from("secret"),
+        session_token: SecretString::from("token"),
+        last_updated: Timestamp::now(),
+        expiration: Timestamp::now() + SignedDuration::from_hours(6),
+    }))
+}
+
 /// The service for an instance of `golden/instances`, with credentials of today.
 fn service(name: &str, change: impl FnOnce(&mut World)) -> Server {
     let mut world = World::named(name);
     if matches!(world.role_state.as_deref(), Some(RoleState::Ready(_))) {
-        world.role_state = Some(Arc::new(RoleState::Ready(RoleCredentials {
-            access_key_id: "ASIAIOSFODNN7EXAMPLE".to_owned(),
-            secret_access_key: SecretString::from("secret"),
-            session_token: SecretString::from("token"),
-            last_updated: Timestamp::now(),
-            expiration: Timestamp::now() + SignedDuration::from_hours(6),
-        })));
+        world.role_state = Some(set_of_today());
     }
+    world.identity_state = Some(set_of_today());
     change(&mut world);
     let interfaces = &world.member.instance.network_interfaces;
     let primary = interfaces.iter().position(|interface| {

@@ -83,6 +83,7 @@ fn get(world: &World, path: &str) -> Option<Vec<u8>> {
         World {
             member: copy(&world.member),
             role_state: world.role_state.clone(),
+            identity_state: world.identity_state.clone(),
         },
         0,
     );

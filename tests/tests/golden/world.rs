@@ -59,6 +59,7 @@ struct Refused {
 pub struct World {
     pub member: Member,
     pub role_state: Option<Arc<RoleState>>,
+    pub identity_state: Option<Arc<RoleState>>,
 }
 
 impl World {
@@ -66,6 +67,13 @@ impl World {
         let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let file: File =
             serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let identity = RoleCredentials {
+            access_key_id: "ASIAIDENTITY".to_owned(),
+            secret_access_key: SecretString::from("identitysecret"),
+            session_token: SecretString::from("identitytoken"),
+            last_updated: "2021-09-20T21:42:00Z".parse().expect("a time"),
+            expiration: "2021-09-21T03:42:00Z".parse().expect("a time"),
+        };
         let ready = file.credentials.map(|credentials| {
             RoleState::Ready(RoleCredentials {
                 access_key_id: credentials.access_key_id,
@@ -91,6 +99,7 @@ impl World {
                 last_modified: file.last_modified,
             },
             role_state: ready.or(refused).map(Arc::new),
+            identity_state: Some(Arc::new(RoleState::Ready(identity))),
         }
     }
 
@@ -170,6 +179,7 @@ impl Service for Server {
             member: &world.member,
             interface: &world.member.instance.network_interfaces[*interface],
             role_state: world.role_state.as_ref(),
+            identity_state: world.identity_state.as_ref(),
             identities: &self.identities,
         });
         let outcome = self.imds.respond(now, caller.as_ref(), request, response);

@@ -1,6 +1,5 @@
 use std::{
     path::PathBuf,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,12 +12,7 @@ const GOOD: &str = r#"{"Version":1,"AccessKeyId":"ASIAX","SecretAccessKey":"s3cr
 
 fn request() -> RoleSessionRequest {
     let role = r#"{"RoleName":"web","Arn":"arn:aws:iam::123456789012:role/web"}"#;
-    RoleSessionRequest {
-        role: Arc::new(serde_json::from_str(role).unwrap()),
-        instance: "i-1".parse().unwrap(),
-        now: "2026-11-21T08:00:00Z".parse().unwrap(),
-        duration_seconds: 3600,
-    }
+    RoleSessionRequest::of(role)
 }
 
 /// Runs a shell script as the program: the shell is the test's, not the source's.

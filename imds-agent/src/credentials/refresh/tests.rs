@@ -84,6 +84,7 @@ async fn follows_snapshots_and_survives_a_panicking_source() {
     source.panics.store(true, Ordering::SeqCst);
     let published = Arc::new(Published::default());
     let refresher = Refresher::new(
+        crate::credentials::schedule::Kind::InstanceProfile,
         Arc::clone(&source) as Arc<dyn Source>,
         Arc::clone(&published),
         3600,

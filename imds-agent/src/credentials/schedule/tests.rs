@@ -4,8 +4,7 @@ use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::*;
 use crate::registry::{
-    Rules,
-    record::Kind,
+    Rules, record,
     records::{FileKey, Records},
 };
 
@@ -38,7 +37,7 @@ struct Simulation {
 impl Simulation {
     fn new(source: Source) -> Self {
         Self {
-            schedule: Schedule::new(6 * 3600, StdRng::seed_from_u64(7)),
+            schedule: Schedule::new(Kind::InstanceProfile, 6 * 3600, StdRng::seed_from_u64(7)),
             records: Records::new(Rules::default()),
             now: Now {
                 monotonic: Duration::ZERO,
@@ -54,7 +53,7 @@ impl Simulation {
         }
     }
 
-    fn put(&mut self, kind: Kind, name: &str, text: &str) {
+    fn put(&mut self, kind: record::Kind, name: &str, text: &str) {
         let key = FileKey {
             kind,
             name: format!("{name}.json").into(),
@@ -67,7 +66,7 @@ impl Simulation {
     fn attach(&mut self, number: usize, role: &str) {
         let [.., a, b] = number.to_be_bytes();
         self.put(
-            Kind::Instance,
+            record::Kind::Instance,
             &number.to_string(),
             &format!(
                 r#"{{"InstanceId":"i-{number}","IamInstanceProfile":{{"Arn":"arn:aws:iam::1:instance-profile/{role}"}},
@@ -80,11 +79,11 @@ impl Simulation {
         let role = format!(
             r#"{{"RoleName":"{name}","RoleId":"{id}","Arn":"arn:aws:iam::1:role/{name}","MaxSessionDuration":{max_session_seconds}}}"#
         );
-        self.put(Kind::Role, name, &role);
+        self.put(record::Kind::Role, name, &role);
         let profile = format!(
             r#"{{"InstanceProfileName":"{name}","Arn":"arn:aws:iam::1:instance-profile/{name}","Roles":[{{"RoleName":"{name}"}}]}}"#
         );
-        self.put(Kind::InstanceProfile, name, &profile);
+        self.put(record::Kind::InstanceProfile, name, &profile);
     }
 
     /// Hands the records to the schedule; whether the set of sessions changed.
@@ -143,6 +142,7 @@ impl Simulation {
                 Source::Refuses => Err(FetchError::Refused {
                     code: "No",
                     message: "no".to_owned(),
+                    why: "no".to_owned(),
                 }),
                 Source::Gives(life) => Ok(self.set(life)),
             };
@@ -418,7 +418,7 @@ fn answer_for_a_detached_or_replaced_role_is_thrown_away() {
     };
     assert_eq!(set.access_key_id, "3");
     simulation.records.handle_removed(&FileKey {
-        kind: Kind::Instance,
+        kind: record::Kind::Instance,
         name: "2.json".into(),
     });
     assert!(simulation.commit());

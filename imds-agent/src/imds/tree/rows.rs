@@ -185,8 +185,9 @@ pub static ROWS: &[Row] = &[
     row("meta-data/iam/info", "2012-01-12", Document(iam_info)).absent("the record names no instance profile"),
     row("meta-data/iam/security-credentials/{role}", "2012-01-12", Document(role_credentials)).absent("there is no instance profile or no role in it"),
     // Undocumented, and asked for by the SDKs of today. It is as old as what it extends.
-    row("meta-data/iam/security-credentials-extended/{role}", "2012-01-12", Document(extended_role_credentials)).absent("there is no instance profile or no role in it"),
+    row("meta-data/iam/security-credentials-extended/{role}", "2012-01-12", Document(role_credentials)).absent("there is no instance profile or no role in it"),
     row("meta-data/identity-credentials/ec2/info", "2018-05-23", Document(identity_credentials_info)).absent("the record says no account"),
+    row("meta-data/identity-credentials/ec2/security-credentials/ec2-instance", "2018-05-23", Document(identity_credentials)).always(),
     row("meta-data/instance-action", "2008-09-01", Text(|_, _| Some("none"))).always(),
     row("meta-data/instance-id", "1.0", Text(|v, _| Some(v.instance.instance_id.as_str()))).always(),
     row("meta-data/instance-life-cycle", "2019-10-01", Text(|v, _| v.life_cycle())).always(),
@@ -336,16 +337,22 @@ fn spot_termination_time<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -
     changed(events::spot_termination_time(view, out))
 }
 
-fn role_credentials<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
-    credentials(view, None, out)
+fn role_credentials<'v>(view: &View<'v>, keys: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
+    credentials(
+        view,
+        view.role_state,
+        keys.role.and_then(documents::account_of),
+        out,
+    )
 }
 
-fn extended_role_credentials<'v>(view: &View<'v>, keys: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
-    credentials(view, keys.role.and_then(documents::account_of), out)
-}
-
-fn credentials(view: &View<'_>, account: Option<&str>, out: &mut Vec<u8>) -> Answer {
-    match view.role_state {
+fn credentials(
+    view: &View<'_>,
+    state: Option<&RoleState>,
+    account: Option<&str>,
+    out: &mut Vec<u8>,
+) -> Answer {
+    match state {
         Some(RoleState::Ready(credentials)) if view.is_current(credentials) => {
             documents::role_credentials(credentials, account, out);
             Answer::Found(Found {
@@ -363,6 +370,10 @@ fn credentials(view: &View<'_>, account: Option<&str>, out: &mut Vec<u8>) -> Ans
         }
         Some(RoleState::Ready(_)) | None => Answer::Pending,
     }
+}
+
+fn identity_credentials<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
+    credentials(view, view.identity_state, view.account(), out)
 }
 
 fn identity_credentials_info<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -> Answer {

@@ -85,6 +85,7 @@ fn ask(root: &Node, member: &Member, path: &str) -> (Option<String>, u32) {
         member,
         interface: &member.instance.network_interfaces[0],
         role_state: None,
+        identity_state: None,
     };
     let view = View::new(
         Now {

@@ -32,6 +32,8 @@ pub struct View<'v> {
     pub instance: &'v Instance,
     /// The state of the role session.
     pub role_state: Option<&'v RoleState>,
+    /// The state of the session of the instance identity role.
+    pub identity_state: Option<&'v RoleState>,
     /// The signed identity documents, for whoever may see them.
     identities: Option<&'v identity::Published>,
     /// Since the Unix epoch.
@@ -54,6 +56,7 @@ impl<'v> View<'v> {
             member: caller.member,
             instance: &caller.member.instance,
             role_state: caller.role_state.map(|state| &**state),
+            identity_state: caller.identity_state.map(|state| &**state),
             identities: Some(caller.identities),
             now: now.unix,
         }
@@ -65,6 +68,7 @@ impl<'v> View<'v> {
             member,
             instance: &member.instance,
             role_state: None,
+            identity_state: None,
             identities: None,
             now: Duration::ZERO,
         }

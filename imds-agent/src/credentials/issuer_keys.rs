@@ -1,0 +1,104 @@
+//! The embedded issuer's keys as files, and how one takes over from another.
+//!
+//! `keys/issuer` mints. Whatever lies in `keys/issuer-accepted/` only opens. So that no set is ever refused, a new key lies
+//! there on every host before it mints on any, and the old one goes there until its last set has expired. The files are looked at
+//! again now and then, and no restart is needed.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::Issuer;
+use crate::keys::{IssuerKey, Key, KeyError, Purpose};
+
+/// How soon a change of the files is in force.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// The keys at one time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IssuerKeys {
+    /// Mints.
+    pub newest: IssuerKey,
+    /// Only open.
+    pub accepted: Vec<IssuerKey>,
+}
+
+impl IssuerKeys {
+    /// Reads the files under `directory`. The key that mints is made if there is none.
+    pub fn load_or_create(directory: &Path) -> Result<Self, KeyError> {
+        Ok(Self {
+            newest: Key::load_or_create(&directory.join("issuer"), Purpose::Issuer)?,
+            accepted: Key::load_all(&directory.join("issuer-accepted"), Purpose::Issuer)?,
+        })
+    }
+}
+
+/// Hands changed files under `directory` to `issuer`, which has `current`. Files that cannot be read change nothing.
+pub async fn follow(issuer: Arc<Issuer>, directory: PathBuf, mut current: IssuerKeys) {
+    let mut complaint = String::new();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let directory = directory.clone();
+        let loaded = tokio::task::spawn_blocking(move || IssuerKeys::load_or_create(&directory)).await;
+        match loaded {
+            Ok(Ok(keys)) => {
+                complaint.clear();
+                if keys != current {
+                    log::info!(
+                        "issuer keys: {:?} mints, {:?} are accepted",
+                        keys.newest,
+                        keys.accepted
+                    );
+                    issuer.replace_keys(&keys);
+                    current = keys;
+                }
+            }
+            Ok(Err(error)) if error.to_string() != complaint => {
+                complaint = error.to_string();
+                log::warn!("issuer keys stay as they were: {complaint}");
+            }
+            Ok(Err(_)) | Err(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use jiff::Timestamp;
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+    use crate::credentials::{RoleSessionRequest, Source as _};
+
+    #[tokio::test]
+    async fn one_key_takes_over_from_another_and_no_set_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let (keys, accepted) = (directory.path(), directory.path().join("issuer-accepted"));
+        let first = IssuerKeys::load_or_create(keys).unwrap();
+        assert!(first.accepted.is_empty());
+        let issuer = Issuer::new(&first.newest, &[]);
+        let request = RoleSessionRequest::of(r#"{"RoleName":"x","Arn":"arn:aws:iam::1:role/x"}"#);
+        let old = issuer.fetch(&request).await.unwrap();
+
+        fs::create_dir(&accepted).unwrap();
+        fs::rename(keys.join("issuer"), accepted.join("2026-11")).unwrap();
+        let second = IssuerKeys::load_or_create(keys).unwrap();
+        assert_eq!(second.accepted, [first.newest]);
+        issuer.replace_keys(&second);
+        let new = issuer.fetch(&request).await.unwrap();
+        let opens = |set: &super::super::RoleCredentials, now: Timestamp| {
+            issuer.open(set.session_token.expose_secret(), now).is_ok()
+        };
+        assert!(opens(&old, request.now) && opens(&new, request.now));
+
+        fs::remove_file(accepted.join("2026-11")).unwrap();
+        issuer.replace_keys(&IssuerKeys::load_or_create(keys).unwrap());
+        assert!(!opens(&old, request.now) && opens(&new, request.now));
+        fs::write(accepted.join("junk"), "junk").unwrap();
+        assert!(IssuerKeys::load_or_create(keys).is_err());
+    }
+}

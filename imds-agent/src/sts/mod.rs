@@ -1,0 +1,13 @@
+//! The embedded issuer's security token service: who is calling, and roles for those who are in a role, as AWS's STS answers it.
+//!
+//! A session token says itself whose it is, so a request is verified with the issuer's key and nothing else: on any host that
+//! holds the key, for sets that any other minted.
+
+pub mod listener;
+pub mod query;
+pub mod sigv4;
+pub mod tls;
+pub mod xml;
+
+pub use listener::{Endpoint, Settings};
+pub use query::{Service, Told};

@@ -1,0 +1,225 @@
+//! The security token service that the agent is, asked by the AWS CLI and boto3 in a guest and on the host.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use imds_tests::{
+    host::{Host, INSTANCE_ID},
+    kernel_guest::KernelGuest,
+    moto,
+    netns::Namespace,
+    records::{self, ACCOUNT},
+};
+use serde_json::json;
+
+/// Where the agent listens: on the host's side of the tap, which the guest can reach.
+const ENDPOINT: &str = "http://10.0.0.1:8980";
+
+const CONFIG: &str = "[sts_endpoint]\nhttp = [\"10.0.0.1:8980\"]\nhttps = [\"10.0.0.1:8943\"]\n";
+
+fn host() -> Result<(Host, KernelGuest)> {
+    let namespace = Namespace::new()?;
+    // The address is there before the tap is, so that the agent can listen at it.
+    namespace.ip("address add 10.0.0.1/32 dev lo")?;
+    let host = Host::in_namespace(namespace, CONFIG, |files, _| {
+        let mut deploy = records::role();
+        deploy["RoleName"] = "deploy".into();
+        deploy["RoleId"] = "AROADEPLOYDEPLOYDEPLO".into();
+        deploy["Arn"] = format!("arn:aws:iam::{ACCOUNT}:role/ops/deploy").into();
+        deploy["Path"] = "/ops/".into();
+        deploy["AssumeRolePolicyDocument"] = json!({"Statement": {
+            "Effect": "Allow",
+            "Principal": {"AWS": format!("arn:aws:iam::{ACCOUNT}:role/{}", records::ROLE)},
+            "Action": "sts:AssumeRole",
+            "Condition": {"StringEquals": {"sts:ExternalId": "e-1"}}
+        }});
+        files.put("roles", "deploy", &deploy)
+    })?;
+    host.namespace.ip("address add 10.0.0.1/24 dev tap0")?;
+    let guest = host.guest()?;
+    Ok((host, guest))
+}
+
+/// Runs `command` without the machine's own environment, and with `variables`.
+fn run(command: Command, arguments: &[&str], variables: &[(&str, &str)]) -> Result<String> {
+    let output = moto::clean(command)
+        .args(arguments)
+        .env("AWS_CONFIG_FILE", "/nonexistent")
+        .env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+        .env("AWS_EC2_METADATA_SERVICE_NUM_ATTEMPTS", "20")
+        .envs(variables.iter().copied())
+        .output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{arguments:?}: {stderr}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn python(guest: &KernelGuest, program: &str) -> Result<String> {
+    let python = moto::python()?;
+    let variables = [
+        ("AWS_ENDPOINT_URL_STS", ENDPOINT),
+        ("AWS_DEFAULT_REGION", "eu-central-1"),
+    ];
+    run(
+        guest.command(&python.to_string_lossy()),
+        &["-c", program],
+        &variables,
+    )
+}
+
+fn session_arn() -> String {
+    format!(
+        "arn:aws:sts::{ACCOUNT}:assumed-role/{}/{INSTANCE_ID}",
+        records::ROLE
+    )
+}
+
+#[test]
+fn aws_cli_in_a_guest_is_told_who_it_is() -> Result<()> {
+    let (_host, guest) = host()?;
+    let aws = moto::aws_cli()?;
+    // The endpoint alone, and the region, which this CLI does not ask the instance for.
+    let variables = [
+        ("AWS_ENDPOINT_URL_STS", ENDPOINT),
+        ("AWS_DEFAULT_REGION", "eu-central-1"),
+    ];
+    let arguments = ["sts", "get-caller-identity", "--output", "json"];
+    let output = run(guest.command(&aws.to_string_lossy()), &arguments, &variables)?;
+    let identity: serde_json::Value = serde_json::from_str(&output)?;
+    assert_eq!(identity["Arn"], session_arn());
+    assert_eq!(identity["Account"], ACCOUNT);
+    assert_eq!(identity["UserId"], format!("AROAABCDEFGHIJKLMNOPQ:{INSTANCE_ID}"));
+    Ok(())
+}
+
+#[test]
+fn a_presigned_request_tells_another_who_the_guest_is() -> Result<()> {
+    let (host, guest) = host()?;
+    let url = python(
+        &guest,
+        "import boto3, sys\nsys.stdout.write(boto3.client('sts').generate_presigned_url('get_caller_identity', ExpiresIn=60, HttpMethod='GET'))",
+    )?;
+    ensure!(url.contains("X-Amz-Signature="), "{url}");
+    let ask = |url: &str| -> Result<(String, String)> {
+        let output = host
+            .namespace
+            .command("curl")
+            .args(["-sS", "-m", "10", "-w", "\n%{http_code}", url])
+            .output()?;
+        let text = String::from_utf8(output.stdout)?;
+        let (body, status) = text.rsplit_once('\n').context("curl prints the status")?;
+        Ok((body.to_owned(), status.to_owned()))
+    };
+    // More than once: that is what relying parties do.
+    for _ in 0..2 {
+        let (body, status) = ask(&url)?;
+        assert_eq!(status, "200", "{body}");
+        assert!(body.contains(&format!("<Arn>{}</Arn>", session_arn())), "{body}");
+    }
+    let (body, status) = ask(&url.replace("GetCallerIdentity", "AssumeRole"))?;
+    assert_eq!(status, "403", "{body}");
+    assert!(body.contains("<Code>SignatureDoesNotMatch</Code>"), "{body}");
+    let (body, status) = ask(ENDPOINT)?;
+    assert_eq!(status, "403", "{body}");
+    assert!(body.contains("<Code>MissingAuthenticationToken</Code>"), "{body}");
+    Ok(())
+}
+
+#[test]
+fn a_role_is_assumed_from_a_role_when_its_trust_policy_says_so() -> Result<()> {
+    let (_host, guest) = host()?;
+    let output = python(
+        &guest,
+        &format!(
+            "
+import boto3, botocore, json
+sts = boto3.client('sts')
+def attempt(**more):
+    try:
+        return sts.assume_role(RoleSessionName='nightly', **more)
+    except botocore.exceptions.ClientError as error:
+        return error.response['Error']['Code']
+deploy = 'arn:aws:iam::{ACCOUNT}:role/ops/deploy'
+set = attempt(RoleArn=deploy, ExternalId='e-1', DurationSeconds=900)
+again = boto3.client('sts', aws_access_key_id=set['Credentials']['AccessKeyId'],
+    aws_secret_access_key=set['Credentials']['SecretAccessKey'], aws_session_token=set['Credentials']['SessionToken'])
+print(json.dumps([
+    set['AssumedRoleUser']['Arn'],
+    again.get_caller_identity()['Arn'],
+    attempt(RoleArn=deploy),
+    attempt(RoleArn=deploy, ExternalId='e-2'),
+    attempt(RoleArn='arn:aws:iam::{ACCOUNT}:role/web-server'),
+    attempt(RoleArn='arn:aws:iam::{ACCOUNT}:role/absent'),
+    attempt(RoleArn=deploy, ExternalId='e-1', DurationSeconds=7200),
+    attempt(RoleArn=deploy, ExternalId='e-1', Policy='{{}}'),
+]))"
+        ),
+    )?;
+    let arn = format!("arn:aws:sts::{ACCOUNT}:assumed-role/deploy/nightly");
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&output)?,
+        json!([
+            arn,
+            arn,
+            "AccessDenied",
+            "AccessDenied",
+            "AccessDenied",
+            "AccessDenied",
+            "ValidationError",
+            "ValidationError"
+        ])
+    );
+    Ok(())
+}
+
+#[test]
+fn https_shows_a_certificate_of_its_own() -> Result<()> {
+    let (host, guest) = host()?;
+    let pem = host.files.state().join("keys/sts-endpoint.pem");
+    let variables = [
+        ("AWS_ENDPOINT_URL_STS", "https://10.0.0.1:8943"),
+        ("AWS_DEFAULT_REGION", "eu-central-1"),
+        ("AWS_CA_BUNDLE", &*pem.to_string_lossy()),
+    ];
+    let program = "import boto3\nprint(boto3.client('sts').get_caller_identity()['Arn'])";
+    let python = moto::python()?;
+    let output = run(
+        guest.command(&python.to_string_lossy()),
+        &["-c", program],
+        &variables,
+    )?;
+    assert_eq!(output.trim(), session_arn());
+    Ok(())
+}
+
+#[test]
+fn every_instance_proves_what_it_is_with_its_identity_role() -> Result<()> {
+    let (_host, guest) = host()?;
+    let output = python(
+        &guest,
+        "
+import boto3, json, urllib.request
+url = 'http://169.254.169.254/latest/'
+put = urllib.request.Request(url + 'api/token', method='PUT', headers={'X-aws-ec2-metadata-token-ttl-seconds': '60'})
+token = urllib.request.urlopen(put, timeout=10).read().decode()
+def get(path):
+    path = url + 'meta-data/identity-credentials/ec2/' + path
+    request = urllib.request.Request(path, headers={'X-aws-ec2-metadata-token': token})
+    return urllib.request.urlopen(request, timeout=10).read().decode()
+set = json.loads(get('security-credentials/ec2-instance'))
+sts = boto3.client('sts', aws_access_key_id=set['AccessKeyId'], aws_secret_access_key=set['SecretAccessKey'],
+    aws_session_token=set['Token'])
+identity = sts.get_caller_identity()
+print(json.dumps([get('security-credentials/'), set['Code'], identity['Arn'], identity['UserId']]))",
+    )?;
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&output)?,
+        json!([
+            "ec2-instance",
+            "Success",
+            format!("arn:aws:sts::{ACCOUNT}:assumed-role/aws:ec2-instance/{INSTANCE_ID}"),
+            format!("{ACCOUNT}:aws:ec2-instance:{INSTANCE_ID}")
+        ])
+    );
+    Ok(())
+}
