@@ -195,7 +195,9 @@ fn queueing_discipline(tap: TapIndex) -> anyhow::Result<String> {
         if u16::from_ne_bytes([*c, *d]) == IFLA_QDISC {
             return Ok(String::from_utf8_lossy(value).trim_end_matches('\0').to_owned());
         }
-        attributes = attributes.get(length.next_multiple_of(4).max(4)..).unwrap_or_default();
+        attributes = attributes
+            .get(length.next_multiple_of(4).max(4)..)
+            .unwrap_or_default();
     }
     bail!("the kernel does not tell the queue of tap {tap}")
 }
