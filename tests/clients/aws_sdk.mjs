@@ -9,6 +9,7 @@ const credentials = await fromInstanceMetadata({ timeout: 5000, ec2MetadataV1Dis
 const service = new MetadataService({ httpOptions: { timeout: 5000 } });
 const report = {
   credentials: [credentials.accessKeyId, credentials.secretAccessKey, credentials.sessionToken],
+  account: credentials.accountId ?? null,
   instanceId: await service.request("/latest/meta-data/instance-id", {}),
 };
 console.log(JSON.stringify(report));

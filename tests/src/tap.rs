@@ -10,7 +10,7 @@ use std::{
         unix::fs::OpenOptionsExt,
     },
     path::Path,
-    process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -20,7 +20,7 @@ use nix::{
     libc,
     net::if_::if_nametoindex,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{AddressFamily, SockFlag, SockType, socket},
+    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket},
 };
 
 /// A tap device, up, whose guest is the test: it goes away with this value.
@@ -62,10 +62,11 @@ impl Tap {
         request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | offloads) as i16;
         ioctl(&device, libc::TUNSETIFF, &mut request).context("TUNSETIFF")?;
         set_up(name)?;
-        wait_for_queue(name)?;
+        let index = TapIndex(if_nametoindex(name)?);
+        wait_for_queue(index)?;
         Ok(Self {
             device,
-            index: TapIndex(if_nametoindex(name)?),
+            index,
             vnet_header,
         })
     }
@@ -154,18 +155,51 @@ pub fn wait_readable(fd: BorrowedFd<'_>, deadline: Instant) -> anyhow::Result<()
 }
 
 /// Until the kernel has noticed a new tap's carrier, its "noop" queue throws away what the host sends to the guest.
-fn wait_for_queue(name: &str) -> anyhow::Result<()> {
+fn wait_for_queue(tap: TapIndex) -> anyhow::Result<()> {
     let deadline = Instant::now() + PATIENCE;
-    loop {
-        let output = Command::new("ip")
-            .args(["link", "show", name])
-            .output()
-            .context("cannot run ip")?;
-        if !String::from_utf8_lossy(&output.stdout).contains("qdisc noop") {
-            return Ok(());
-        }
-        anyhow::ensure!(Instant::now() < deadline, "tap {name} does not come up");
+    while queueing_discipline(tap)? == "noop" {
+        anyhow::ensure!(Instant::now() < deadline, "tap {tap} does not come up");
+        thread::yield_now();
     }
+    Ok(())
+}
+
+/// Asks the kernel itself (rtnetlink(7)): a child that ran `ip` would hold copies of this process's taps for a moment, and
+/// another test would find its own still there that it has closed.
+fn queueing_discipline(tap: TapIndex) -> anyhow::Result<String> {
+    const RTM_GETLINK: u16 = 18;
+    const NLM_F_REQUEST: u16 = 1;
+    const IFLA_QDISC: u16 = 6;
+    const HEADERS_BYTES: usize = 32;
+    let mut request = Vec::new();
+    request.extend((HEADERS_BYTES as u32).to_ne_bytes());
+    request.extend([RTM_GETLINK, NLM_F_REQUEST].map(u16::to_ne_bytes).concat());
+    request.resize(20, 0);
+    request.extend(tap.0.to_ne_bytes());
+    request.resize(HEADERS_BYTES, 0);
+
+    let route = Some(SockProtocol::NetlinkRoute);
+    let socket = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        route,
+    )?;
+    send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
+    let mut reply = vec![0; 1 << 14];
+    let length = recv(socket.as_raw_fd(), &mut reply, MsgFlags::empty())?;
+    let mut attributes = reply.get(HEADERS_BYTES..length).context("no such device")?;
+    while let [a, b, c, d, rest @ ..] = attributes {
+        let length = usize::from(u16::from_ne_bytes([*a, *b]));
+        let value = rest.get(..length.saturating_sub(4)).context("a cut attribute")?;
+        if u16::from_ne_bytes([*c, *d]) == IFLA_QDISC {
+            return Ok(String::from_utf8_lossy(value).trim_end_matches('\0').to_owned());
+        }
+        attributes = attributes
+            .get(length.next_multiple_of(4).max(4)..)
+            .unwrap_or_default();
+    }
+    bail!("the kernel does not tell the queue of tap {tap}")
 }
 
 fn set_up(name: &str) -> anyhow::Result<()> {

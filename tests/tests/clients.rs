@@ -222,6 +222,7 @@ fn the_sdk_for_javascript_finds_credentials() -> Result<()> {
     client.command.arg(&modules);
     let found: Value = serde_json::from_str(&client.output()?)?;
     assert_eq!(found["credentials"], expected);
+    assert_eq!(found["account"], records::ACCOUNT);
     assert_eq!(found["instanceId"], INSTANCE_ID);
     Ok(())
 }

@@ -109,7 +109,7 @@ impl Root {
                 .args(self.options())
                 .arg(self.release)
                 .arg(&root)
-                .arg("http://deb.debian.org/debian"),
+                .args(mirror()?),
         )?;
         match self.disk_size {
             Some(size) => make_disk(&root, &directory.join("disk.img"), size),
@@ -128,6 +128,23 @@ impl Root {
         options.extend(TOUCHES.iter().map(|touch| format!("--customize-hook={touch}")));
         options
     }
+}
+
+/// The mirror that the host's own apt has Debian from; where it has none, mmdebstrap knows one.
+fn mirror() -> Result<Option<String>> {
+    let mut apt = Command::new("apt-get");
+    apt.args([
+        "indextargets",
+        "--format",
+        "$(REPO_URI)",
+        "Created-By: Packages",
+        "Label: Debian",
+    ]);
+    let output = apt.output().context("cannot ask apt for its mirror")?;
+    Ok(String::from_utf8(output.stdout)?
+        .lines()
+        .next()
+        .map(str::to_owned))
 }
 
 fn make_disk(root: &Path, disk: &Path, size: &str) -> Result<()> {

@@ -10,14 +10,14 @@ use imds_tests::{
     vm_host::{INSTANCE_ID, TAP, VmHost},
 };
 
-use crate::prepare::prepare;
+use crate::{prepare::prepare, setup::Extent};
 
 /// A guest under emulation takes a few seconds.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Shows on the terminal, as it happens, what a guest asks for and gets.
 pub fn run() -> Result<()> {
-    let agent = prepare("cargo xtask demo")?;
+    let agent = prepare("cargo xtask demo", Extent::Product)?;
     println!("\nThe host: a network namespace with a tap {TAP}, and imds-agent with one instance record:");
     println!(
         "  instance {INSTANCE_ID} on {TAP}, with the role {}",

@@ -64,7 +64,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Setup { check } => setup::run(check),
+        Command::Setup { check } => setup::run(setup::Extent::Tests, check),
         Command::BuildEbpf => build_ebpf(),
         Command::Demo => demo::run(),
         Command::Vm => vm::run(),
@@ -80,7 +80,7 @@ fn run(command: Command) -> anyhow::Result<()> {
 }
 
 fn build_ebpf() -> anyhow::Result<()> {
-    setup::run(false)?;
+    setup::run(setup::Extent::Product, false)?;
     println!("built {}", build_ebpf::run(&host_command::workspace())?.display());
     Ok(())
 }

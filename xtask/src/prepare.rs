@@ -7,12 +7,12 @@ use anyhow::Result;
 use crate::{
     build_ebpf, guest_image,
     host_command::{cargo, run, target, workspace},
-    setup,
+    setup::{self, Extent},
 };
 
 /// Provides everything for `what`, and returns the agent.
-pub fn prepare(what: &str) -> Result<PathBuf> {
-    provide(what)?;
+pub fn prepare(what: &str, extent: Extent) -> Result<PathBuf> {
+    provide(what, extent)?;
     guest_image::build()?;
     run(cargo().args(["build", "--package", "imds-agent"]))?;
     Ok(target().join("debug/imds-agent"))
@@ -20,14 +20,14 @@ pub fn prepare(what: &str) -> Result<PathBuf> {
 
 /// Provides everything but the guest for `what`, and returns the agent as it is released.
 pub fn release(what: &str) -> Result<PathBuf> {
-    provide(what)?;
+    provide(what, Extent::Product)?;
     run(cargo().args(["build", "--release", "--package", "imds-agent"]))?;
     Ok(target().join("release/imds-agent"))
 }
 
-fn provide(what: &str) -> Result<()> {
+fn provide(what: &str, extent: Extent) -> Result<()> {
     setup::need_root(what)?;
-    setup::run(false)?;
+    setup::run(extent, false)?;
     build_ebpf::run(&workspace())?;
     Ok(())
 }

@@ -47,6 +47,7 @@ const PACKAGES: &[Package] = &[
     ("ca-certificates", None),
     ("curl", Some("curl")),
     ("wget", Some("wget")),
+    ("openssl", Some("openssl")),
     ("python3", Some("python3")),
     ("python3-venv", None),
 ];
@@ -74,9 +75,18 @@ struct Item {
     install: Box<dyn Fn() -> Result<()>>,
 }
 
+/// How much is wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Extent {
+    /// What it takes to build the product and to show it.
+    Product,
+    /// Also the clients and the Debian roots that the tests run.
+    Tests,
+}
+
 /// Installs what is missing, or with `check_only` says what is and fails.
-pub fn run(check_only: bool) -> Result<()> {
-    let missing = missing()?;
+pub fn run(extent: Extent, check_only: bool) -> Result<()> {
+    let missing = missing(extent)?;
     if missing.is_empty() {
         if check_only {
             println!("nothing is missing");
@@ -116,7 +126,7 @@ pub fn need_root(what: &str) -> Result<()> {
     Ok(())
 }
 
-fn missing() -> Result<Vec<Item>> {
+fn missing(extent: Extent) -> Result<Vec<Item>> {
     let mut missing = Vec::new();
     let packages = missing_packages()?;
     if !packages.is_empty() {
@@ -152,6 +162,21 @@ fn missing() -> Result<Vec<Item>> {
             });
         }
     }
+    if !bpffs_is_mounted()? {
+        missing.push(Item {
+            what: "the BPF file system at /sys/fs/bpf".to_owned(),
+            install: Box::new(|| run_shown(Command::new("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"]))),
+        });
+    }
+    if extent == Extent::Tests {
+        missing.extend(missing_clients());
+    }
+    Ok(missing)
+}
+
+/// What only the tests want.
+fn missing_clients() -> Vec<Item> {
+    let mut missing = Vec::new();
     for root in ROOTS {
         if !is_stamped(&root.directory(), &root.contents()) {
             missing.push(Item {
@@ -182,13 +207,7 @@ fn missing() -> Result<Vec<Item>> {
             install: Box::new(install_node_clients),
         });
     }
-    if !bpffs_is_mounted()? {
-        missing.push(Item {
-            what: "the BPF file system at /sys/fs/bpf".to_owned(),
-            install: Box::new(|| run_shown(Command::new("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"]))),
-        });
-    }
-    Ok(missing)
+    missing
 }
 
 /// One question to dpkg for all packages; on other systems, a look along PATH.

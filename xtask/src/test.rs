@@ -22,6 +22,7 @@ use nix::{
 use crate::{
     host_command::{self, cargo, workspace},
     prepare::prepare,
+    setup::Extent,
 };
 
 /// What one rung's tests may take together, once built. It is a stop for tests that hang, not a goal.
@@ -63,7 +64,7 @@ struct Outcome {
 pub fn run(options: &Options) -> Result<()> {
     let wanted = |rung: Rung| options.rung.is_empty() || options.rung.contains(&rung);
     if wanted(Rung::T1) || wanted(Rung::T3) {
-        prepare("cargo xtask test")?;
+        prepare("cargo xtask test", Extent::Tests)?;
     }
     let mut outcomes = Vec::new();
     for rung in [Rung::T0, Rung::T1, Rung::T3]

@@ -5,12 +5,12 @@ use std::io::{self, IsTerminal as _};
 use anyhow::{Result, ensure};
 use imds_tests::vm_host::{TAP, VmHost};
 
-use crate::prepare::prepare;
+use crate::{prepare::prepare, setup::Extent};
 
 /// Boots it, and waits until its user is done.
 pub fn run() -> Result<()> {
     ensure!(io::stdin().is_terminal(), "the guest's shell needs a terminal");
-    let agent = prepare("cargo xtask vm")?;
+    let agent = prepare("cargo xtask vm", Extent::Product)?;
     let host = VmHost::new(&agent, |record| {
         record["MetadataOptions"]["HttpTokens"] = "optional".into();
     })?;

@@ -148,7 +148,7 @@ const PLANTED: [Planted; 15] = [
         "an expiration with a fraction",
         |request, response| {
             if request.target.contains("security-credentials") {
-                replace(response, "Z\"\n}", ".5Z\"\n}");
+                replace(response, "Z\",\n  \"AccountId\"", ".5Z\",\n  \"AccountId\"");
             }
         },
         &["B.5/2d"],
@@ -161,7 +161,7 @@ const PLANTED: [Planted; 15] = [
                 replace(response, "{\n", "{\n  \"Type\" : \"AWS-HMAC\",\n");
             }
         },
-        &["B.5/2b"],
+        &["B.5/2b", "B.5/8"],
     ),
     (
         "documents called JSON",
