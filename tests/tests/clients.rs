@@ -88,15 +88,22 @@ fn role_credentials(guest: &KernelGuest) -> Result<Value> {
         "X-aws-ec2-metadata-token-ttl-seconds: 60",
         "http://169.254.169.254/latest/api/token",
     ]))?;
+    read_role_credentials(guest, &format!("X-aws-ec2-metadata-token: {token}"))
+}
+
+/// The same for who asks without a token: the issuer seals how a set was asked for, so it is another one.
+fn role_credentials_v1(guest: &KernelGuest) -> Result<Value> {
+    read_role_credentials(guest, "Accept: */*")
+}
+
+fn read_role_credentials(guest: &KernelGuest, header: &str) -> Result<Value> {
+    let url = format!("http://169.254.169.254{ROLE_PATH}");
     // It tries again after a 503, which is the answer until the first set is there.
-    let document = output(guest.command("curl").args([
-        "-sSf",
-        "--retry",
-        "5",
-        "-H",
-        &format!("X-aws-ec2-metadata-token: {token}"),
-        &format!("http://169.254.169.254{ROLE_PATH}"),
-    ]))?;
+    let document = output(
+        guest
+            .command("curl")
+            .args(["-sSf", "--retry", "5", "-H", header, &url]),
+    )?;
     let document: Value = serde_json::from_str(&document)?;
     Ok(json!([
         document["AccessKeyId"],
@@ -141,7 +148,7 @@ fn boto3_falls_back_to_v1_where_no_token_can_be_had_and_tokens_are_optional() ->
         optional(record);
         record["MetadataOptions"]["HttpPutResponseHopLimit"] = 1.into();
     })?;
-    let expected = role_credentials(&guest)?;
+    let expected = role_credentials_v1(&guest)?;
     // A container: whatever it sends and gets is routed once more. Its token dies on the way.
     let container = guest.container()?;
     let found: Value = serde_json::from_str(&boto3(&container)?.output()?)?;
