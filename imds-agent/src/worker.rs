@@ -49,6 +49,8 @@ pub enum Command {
     Stop,
 }
 
+type Inbox = mpsc::UnboundedReceiver<Command>;
+
 /// What wakes a worker.
 enum Event {
     Command(Command),
@@ -101,7 +103,7 @@ impl Worker {
         Ok((Handle { commands, thread }, ended))
     }
 
-    async fn run(self, mut inbox: mpsc::UnboundedReceiver<Command>) -> io::Result<()> {
+    async fn run(self, mut inbox: Inbox) -> io::Result<()> {
         let clock = Clock::new();
         let mut ring = self.ring.into_async()?;
         let mut interfaces = Interfaces::new(self.facts, self.imds, self.injector);
@@ -128,10 +130,9 @@ impl Worker {
             };
             match event {
                 Event::Command(Command::Stop) => return Ok(()),
-                Event::Command(Command::Serve(tap, instance)) => interfaces.serve(tap, instance),
-                Event::Command(Command::Forget(tap)) => interfaces.forget(tap),
+                Event::Command(command) => obey(command, &mut interfaces),
                 Event::Deadline => interfaces.handle_deadlines(clock.now())?,
-                Event::Frames => has_more = drain(ring.get_mut(), &mut interfaces, &clock)?,
+                Event::Frames => has_more = drain(ring.get_mut(), &mut interfaces, &clock, &mut inbox)?,
             }
         }
     }
@@ -153,15 +154,44 @@ impl Handle {
     }
 }
 
+/// Does all that the worker is told by now.
+fn obey_all(inbox: &mut Inbox, interfaces: &mut Interfaces) {
+    while let Ok(command) = inbox.try_recv() {
+        if matches!(command, Command::Stop) {
+            // The run loop finds the end of it, and ends.
+            inbox.close();
+        }
+        obey(command, interfaces);
+    }
+}
+
+/// Does what the worker is told. That it is to end is the run loop's business.
+fn obey(command: Command, interfaces: &mut Interfaces) {
+    match command {
+        Command::Serve(tap, instance) => interfaces.serve(tap, instance),
+        Command::Forget(tap) => interfaces.forget(tap),
+        Command::Stop => {}
+    }
+}
+
 /// Handles frames in batches until the ring is empty, and stays so for a while if the frames come singly. Returns whether
 /// there may be more: however many come, commands and timers get their turn.
-fn drain(ring: &mut PuntRing, interfaces: &mut Interfaces, clock: &Clock) -> io::Result<bool> {
+fn drain(
+    ring: &mut PuntRing,
+    interfaces: &mut Interfaces,
+    clock: &Clock,
+    inbox: &mut Inbox,
+) -> io::Result<bool> {
     let mut last_frame = Instant::now();
     let mut batches = 0;
     while batches < BATCHES_MAX {
         let mut now = None;
         for _ in 0..BATCH_FRAMES {
             let Some(punt) = ring.next() else { break };
+            if !interfaces.serves(punt.tap) {
+                // The classifier was told of the tap after we were: the word is in the inbox.
+                obey_all(inbox, interfaces);
+            }
             interfaces.handle_punt(*now.get_or_insert_with(|| clock.now()), &punt);
         }
         match now {

@@ -151,6 +151,11 @@ impl Interfaces {
         self.injector.flush()
     }
 
+    /// Whether `tap` is anybody's.
+    pub fn serves(&self, tap: TapIndex) -> bool {
+        self.owners.contains_key(&tap)
+    }
+
     /// Serves `tap` as `instance`'s, without the connections that it had.
     pub fn serve(&mut self, tap: TapIndex, instance: InstanceId) {
         self.drop_stack(tap);
