@@ -50,8 +50,16 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
     let given = file.map_or_else(Config::load_default, |file| Config::load(file).map(Some))?;
     let is_given = given.is_some();
     let config = given.unwrap_or_default();
-    start_log(config.log_level);
-    if !is_given {
+    // What `check` finds it prints itself, once.
+    let is_check = matches!(command, Command::Check);
+    start_log(if is_check {
+        LogLevel::Error
+    } else {
+        config.log_level
+    });
+    if !is_given && is_check {
+        println!("there is no {DEFAULT_PATH}: everything is as by default");
+    } else if !is_given {
         log::warn!("there is no {DEFAULT_PATH}: everything is as by default");
     }
     match command {
