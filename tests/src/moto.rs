@@ -95,6 +95,16 @@ impl Moto {
         self.directory.path().join("credentials")
     }
 
+    /// The lines that make it the agent's source of role credentials; the last of them is in the source's own table.
+    pub fn agent_config(&self) -> String {
+        format!(
+            "[credentials]\nsource = \"sts\"\n[credentials.sts]\nendpoint = {:?}\nprofile = \"imds\"\n\
+             shared_credentials_file = {:?}\nexternal_id = {EXTERNAL_ID:?}\n",
+            self.url(),
+            self.credentials_file(),
+        )
+    }
+
     fn wait_until_it_listens(&mut self, namespace: &Namespace) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         let address = self.address;

@@ -182,13 +182,7 @@ fn a_whole_run_is_told_in_the_trail_and_shows_no_secret() -> Result<()> {
 fn secrets_of_a_security_token_service_are_shown_nowhere() -> Result<()> {
     let namespace = Namespace::new()?;
     let moto = Moto::start(&namespace)?;
-    let extra = format!(
-        "[credentials]\nsource = \"sts\"\n[credentials.sts]\nendpoint = {:?}\nprofile = \"imds\"\n\
-         shared_credentials_file = {:?}\nexternal_id = {:?}\n",
-        moto.url(),
-        moto.credentials_file(),
-        moto::EXTERNAL_ID
-    );
+    let extra = moto.agent_config();
     let (host, guest) = with_v1(&extra, namespace)?;
     let mut secrets = secrets_of(&guest, &[])?;
     let of_host = fs::read_to_string(moto.credentials_file())?;

@@ -52,13 +52,7 @@ fn get(guest: &KernelGuest, path: &str) -> Result<String> {
 fn with_moto(extra: &str) -> Result<(Moto, Host, KernelGuest)> {
     let namespace = Namespace::new()?;
     let moto = Moto::start(&namespace)?;
-    let config = format!(
-        "[credentials]\nsource = \"sts\"\n[credentials.sts]\nendpoint = {:?}\nprofile = \"imds\"\n\
-         shared_credentials_file = {:?}\nexternal_id = {:?}\ninstance_tags = [\"team\"]\n{extra}",
-        moto.url(),
-        moto.credentials_file(),
-        moto::EXTERNAL_ID
-    );
+    let config = moto.agent_config() + &format!("instance_tags = [\"team\"]\n{extra}");
     let host = Host::in_namespace(namespace, &config, |_, _| Ok(()))?;
     let guest = host.guest()?;
     Ok((moto, host, guest))
@@ -99,13 +93,7 @@ fn guest_gets_a_role_that_a_security_token_service_gives() -> Result<()> {
 fn a_private_authority_is_trusted_when_the_configuration_says_so() -> Result<()> {
     let namespace = Namespace::new()?;
     let moto = Moto::start_tls(&namespace)?;
-    let config = format!(
-        "[credentials]\nsource = \"sts\"\n[credentials.sts]\nendpoint = {:?}\nprofile = \"imds\"\n\
-         shared_credentials_file = {:?}\nexternal_id = {:?}\n",
-        moto.url(),
-        moto.credentials_file(),
-        moto::EXTERNAL_ID
-    );
+    let config = moto.agent_config();
     let mut stranger = Host::in_namespace(namespace, &config, |_, _| Ok(()))?;
     let line = stranger.agent.wait_for_log("the source fails")?;
     assert!(line.contains("certificate"), "{line}");
