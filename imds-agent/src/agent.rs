@@ -75,6 +75,7 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let facts = Facts {
         audit,
+        requests_per_second: config.requests_per_second(),
         ..Facts::default()
     };
     let keys = config.keys_directory();

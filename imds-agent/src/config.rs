@@ -26,6 +26,11 @@ use crate::{
 /// Where the configuration is unless the operator says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/imds-agent/config.toml";
 
+/// Requests of one interface that are answered in a second, sustained: a quarter of the packets that EC2 lets it send, which is
+/// as many as can come with a connection each (SYN, acknowledgement, request, FIN). Two hundred guests that all ask
+/// that much are what one worker can answer.
+const REQUESTS_PER_SECOND: u32 = PACKETS_PER_SECOND / 4;
+
 /// Everything that can be configured.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -41,6 +46,9 @@ pub struct Config {
     /// Packets of one tap that are served in a second; zero sets no limit.
     #[serde(deserialize_with = "within::<_, 0, 1000000>")]
     packets_per_second: u64,
+    /// Requests of one interface that are answered in a second; zero sets no limit.
+    #[serde(deserialize_with = "within::<_, 0, 1000000>")]
+    requests_per_second: u64,
     /// Longest user data, before base64.
     #[serde(deserialize_with = "within::<_, 0, 524288>")]
     pub user_data_bytes_max: u64,
@@ -156,6 +164,11 @@ impl Config {
         u32::try_from(self.packets_per_second).unwrap_or(u32::MAX)
     }
 
+    /// How many requests of one interface are answered in a second; zero sets no limit.
+    pub fn requests_per_second(&self) -> u32 {
+        u32::try_from(self.requests_per_second).unwrap_or(u32::MAX)
+    }
+
     /// The file of the key that authenticates session tokens.
     pub fn token_key_path(&self) -> PathBuf {
         self.keys_directory().join("token")
@@ -232,6 +245,7 @@ impl Default for Config {
             bpf_directory: "/sys/fs/bpf/imds-agent".into(),
             taps: Taps::default(),
             packets_per_second: PACKETS_PER_SECOND.into(),
+            requests_per_second: REQUESTS_PER_SECOND.into(),
             user_data_bytes_max: USER_DATA_BYTES_MAX as u64,
             log_level: LogLevel::default(),
             audit_file: "/var/log/imds-agent/audit.jsonl".into(),

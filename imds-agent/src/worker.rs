@@ -5,6 +5,7 @@
 
 mod answer;
 mod interfaces;
+mod request_rate;
 
 use std::{
     io, thread,

@@ -154,8 +154,8 @@ impl Ours {
     fn start(program: &Path) -> Result<Self> {
         let namespace = Namespace::new()?;
         let tap = Arc::new(namespace.enter(|| Tap::new("tap0"))?);
-        // What is measured is how fast it can go, not how well it holds a guest to its rate.
-        let files = HostFiles::new("packets_per_second = 0")?;
+        // What is measured is how fast it can go, not how well it holds a guest to its rates.
+        let files = HostFiles::new("packets_per_second = 0\nrequests_per_second = 0")?;
         let record = records::instance(INSTANCE_ID, records::guest_mac(2), "tap0", ADDRESS);
         files.put("instances", INSTANCE_ID, &record)?;
         let agent = Agent::start(program, &namespace, &files)?;

@@ -35,6 +35,7 @@ fn all_that_can_be_said() {
         taps = ["tap*", "vnet0"]
         user_data_bytes_max = 65536
         packets_per_second = 0
+        requests_per_second = 50
         log_level = "debug"
         [metadata_options]
         HttpTokens = "optional"
@@ -55,6 +56,8 @@ fn all_that_can_be_said() {
     assert_eq!(log::LevelFilter::from(config.log_level), log::LevelFilter::Debug);
     assert_eq!(config.packets_per_second(), 0);
     assert_eq!(Config::default().packets_per_second(), 1024);
+    assert_eq!(config.requests_per_second(), 50);
+    assert_eq!(Config::default().requests_per_second(), 256);
     let rules = config.rules();
     assert_eq!(rules.user_data_bytes_max, 65536);
     assert_eq!(rules.options.http_tokens, HttpTokens::Optional);
@@ -139,6 +142,10 @@ fn errors_name_file_line_field_and_what_is_legal() {
         (
             "packets_per_second = 1000001",
             vec!["packets_per_second: 1000001 is not 0 to 1000000"],
+        ),
+        (
+            "requests_per_second = -1",
+            vec!["c.toml:1:23: requests_per_second: -1 is not 0 to 1000000"],
         ),
         (
             "[metadata_options]\nHttpTokens = true",

@@ -230,14 +230,15 @@ impl Connection {
         head.request.peer = self.peer;
         self.response.reset();
         service.respond(now, &head.request, &mut self.response);
+        let keep_alive = head.keep_alive && !self.response.ends_connection;
         self.queue(
             now,
             Framing {
                 without_body: head.request.method == "HEAD",
-                keep_alive: head.keep_alive.then_some(head.request.version),
+                keep_alive: keep_alive.then_some(head.request.version),
             },
         );
-        if !head.keep_alive {
+        if !keep_alive {
             self.close();
         }
         Ok(Some(head.bytes.saturating_add(body_bytes)))

@@ -86,6 +86,8 @@ pub struct Response {
     pub retry_after_seconds: Option<u32>,
     /// The IP hop limit of every packet that carries bytes of this response; nothing means the ordinary one.
     pub hop_limit: Option<u8>,
+    /// Whether the connection is closed after it, whatever the request says.
+    pub ends_connection: bool,
 }
 
 impl fmt::Debug for Response {
@@ -99,6 +101,7 @@ impl fmt::Debug for Response {
             .field("allow", &self.allow)
             .field("retry_after_seconds", &self.retry_after_seconds)
             .field("hop_limit", &self.hop_limit)
+            .field("ends_connection", &self.ends_connection)
             .finish()
     }
 }
@@ -151,6 +154,7 @@ impl Response {
             allow: None,
             retry_after_seconds: None,
             hop_limit: None,
+            ends_connection: false,
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Who may ask: method, `X-Forwarded-For`, endpoint, token.
 //!
 //! The order of refusals is the wire contract's (section 0): method → `X-Forwarded-For` → endpoint → token → path. An
-//! unknown caller is refused where its options would be needed first. What is malformed never comes here.
+//! unknown caller is refused where its options would be needed first. What is over the rate is refused before any of it
+//! is looked at, and what is malformed never comes here.
 
 use std::time::Duration;
 
@@ -51,6 +52,9 @@ pub enum Refusal {
     /// It will be there in a moment: role credentials of which the first fetch is under way, a signature in the making.
     #[error("what is asked for is still being made")]
     Pending,
+    /// The interface asks more often than it may.
+    #[error("too many requests in a second")]
+    OverRate,
 }
 
 /// The methods that a path takes.
@@ -72,7 +76,8 @@ impl Allow {
     }
 }
 
-/// How long a client should wait before it asks again for what is not there yet.
+/// How long a client should wait before it asks again for what is not there yet, or after too many requests: no rate is so low
+/// that none is answered by then.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
 /// The one place where a refusal becomes a response. What `response` already says of a token and a hop limit stays.
@@ -87,8 +92,10 @@ pub(super) fn refuse(refusal: Refusal, response: &mut Response) {
             response.allow = Some(allow.methods());
             Status::MethodNotAllowed
         }
-        Refusal::UnknownCaller | Refusal::Pending => {
+        Refusal::UnknownCaller | Refusal::Pending | Refusal::OverRate => {
             response.retry_after_seconds = Some(RETRY_AFTER_SECONDS);
+            // A guest that pipelines would have the next one refused for nothing.
+            response.ends_connection = refusal == Refusal::OverRate;
             Status::ServiceUnavailable
         }
     };

@@ -1,7 +1,7 @@
 //! What a request means: access, session token, path, answer.
 //!
 //! Read first: the EC2 user guide, "Use instance metadata", and the project's wire contract in `docs/`.
-//! The order of refusals is the contract's: method, `X-Forwarded-For`, endpoint, token, path.
+//! The order of refusals is the contract's: rate, method, `X-Forwarded-For`, endpoint, token, path.
 #![cfg_attr(
     not(test),
     deny(
@@ -52,7 +52,7 @@ pub struct Caller<'a> {
     pub identities: &'a identity::Published,
 }
 
-/// Whether there is `iam/security-credentials-extended/`, which the SDKs of today ask for first.
+/// Whether there is `iam/security-credentials-extended/`, which some SDKs ask for first.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum ExtendedCredentials {
     /// It is there.
@@ -116,6 +116,32 @@ impl fmt::Debug for Imds {
     }
 }
 
+/// Fills `response` for an interface, `member`'s if it is anybody's, that asks more often than it may.
+pub fn turn_away(member: Option<&Member>, request: &Request<'_>, response: &mut Response) -> Outcome {
+    let operation = access::operation(request);
+    if operation == Ok(Operation::Mint) {
+        response.hop_limit = member.map(|member| member.options.http_put_response_hop_limit);
+    }
+    let refusal = Refusal::OverRate;
+    access::refuse(refusal, response);
+    Outcome {
+        version: version(operation, Offer::of(request)),
+        status: response.status,
+        refusal: Some(refusal),
+        delivery: Delivery::Nothing,
+        is_forwarded: access::is_forwarded(request),
+    }
+}
+
+fn version(operation: Result<Operation, Refusal>, offer: Offer<'_>) -> ImdsVersion {
+    let asks_for_token = matches!(operation, Ok(Operation::Mint) | Err(Refusal::TokenPath));
+    if asks_for_token || offer != Offer::Nothing {
+        ImdsVersion::V2
+    } else {
+        ImdsVersion::V1
+    }
+}
+
 impl Imds {
     /// Session tokens are minted with `keys` and with nonces from `nonces`.
     pub fn new(keys: Arc<TokenKeys>, nonces: StdRng) -> Self {
@@ -163,13 +189,8 @@ impl Imds {
         if let Err(refusal) = result {
             access::refuse(refusal, response);
         }
-        let asks_for_token = matches!(operation, Ok(Operation::Mint) | Err(Refusal::TokenPath));
         Outcome {
-            version: if asks_for_token || offer != Offer::Nothing {
-                ImdsVersion::V2
-            } else {
-                ImdsVersion::V1
-            },
+            version: version(operation, offer),
             status: response.status,
             refusal: result.err(),
             delivery: result.unwrap_or(Delivery::Nothing),

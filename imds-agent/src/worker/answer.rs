@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use arc_swap::Guard;
-use imds_ebpf::abi::MacAddr;
+use imds_ebpf::abi::{MacAddr, TapIndex};
 
+use super::request_rate::RequestBuckets;
 use crate::{
     credentials::{self, Asked, RoleState},
     http::{Request, Response, Service},
-    imds::{Caller, Delivery, Imds, ImdsVersion, Outcome, identity},
+    imds::{self, Caller, Delivery, Imds, ImdsVersion, Outcome, identity},
     now::Now,
     observe::{Audit, Requests, audit},
     registry::{self, InstanceId, Snapshot},
@@ -29,6 +30,19 @@ pub struct Facts {
     pub requests: Arc<Requests>,
     /// Where first deliveries of credentials are written down.
     pub audit: Audit,
+    /// How many requests of one interface are answered in a second; zero sets no limit.
+    pub requests_per_second: u32,
+}
+
+/// Where requests come from.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin<'a> {
+    /// The tap.
+    pub tap: TapIndex,
+    /// The MAC on it.
+    pub mac: MacAddr,
+    /// Whose the tap is.
+    pub owner: Option<&'a InstanceId>,
 }
 
 /// Answers the requests that come from one MAC on one tap.
@@ -39,20 +53,25 @@ pub struct Answer<'a> {
     facts: &'a Facts,
     snapshot: Guard<Arc<Snapshot>>,
     imds: &'a mut Imds,
-    mac: MacAddr,
-    owner: Option<&'a InstanceId>,
+    buckets: &'a mut RequestBuckets,
+    origin: Origin<'a>,
 }
 
 impl<'a> Answer<'a> {
-    /// For requests from `mac` on a tap that is `owner`'s, by the facts of this moment.
-    pub fn new(facts: &'a Facts, imds: &'a mut Imds, mac: MacAddr, owner: Option<&'a InstanceId>) -> Self {
+    /// For requests from `origin`, by the facts of this moment.
+    pub fn new(
+        facts: &'a Facts,
+        imds: &'a mut Imds,
+        buckets: &'a mut RequestBuckets,
+        origin: Origin<'a>,
+    ) -> Self {
         let snapshot = facts.registry.load();
         Self {
             facts,
             snapshot,
             imds,
-            mac,
-            owner,
+            buckets,
+            origin,
         }
     }
 }
@@ -94,9 +113,12 @@ impl Answer<'_> {
 
 impl Service for Answer<'_> {
     fn respond(&mut self, now: Now, request: &Request<'_>, response: &mut Response) {
-        let member = self.snapshot.interface(self.mac);
-        let member = member.filter(|(member, _)| self.owner == Some(&member.instance.instance_id));
+        let Origin { tap, mac, owner } = self.origin;
+        let is_within_rate = self.buckets.take(now.monotonic, tap);
+        let member = self.snapshot.interface(mac);
+        let member = member.filter(|(member, _)| owner == Some(&member.instance.instance_id));
         let outcome = match member {
+            _ if !is_within_rate => imds::turn_away(member.map(|(member, _)| &**member), request, response),
             None => self.imds.respond(now, None, request, response),
             Some((member, interface)) => {
                 let instance = &member.instance.instance_id;
@@ -148,6 +170,10 @@ mod tests {
 
     /// The status line for a guest with `MAC` on a tap that is `owner`'s; the registry says that the MAC is i-new's.
     fn status(owner: Option<&str>) -> String {
+        status_within(&mut RequestBuckets::new(0), owner)
+    }
+
+    fn status_within(buckets: &mut RequestBuckets, owner: Option<&str>) -> String {
         let record = serde_json::json!({
             "InstanceId": "i-new",
             "NetworkInterfaces": [{ "MacAddress": MAC.to_string(), "Tap": "tap1" }],
@@ -169,7 +195,12 @@ mod tests {
         let keys = TokenKeys::new(TokenKey::new([0; 3], [0; 32]), Vec::new());
         let mut imds = Imds::new(Arc::new(keys), StdRng::seed_from_u64(0));
         let owner: Option<InstanceId> = owner.map(|owner| owner.parse().unwrap());
-        let mut answer = Answer::new(&facts, &mut imds, MAC, owner.as_ref());
+        let origin = Origin {
+            tap: TapIndex(1),
+            mac: MAC,
+            owner: owner.as_ref(),
+        };
+        let mut answer = Answer::new(&facts, &mut imds, buckets, origin);
         let now = Now {
             monotonic: Duration::from_secs(1),
             unix: Duration::from_secs(1_795_248_000),
@@ -193,5 +224,18 @@ mod tests {
     fn a_tap_that_was_bound_for_the_macs_last_owner_is_not() {
         assert_eq!(status(Some("i-old")), "HTTP/1.1 503 Service Unavailable");
         assert_eq!(status(None), "HTTP/1.1 503 Service Unavailable");
+    }
+
+    #[test]
+    fn who_asks_too_often_is_refused_whoever_it_is() {
+        for owner in [Some("i-new"), None] {
+            let mut buckets = RequestBuckets::new(1);
+            let within: Vec<_> = (0..4).map(|_| status_within(&mut buckets, owner)).collect();
+            assert_eq!(within, vec![status(owner); 4]);
+            assert_eq!(
+                status_within(&mut buckets, owner),
+                "HTTP/1.1 503 Service Unavailable"
+            );
+        }
     }
 }

@@ -9,7 +9,10 @@ use std::{
 use imds_ebpf::abi::{MacAddr, TapIndex};
 use rand::Rng as _;
 
-use super::answer::{Answer, Facts};
+use super::{
+    answer::{Answer, Facts, Origin},
+    request_rate::RequestBuckets,
+};
 use crate::{
     datapath::{Injector, Punt},
     imds::Imds,
@@ -29,6 +32,7 @@ pub struct Interfaces {
     facts: Facts,
     imds: Imds,
     injector: Injector,
+    buckets: RequestBuckets,
     /// Only of taps with connections: an idle instance has nothing here.
     stacks: HashMap<TapIndex, InterfaceStack>,
     /// Whose each tap is.
@@ -54,6 +58,7 @@ impl Interfaces {
     /// No stack yet.
     pub fn new(facts: Facts, imds: Imds, injector: Injector) -> Self {
         Self {
+            buckets: RequestBuckets::new(facts.requests_per_second),
             facts,
             imds,
             injector,
@@ -98,7 +103,12 @@ impl Interfaces {
             interface.is_touched = true;
             self.touched.push(tap);
         }
-        let mut service = Answer::new(&self.facts, &mut self.imds, mac, self.owners.get(&tap));
+        let origin = Origin {
+            tap,
+            mac,
+            owner: self.owners.get(&tap),
+        };
+        let mut service = Answer::new(&self.facts, &mut self.imds, &mut self.buckets, origin);
         let mut transmit = TapTransmit {
             injector: &mut self.injector,
             tap,
@@ -139,7 +149,12 @@ impl Interfaces {
                 continue;
             };
             interface.deadline = None;
-            let mut service = Answer::new(&self.facts, &mut self.imds, interface.mac, self.owners.get(&tap));
+            let origin = Origin {
+                tap,
+                mac: interface.mac,
+                owner: self.owners.get(&tap),
+            };
+            let mut service = Answer::new(&self.facts, &mut self.imds, &mut self.buckets, origin);
             let mut transmit = TapTransmit {
                 injector: &mut self.injector,
                 tap,
@@ -159,12 +174,14 @@ impl Interfaces {
     /// Serves `tap` as `instance`'s, without the connections that it had.
     pub fn serve(&mut self, tap: TapIndex, instance: InstanceId) {
         self.drop_stack(tap);
+        self.buckets.forget(tap);
         self.owners.insert(tap, instance);
     }
 
     /// Serves nobody on `tap`.
     pub fn forget(&mut self, tap: TapIndex) {
         self.drop_stack(tap);
+        self.buckets.forget(tap);
         self.owners.remove(&tap);
     }
 

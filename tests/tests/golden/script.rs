@@ -10,6 +10,7 @@
 //! after 5 s                 time passes
 //! end                       the guest sends its last byte
 //! connect                   a new connection
+//! over rate                 the interface asks too often from here on; `within rate`: no longer
 //! ```
 //!
 //! `{token}` in a request is a session token of 21600 seconds that the caller got when the exchange began; `{token-2}` is one
@@ -90,6 +91,8 @@ impl Run {
                 self.connection.handle_end(now(self.since_begin));
                 self.observe();
             }
+            ["over", "rate"] => self.server.is_over_rate = true,
+            ["within", "rate"] => self.server.is_over_rate = false,
             ["connect"] => {
                 self.connection = Connection::new(now(self.since_begin));
                 self.is_closed = false;

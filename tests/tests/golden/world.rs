@@ -12,7 +12,7 @@ use imds_agent::{
     credentials::{Deliveries, Refusal, RoleCredentials, RoleState},
     http::{Connection, Request, Response, Service},
     imds::{
-        Caller, Imds, Outcome, TokenKey, TokenKeys,
+        self, Caller, Imds, Outcome, TokenKey, TokenKeys,
         identity::{self, IdentityKeys, published::Slot},
     },
     now::Now,
@@ -125,6 +125,8 @@ pub struct Server {
     imds: Imds,
     identities: identity::Published,
     caller: Option<(World, usize)>,
+    /// The interface asks more often than it may.
+    pub is_over_rate: bool,
     pub outcomes: Vec<Outcome>,
 }
 
@@ -135,6 +137,7 @@ impl Server {
             imds: Imds::new(Arc::new(keys), StdRng::seed_from_u64(7)),
             identities: identity::Published::default(),
             caller: None,
+            is_over_rate: false,
             outcomes: Vec::new(),
         }
     }
@@ -186,7 +189,11 @@ impl Service for Server {
             identity_state: world.identity_state.as_ref(),
             identities: &self.identities,
         });
-        let outcome = self.imds.respond(now, caller.as_ref(), request, response);
+        let outcome = if self.is_over_rate {
+            imds::turn_away(caller.map(|caller| caller.member), request, response)
+        } else {
+            self.imds.respond(now, caller.as_ref(), request, response)
+        };
         assert_eq!(outcome.status, response.status);
         self.outcomes.push(outcome);
     }

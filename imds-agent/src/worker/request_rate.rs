@@ -1,0 +1,130 @@
+//! How many requests of an interface are answered: a token bucket per tap, above the classifier's one for packets.
+//!
+//! The classifier's rate holds whoever makes a connection for every request, but one frame of a connection that is kept
+//! alive may hold eighty requests. What is over this rate is refused with a status, and the connection closed, so that
+//! to be refused again costs a guest the packets of another connection.
+//!
+//! A bucket is one number, the time at which it is full again, as in the classifier (`imds_ebpf::bucket`). A full bucket
+//! need not be remembered, so an interface without requests has nothing here, whatever becomes of its stack.
+
+use std::{collections::HashMap, time::Duration};
+
+use imds_ebpf::abi::TapIndex;
+
+/// How long an empty bucket takes to be full again: at the default rate a burst is 1024 requests, all that ten agents ask
+/// for at boot (cloud-init asks for 59 categories) with room for a crawl of the whole tree, and answered within three
+/// milliseconds of a worker's time.
+const BURST: Duration = Duration::from_secs(4);
+
+/// Buckets that are kept without looking for full ones.
+const UNSWEPT_MAX: usize = 64;
+
+/// The buckets of one worker's taps.
+#[derive(Debug)]
+pub struct RequestBuckets {
+    /// After which a tap may have another request answered; nothing sets no limit.
+    interval: Option<Duration>,
+    /// When each bucket is full again. An absent one is full.
+    full_at: HashMap<TapIndex, Duration>,
+    /// With this many buckets the full ones are forgotten.
+    sweep_at: usize,
+}
+
+impl RequestBuckets {
+    /// Full buckets of this rate. Zero sets no limit.
+    pub fn new(requests_per_second: u32) -> Self {
+        Self {
+            interval: Duration::from_secs(1).checked_div(requests_per_second),
+            full_at: HashMap::new(),
+            sweep_at: UNSWEPT_MAX,
+        }
+    }
+
+    /// Takes a request's token, if the tap has one left at `now` (of the monotonic clock). A request that is over the rate
+    /// takes nothing, and so costs its sender nothing later.
+    pub fn take(&mut self, now: Duration, tap: TapIndex) -> bool {
+        let Some(interval) = self.interval else {
+            return true;
+        };
+        let full_at = self.full_at.get(&tap).copied().unwrap_or_default();
+        let after = full_at.max(now).saturating_add(interval);
+        if after.saturating_sub(now) > BURST {
+            return false;
+        }
+        self.full_at.insert(tap, after);
+        if self.full_at.len() >= self.sweep_at {
+            self.full_at.retain(|_, full_at| *full_at > now);
+            self.sweep_at = UNSWEPT_MAX.max(self.full_at.len().saturating_mul(2));
+        }
+        true
+    }
+
+    /// Fills the bucket of a tap that is somebody else's now.
+    pub fn forget(&mut self, tap: TapIndex) {
+        self.full_at.remove(&tap);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TAP: TapIndex = TapIndex(7);
+
+    fn milliseconds(count: u64) -> Duration {
+        Duration::from_secs(1000) + Duration::from_millis(count)
+    }
+
+    /// How many of `count` requests at once are answered.
+    fn answered(buckets: &mut RequestBuckets, now: Duration, count: usize) -> usize {
+        (0..count).filter(|_| buckets.take(now, TAP)).count()
+    }
+
+    #[test]
+    fn burst_is_answered_at_once_and_the_rate_from_then_on() {
+        let mut buckets = RequestBuckets::new(256);
+        assert_eq!(answered(&mut buckets, milliseconds(0), 2000), 1024);
+        let later = (1..=10_000)
+            .map(|count| answered(&mut buckets, milliseconds(count), 5))
+            .sum::<usize>();
+        assert_eq!(later, 2560);
+        assert_eq!(answered(&mut buckets, milliseconds(14_000), 2000), 1024);
+    }
+
+    #[test]
+    fn neighbour_is_not_held_to_what_another_took() {
+        let mut buckets = RequestBuckets::new(1);
+        assert_eq!(answered(&mut buckets, milliseconds(0), 10), 4);
+        assert!(buckets.take(milliseconds(0), TapIndex(8)));
+        buckets.forget(TAP);
+        assert_eq!(answered(&mut buckets, milliseconds(0), 10), 4);
+    }
+
+    #[test]
+    fn zero_is_no_limit_and_remembers_nothing() {
+        let mut buckets = RequestBuckets::new(0);
+        assert_eq!(answered(&mut buckets, milliseconds(0), 100_000), 100_000);
+        assert!(buckets.full_at.is_empty());
+    }
+
+    #[test]
+    fn buckets_that_are_full_again_are_forgotten() {
+        let mut buckets = RequestBuckets::new(256);
+        let mut most = 0;
+        for index in 0..100_000 {
+            // Each tap's bucket is full again four milliseconds later.
+            assert!(buckets.take(milliseconds(index.into()), TapIndex(index)));
+            most = most.max(buckets.full_at.len());
+        }
+        assert!(most <= UNSWEPT_MAX, "{most} buckets at once");
+        // Those that are not full stay, and what they have left holds.
+        let now = milliseconds(200_000);
+        let crowd = 1000;
+        for _ in 0..1024 {
+            for index in 0..crowd {
+                assert!(buckets.take(now, TapIndex(index)));
+            }
+        }
+        assert!((0..crowd).all(|index| !buckets.take(now, TapIndex(index))));
+    }
+}
