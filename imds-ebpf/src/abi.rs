@@ -52,7 +52,8 @@ pub struct TapBinding {
 /// Flag of a [`TapBinding`]: the IPv6 address is served, too.
 pub const SERVES_IPV6: u8 = 1;
 
-/// Head of every ring record. The frame's bytes follow it.
+/// Head of every ring record. The frame's bytes follow it: a TCP segment to the service's port, or an ICMP message that a
+/// segment from it expired on its way.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PuntHeader {
@@ -118,7 +119,7 @@ pub enum Reason {
     MalformedIpHeader = 6,
     /// A fragment: metadata traffic is never fragmented by a sane guest.
     Fragment = 7,
-    /// An IP protocol other than TCP.
+    /// An IP protocol other than TCP, but for ICMP's word of one of the service's own packets that expired.
     NotTcp = 8,
     /// A TCP port other than 80.
     NotHttpPort = 9,

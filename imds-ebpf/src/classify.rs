@@ -26,7 +26,8 @@
 //! 13. NDP other than a solicitation of the address that RFC 4861 (section 7.1.1) calls valid:
 //!     [`Reason::NdpNotSolicitation`]. Such a one: hairpin, be it a neighbour's or the probe of a guest that would take
 //!     the address for itself (RFC 4862, section 5.4). Its options are not looked at: the answer goes to the bound MAC.
-//! 14. Not TCP: [`Reason::NotTcp`].
+//! 14. Not TCP: [`Reason::NotTcp`]. One message is excepted: that a packet from the service's port expired on its way
+//!     ([`expired`](mod@crate::expired)), which tells the agent that a session token died at the guest's own router. Step 17 is next for it.
 //! 15. The frame ends before the destination port, which stands behind IPv4's options: [`Reason::Truncated`].
 //! 16. Another port than 80: [`Reason::NotHttpPort`].
 //! 17. Longer than the large ring record: [`Reason::FrameTooLong`].
@@ -49,12 +50,13 @@
 use crate::{
     abi::{IMDS_IPV6, IMDS_PORT, LARGE_FRAME_MAX, MacAddr, Reason, TapBinding},
     concern::{Concern, Protocol, Role, concern, is_extension},
+    expired::{expired_ipv4, expired_ipv6},
     headers::{
         ARP_FIXED, ARP_REQUEST, ARP_SENDER_MAC, ETHERNET_DESTINATION, ETHERNET_SOURCE, EXTENSION_FRAGMENT,
         IPV4_BYTES_MIN, IPV4_FRAGMENT, IPV4_FRAGMENT_MASK, IPV4_PROTOCOL, IPV4_VERSION_AND_LENGTH,
         IPV6_BYTES, IPV6_DESTINATION, IPV6_HOP_LIMIT, IPV6_NEXT_HEADER, IPV6_PAYLOAD_LENGTH, IPV6_SOURCE,
         IPV6_VERSION, NDP_HOP_LIMIT, NDP_REDIRECT, NDP_SOLICITATION, NDP_SOLICITATION_BYTES, NDP_TARGET,
-        NDP_TYPE_MIN, PROTOCOL_ICMPV6, PROTOCOL_TCP, TCP_DESTINATION_PORT,
+        NDP_TYPE_MIN, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, TCP_DESTINATION_PORT,
     },
 };
 
@@ -85,7 +87,7 @@ pub enum Verdict {
     HairpinArp,
     /// A neighbour solicitation of it, likewise.
     HairpinNdp,
-    /// Metadata traffic: copied to the agent, then consumed.
+    /// Metadata traffic, or word of its packets that expired: copied to the agent, then consumed.
     Punt,
 }
 
@@ -165,6 +167,7 @@ struct Packet {
 
 enum Payload {
     Tcp,
+    Icmp,
     Icmpv6,
     Fragment,
     Extended,
@@ -186,6 +189,7 @@ fn read_ipv4<F: Frame + ?Sized>(frame: &F, network: usize) -> Result<Packet, Rea
         payload: match protocol {
             _ if u16::from_be_bytes(fragment) & IPV4_FRAGMENT_MASK != 0 => Payload::Fragment,
             PROTOCOL_TCP => Payload::Tcp,
+            PROTOCOL_ICMP => Payload::Icmp,
             _ => Payload::Other,
         },
         start: network + header_bytes,
@@ -225,15 +229,18 @@ fn classify_packet<F: Frame + ?Sized>(
     match payload {
         Payload::Fragment => return Err(Reason::Fragment),
         Payload::Extended => return Err(Reason::ExtensionHeader),
+        Payload::Icmp if expired_ipv4(frame, start).is_some() => {}
+        Payload::Icmpv6 if expired_ipv6(frame, start).is_some() => {}
         Payload::Icmpv6 => return classify_icmpv6(frame, concern.network, start),
-        Payload::Other => return Err(Reason::NotTcp),
-        Payload::Tcp => {}
-    }
-    let port = frame
-        .load(start + TCP_DESTINATION_PORT)
-        .ok_or(Reason::Truncated)?;
-    if u16::from_be_bytes(port) != IMDS_PORT {
-        return Err(Reason::NotHttpPort);
+        Payload::Icmp | Payload::Other => return Err(Reason::NotTcp),
+        Payload::Tcp => {
+            let port = frame
+                .load(start + TCP_DESTINATION_PORT)
+                .ok_or(Reason::Truncated)?;
+            if u16::from_be_bytes(port) != IMDS_PORT {
+                return Err(Reason::NotHttpPort);
+            }
+        }
     }
     if frame.length() > LARGE_FRAME_MAX {
         return Err(Reason::FrameTooLong);

@@ -1,7 +1,7 @@
 //! Offsets and sizes of the headers that the classifier reads.
 //!
 //! Read first: RFC 894 (Ethernet), IEEE 802.1Q clause 9 (tags), RFC 826 (ARP), RFC 791 (IPv4), RFC 8200 (IPv6), RFC 4861
-//! (NDP), RFC 9293 (TCP).
+//! (NDP), RFC 792 and RFC 4443 (ICMP), RFC 9293 (TCP).
 //! Offsets inside a network header count from where that header starts, because tags may stand in front of it.
 
 /// Ethernet destination: six bytes.
@@ -41,6 +41,8 @@ pub const IPV4_SOURCE: usize = 12;
 pub const IPV4_DESTINATION: usize = 16;
 /// Bytes of an IPv4 header without options.
 pub const IPV4_BYTES_MIN: usize = 20;
+/// Protocol number of ICMP.
+pub const PROTOCOL_ICMP: u8 = 1;
 /// Protocol number of TCP.
 pub const PROTOCOL_TCP: u8 = 6;
 
@@ -94,7 +96,16 @@ pub const NDP_SOLICITATION_BYTES: u16 = 24;
 /// The hop limit of every NDP message: it crossed no router.
 pub const NDP_HOP_LIMIT: u8 = 255;
 
-/// Destination port, from the start of the TCP header.
+/// Type and code of ICMP's message that a packet's time to live was exceeded in transit (code 1 is about fragments).
+pub const ICMP_TIME_EXCEEDED: [u8; 2] = [11, 0];
+/// Type and code of the same message of ICMPv6.
+pub const ICMPV6_TIME_EXCEEDED: [u8; 2] = [3, 0];
+/// The packet that an error message of either is about, from the start of the message.
+pub const ICMP_QUOTE: usize = 8;
+
+/// Source port, from the start of the TCP header.
+pub const TCP_SOURCE_PORT: usize = 0;
+/// Destination port.
 pub const TCP_DESTINATION_PORT: usize = 2;
 
 /// Hardware type, protocol type, the two address lengths and the operation.

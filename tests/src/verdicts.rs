@@ -32,6 +32,7 @@ pub struct Case {
 pub fn table() -> Vec<Case> {
     [
         requests(),
+        expired_packets(),
         neighbours(),
         link_layer(),
         ipv4_headers(),
@@ -88,6 +89,56 @@ fn requests() -> Vec<Case> {
         case("UDP broadcast from the address", Ipv4 { source: IMDS_IPV4, destination: [255; 4], protocol: 17, ..Ipv4::default() }.frame(&udp), Drop(Reason::AddressClaimed)),
         case("fragment from the address", Ipv4 { source: IMDS_IPV4, destination: [10, 0, 0, 1], fragment: 0x2000, ..Ipv4::default() }.frame(&tcp(80, 0)), Drop(Reason::AddressClaimed)),
         case("source is the address, from another MAC", eth(GATEWAY_MAC, OTHER_MAC, &[], 0x0800, &Ipv4 { source: IMDS_IPV4, destination: [10, 0, 0, 1], ..Ipv4::default() }.packet(&tcp(80, 0))), Drop(Reason::SourceMacForged)),
+    ]
+}
+
+/// What a router of the guest says of packets that expired: only word of the service's own is let through.
+#[rustfmt::skip]
+fn expired_packets() -> Vec<Case> {
+    let not_tcp = Drop(Reason::NotTcp);
+    let ours = || Ipv4 { source: IMDS_IPV4, destination: GUEST_IP, ttl: 0, ..Ipv4::default() };
+    let quoted = || ours().packet(&tcp_from(80, 49152));
+    let icmp = |kind: u8, code: u8, quote: &[u8]| [&[kind, code, 0, 0, 0, 0, 0, 0][..], quote].concat();
+    let expired = |quote: &[u8]| icmp(11, 0, quote);
+    let v4 = |message: &[u8]| Ipv4 { protocol: 1, ..Ipv4::default() }.frame(message);
+    let ours_v6 = || Ipv6 { source: IMDS_IPV6, destination: GUEST_IPV6, hop_limit: 0, ..Ipv6::default() };
+    let quoted_v6 = || ours_v6().packet(&tcp_from(80, 49152));
+    let v6 = |message: &[u8]| Ipv6 { next: 58, ..Ipv6::default() }.frame(message);
+    vec![
+        case("word that a packet of the service expired", v4(&expired(&quoted())), Punt),
+        case("the same with no more than eight bytes behind the quoted header", v4(&expired(&quoted()[..28])), Punt),
+        case("the same from a router of another network", Ipv4 { protocol: 1, source: [172, 17, 0, 1], ..Ipv4::default() }.frame(&expired(&quoted())), Punt),
+        case("the same behind options", Ipv4 { protocol: 1, options: vec![1; 8], ..Ipv4::default() }.frame(&expired(&quoted())), Punt),
+        case("the same to a port of a container", v4(&expired(&Ipv4 { destination: [172, 17, 0, 2], ..ours() }.packet(&tcp_from(80, 5)))), Punt),
+        case("word that ends within the quoted sequence number", v4(&expired(&quoted()[..27])), not_tcp),
+        case("word that quotes nothing", v4(&expired(&[])), not_tcp),
+        case("word that a fragment was not joined in time", v4(&icmp(11, 1, &quoted())), not_tcp),
+        case("word that the port is unreachable", v4(&icmp(3, 3, &quoted())), not_tcp),
+        case("a redirect of the service's packets", v4(&icmp(5, 1, &quoted())), not_tcp),
+        case("word that a packet of another expired", v4(&expired(&Ipv4 { source: [169, 254, 169, 253], ..ours() }.packet(&tcp_from(80, 49152)))), not_tcp),
+        case("word that the guest's own packet expired", v4(&expired(&Ipv4::default().packet(&tcp(80, 0)))), not_tcp),
+        case("word that UDP of the service expired", v4(&expired(&Ipv4 { protocol: 17, ..ours() }.packet(&tcp_from(80, 49152)))), not_tcp),
+        case("word that another port's packet expired", v4(&expired(&ours().packet(&tcp_from(443, 49152)))), not_tcp),
+        case("word of a packet with options, which the service does not send", v4(&expired(&Ipv4 { options: vec![1; 4], ..ours() }.packet(&tcp_from(80, 49152)))), not_tcp),
+        case("word of an IPv6 packet in ICMP for IPv4", v4(&expired(&quoted_v6())), not_tcp),
+        case("ICMP that ends before its code", v4(&[11]), not_tcp),
+        case("a fragment of such word", Ipv4 { protocol: 1, fragment: 0x2000, ..Ipv4::default() }.frame(&expired(&quoted())), Drop(Reason::Fragment)),
+        case("such word from another MAC", eth(GATEWAY_MAC, OTHER_MAC, &[], 0x0800, &Ipv4 { protocol: 1, ..Ipv4::default() }.packet(&expired(&quoted()))), Drop(Reason::SourceMacForged)),
+        case("such word in a tag", eth(GATEWAY_MAC, GUEST_MAC, &[0x8100], 0x0800, &Ipv4 { protocol: 1, ..Ipv4::default() }.packet(&expired(&quoted()))), Drop(Reason::VlanTagged)),
+        case("such word from the address itself", Ipv4 { protocol: 1, source: IMDS_IPV4, ..Ipv4::default() }.frame(&expired(&quoted())), Drop(Reason::AddressClaimed)),
+        case("such word longer than anyone quotes", v4(&[expired(&quoted()), vec![0; LARGE_FRAME_MAX]].concat()), Drop(Reason::FrameTooLong)),
+        case("such word to another", Ipv4 { protocol: 1, destination: [10, 0, 0, 1], ..Ipv4::default() }.frame(&expired(&quoted())), Pass),
+        case("word that an IPv6 packet of the service expired", v6(&icmp(3, 0, &quoted_v6())), Punt),
+        case("the same from a link-local router", Ipv6 { next: 58, source: LINK_LOCAL, ..Ipv6::default() }.frame(&icmp(3, 0, &quoted_v6()[..48])), Punt),
+        case("IPv6 word that ends within the quoted sequence number", v6(&icmp(3, 0, &quoted_v6()[..47])), not_tcp),
+        case("IPv6 word that a fragment was not joined in time", v6(&icmp(3, 1, &quoted_v6())), not_tcp),
+        case("IPv6 word that the packet was too big", v6(&icmp(2, 0, &quoted_v6())), not_tcp),
+        case("ICMP's type in ICMPv6", v6(&icmp(11, 0, &quoted_v6())), not_tcp),
+        case("IPv6 word that a packet of another expired", v6(&icmp(3, 0, &Ipv6 { source: OTHER_IPV6, ..ours_v6() }.packet(&tcp_from(80, 49152)))), not_tcp),
+        case("IPv6 word that a packet without TCP expired", v6(&icmp(3, 0, &Ipv6 { next: 17, ..ours_v6() }.packet(&tcp_from(80, 49152)))), not_tcp),
+        case("IPv6 word that another port's packet expired", v6(&icmp(3, 0, &ours_v6().packet(&tcp_from(443, 49152)))), not_tcp),
+        case("word of an IPv4 packet in ICMPv6", v6(&icmp(3, 0, &[quoted(), vec![0; 40]].concat())), not_tcp),
+        case("IPv6 word behind hop-by-hop options", Ipv6::default().behind(&[0], 58, &icmp(3, 0, &quoted_v6())), Drop(Reason::ExtensionHeader)),
     ]
 }
 
