@@ -1,13 +1,13 @@
 //! The connections of one interface: a socket and an HTTP connection each.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use smoltcp::{
     iface::{SocketHandle, SocketSet},
     socket::tcp::{Socket, SocketBuffer, State},
 };
 
-use super::{RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES, segment::Peer};
+use super::{RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES, Sign, Undelivered, segment::Peer};
 use crate::{
     http::{self, Service},
     now::Now,
@@ -28,6 +28,10 @@ const FIN_AGAIN: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(1)
 /// hundred microseconds, so this one is kept alive for later, half-open, or slow.
 const IDLE_AFTER: Duration = Duration::from_millis(100);
 
+/// How long a response with a hop limit of its own must have been unacknowledged at the connection's end to be told as
+/// undelivered. A guest acknowledges within the 40 ms of a delayed acknowledgement, and clients wait for a second at least.
+const UNDELIVERED_AFTER: Duration = Duration::from_secs(1);
+
 struct Connection {
     peer: Peer,
     handle: SocketHandle,
@@ -36,6 +40,10 @@ struct Connection {
     end_is_told: bool,
     /// Set once our half is closed and acknowledged, and only the peer's is open.
     linger_until: Option<Duration>,
+    /// Since when bytes with a hop limit of their own are unacknowledged.
+    limited_since: Option<Duration>,
+    /// That they did not arrive was told.
+    undelivered_is_told: bool,
 }
 
 /// All connections, and the sockets that smoltcp walks.
@@ -87,10 +95,12 @@ impl Connections {
         self.connections.push(Connection {
             peer: *peer,
             handle: self.sockets.add(socket),
-            http: http::Connection::new(now).of(SocketAddr::new(peer.remote.addr.into(), peer.remote.port)),
+            http: http::Connection::new(now).of(peer.remote_address()),
             last_heard: now.monotonic,
             end_is_told: false,
             linger_until: None,
+            limited_since: None,
+            undelivered_is_told: false,
         });
     }
 
@@ -126,18 +136,35 @@ impl Connections {
         }
     }
 
-    /// Forgets every connection whose socket has nothing left to do or to send.
-    pub fn forget_closed(&mut self) {
-        let sockets = &mut self.sockets;
-        self.connections.retain(|connection| {
-            let socket = sockets.get::<Socket<'_>>(connection.handle);
+    /// Forgets connections whose sockets have nothing left to do or to send, until one of them has a response that did not
+    /// arrive. All are forgotten when it returns nothing.
+    pub fn forget_closed(&mut self, now: Now) -> Option<Undelivered> {
+        while let Some((index, connection)) = self.connections.iter().enumerate().find(|(_, connection)| {
+            let socket = self.sockets.get::<Socket<'_>>(connection.handle);
             // An aborted socket keeps its endpoints until its reset is on the way.
-            let is_over = socket.state() == State::Closed && socket.remote_endpoint().is_none();
-            if is_over {
-                sockets.remove(connection.handle);
+            socket.state() == State::Closed && socket.remote_endpoint().is_none()
+        }) {
+            let waits_since = connection.limited_since;
+            let waited =
+                waits_since.is_some_and(|since| since.saturating_add(UNDELIVERED_AFTER) <= now.monotonic);
+            let socket = self.sockets.get::<Socket<'_>>(connection.handle);
+            let undelivered = connection.undelivered(socket, Sign::Unacknowledged);
+            self.remove(index);
+            if waited && undelivered.is_some() {
+                return undelivered;
             }
-            !is_over
-        });
+        }
+        None
+    }
+
+    /// A router said that a packet to `peer` expired. That is told once of a connection, if it may be so.
+    pub fn handle_time_exceeded(&mut self, peer: &Peer, router: IpAddr) -> Option<Undelivered> {
+        let index = self.find(peer)?;
+        let connection = self.connections.get_mut(index)?;
+        let socket = self.sockets.get::<Socket<'_>>(connection.handle);
+        let undelivered = connection.undelivered(socket, Sign::TimeExceeded { router })?;
+        connection.undelivered_is_told = true;
+        Some(undelivered)
     }
 
     /// Resets the connection that was not heard of for longest, if that is long enough. Returns whether there was one.
@@ -201,7 +228,23 @@ impl Connection {
         self.last_heard.saturating_add(IDLE_AFTER)
     }
 
+    /// What `sign` means for the response that is under way, unless there is none or that was told before.
+    fn undelivered(&self, socket: &Socket<'_>, sign: Sign) -> Option<Undelivered> {
+        let is_under_way = self.limited_since.is_some() && socket.send_queue() > 0;
+        if !is_under_way || self.undelivered_is_told {
+            return None;
+        }
+        Some(Undelivered {
+            remote: self.peer.remote_address(),
+            hop_limit: socket.hop_limit()?,
+            sign,
+        })
+    }
+
     fn drive(&mut self, now: Now, socket: &mut Socket<'_>, service: &mut impl Service) {
+        if socket.send_queue() == 0 {
+            self.limited_since = None;
+        }
         // One pass may make room for the next: a response that is handed over lets a pipelined request in.
         loop {
             let received = self.receive(now, socket, service);
@@ -260,6 +303,9 @@ impl Connection {
             let Ok(count @ 1..) = socket.send_slice(transmit.bytes) else {
                 break;
             };
+            if socket.hop_limit().is_some() {
+                self.limited_since.get_or_insert(now.monotonic);
+            }
             self.http.handle_transmitted(now, count, service);
             moved = true;
         }

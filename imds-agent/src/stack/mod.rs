@@ -5,7 +5,8 @@
 //!
 //! A packet's way: [`Stack::handle_packet`] makes a socket if it opens a connection, feeds smoltcp, and lets the touched
 //! connection talk to HTTP. Nothing but resets leaves until [`Stack::flush`], so that an acknowledgement rides on the
-//! response and the FIN on its last byte.
+//! response and the FIN on its last byte. What is worth telling of responses that did not arrive comes out of
+//! [`Stack::poll_undelivered`].
 
 #![cfg_attr(
     not(test),
@@ -23,8 +24,9 @@ mod connections;
 mod device;
 mod segment;
 mod time_wait;
+mod undelivered;
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use smoltcp::{
     iface::{Config, Interface},
@@ -32,12 +34,14 @@ use smoltcp::{
     wire::{HardwareAddress, IpCidr, Ipv4Address, Ipv6Address},
 };
 
+pub use self::undelivered::{Sign, Undelivered};
 use self::{
     backlog::Backlog,
     connections::Connections,
     device::{Nowhere, PacketDevice},
     segment::Segment,
     time_wait::TimeWaits,
+    undelivered::TimeExceeded,
 };
 use crate::{http::Service, now::Now};
 
@@ -76,6 +80,8 @@ pub struct Stack {
     connections: Connections,
     backlog: Backlog,
     time_waits: TimeWaits,
+    /// As many as there may be connections, if nobody asks for them.
+    undelivered: VecDeque<Undelivered>,
 }
 
 impl Stack {
@@ -97,6 +103,7 @@ impl Stack {
             connections: Connections::default(),
             backlog: Backlog::default(),
             time_waits: TimeWaits::default(),
+            undelivered: VecDeque::new(),
         }
     }
 
@@ -109,6 +116,11 @@ impl Stack {
         transmit: &mut impl Transmit,
     ) {
         let Some(segment) = Segment::parse(packet) else {
+            if let Some(TimeExceeded { router, peer }) = TimeExceeded::parse(packet) {
+                let undelivered = self.connections.handle_time_exceeded(&peer, router);
+                self.tell(undelivered);
+                return;
+            }
             log::trace!("not a whole TCP segment: {} bytes", packet.len());
             return;
         };
@@ -136,7 +148,14 @@ impl Stack {
                 break;
             }
         }
-        self.connections.forget_closed();
+        while let Some(undelivered) = self.connections.forget_closed(now) {
+            self.tell(Some(undelivered));
+        }
+    }
+
+    /// The next response that did not arrive, each told once.
+    pub fn poll_undelivered(&mut self) -> Option<Undelivered> {
+        self.undelivered.pop_front()
     }
 
     /// A deadline of [`poll_timeout`](Self::poll_timeout) may have passed.
@@ -206,6 +225,12 @@ impl Stack {
             // The entry sends the last acknowledgement itself, so the socket and its buffers go at once.
             self.connections.forget(&segment.peer);
             self.time_waits.enter(now, segment, transmit);
+        }
+    }
+
+    fn tell(&mut self, undelivered: Option<Undelivered>) {
+        if self.undelivered.len() < CONNECTIONS_MAX {
+            self.undelivered.extend(undelivered);
         }
     }
 

@@ -1,5 +1,7 @@
 //! What the stack needs to know of a TCP segment before smoltcp sees it.
 
+use std::net::SocketAddr;
+
 use smoltcp::wire::{
     IpAddress, IpEndpoint, IpProtocol, IpVersion, Ipv4Packet, Ipv6Packet, TcpPacket, TcpSeqNumber,
 };
@@ -11,6 +13,13 @@ pub struct Peer {
     pub remote: IpEndpoint,
     /// Our end.
     pub local: IpEndpoint,
+}
+
+impl Peer {
+    /// The guest's end, as everybody else writes it.
+    pub fn remote_address(&self) -> SocketAddr {
+        SocketAddr::new(self.remote.addr.into(), self.remote.port)
+    }
 }
 
 /// One segment's header.
