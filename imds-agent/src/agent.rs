@@ -30,7 +30,7 @@ use crate::{
         token::{TokenKey, TokenKeys},
     },
     keys::{self, Key, Purpose},
-    observe::{Audit, Requests, audit},
+    observe::{Audit, Guests, Requests, audit},
     registry::{Directory, Snapshot},
     sts,
     worker::{self, Facts, Worker},
@@ -60,6 +60,7 @@ struct Agent {
     /// Taps on which the kernel refused something that is to be tried again.
     refused: BTreeSet<TapIndex>,
     requests: Arc<Requests>,
+    guests: Guests,
     audit: Audit,
 }
 
@@ -75,6 +76,7 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let facts = Facts {
         audit,
+        guests: Guests::start().context("cannot start the thread that keeps what guests do")?,
         requests_per_second: config.requests_per_second(),
         ..Facts::default()
     };
@@ -106,6 +108,7 @@ pub async fn run(config: Config) -> Result<()> {
         worker,
         refused: BTreeSet::new(),
         requests: Arc::clone(&facts.requests),
+        guests: facts.guests.clone(),
         audit: facts.audit.clone(),
     };
     // All of it ends with this function.
@@ -280,6 +283,7 @@ impl Agent {
     fn stop(self) {
         self.worker.stop();
         log::info!("counted: {}", self.requests);
+        log::info!("counted: {}", self.guests.totals());
         self.audit.flush();
         let (written, lost) = (self.audit.written(), self.audit.lost());
         log::info!("counted: {written} events in the audit trail, {lost} lost");

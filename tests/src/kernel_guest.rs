@@ -17,7 +17,7 @@ use anyhow::Result;
 use imds_ebpf::abi::MacAddr;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::{netns::Namespace, tap::Tap};
+use crate::{client::wait_for, netns::Namespace, tap::Tap};
 
 /// The guest. Its wire is cut when it is dropped.
 #[derive(Debug)]
@@ -73,6 +73,20 @@ impl KernelGuest {
         container.ip("route add default via 172.17.0.1")?;
         guest.enter(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1"))?;
         Ok(container)
+    }
+
+    /// Lets the guest, which has IPv6 already, route that for the container, too.
+    pub fn add_container_ipv6(&self, container: &Namespace) -> Result<()> {
+        self.namespace
+            .ip("-6 address add fd00:2::1/64 dev docker0 nodad")?;
+        container.ip("-6 address add fd00:2::2/64 dev inside nodad")?;
+        container.ip("-6 route add default via fd00:2::1")?;
+        self.namespace
+            .enter(|| fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1"))?;
+        // A router solicits from its link-local addresses, which are its own only after a second or two.
+        let tentative = || self.namespace.ip("-6 address show tentative");
+        wait_for("the guest's link-local addresses", tentative, String::is_empty)?;
+        Ok(())
     }
 
     /// A command that will run in the guest.

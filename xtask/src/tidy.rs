@@ -26,7 +26,7 @@ const ROOMS: &[(&str, &str)] = &[
         "worker",
         "observe datapath stack http imds registry credentials now",
     ),
-    ("observe", "http imds registry credentials sts now"),
+    ("observe", "http imds registry credentials stack sts now"),
     ("datapath", ""),
     ("stack", "http now"),
     ("http", "now"),

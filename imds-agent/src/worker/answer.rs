@@ -11,7 +11,7 @@ use crate::{
     http::{Request, Response, Service},
     imds::{self, Caller, Delivery, Imds, ImdsVersion, Outcome, identity},
     now::Now,
-    observe::{Audit, Requests, audit},
+    observe::{Audit, Guests, Requests, audit},
     registry::{self, InstanceId, Snapshot},
 };
 
@@ -30,6 +30,8 @@ pub struct Facts {
     pub requests: Arc<Requests>,
     /// Where first deliveries of credentials are written down.
     pub audit: Audit,
+    /// What guests do that their operators should know.
+    pub guests: Guests,
     /// How many requests of one interface are answered in a second; zero sets no limit.
     pub requests_per_second: u32,
 }
@@ -146,6 +148,9 @@ impl Service for Answer<'_> {
                     }
                     _ => {}
                 }
+                self.facts
+                    .guests
+                    .saw_request(now, instance, mac, request, &outcome);
                 outcome
             }
         };

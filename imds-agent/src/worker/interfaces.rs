@@ -203,6 +203,11 @@ impl Interfaces {
         self.connections -= interface.connections;
         interface.connections = interface.stack.connection_count();
         self.connections += interface.connections;
+        while let Some(undelivered) = interface.stack.poll_undelivered() {
+            if let Some(instance) = self.owners.get(&tap) {
+                self.facts.guests.saw_undelivered(now, instance, undelivered);
+            }
+        }
         let due = interface.stack.poll_timeout(now);
         let deadline = due.map(|due| due.max(now.monotonic + TICK));
         if deadline != interface.deadline {

@@ -1,0 +1,138 @@
+//! What the agent notices of guests that are not served as their software expects, and tells their operators.
+
+use std::process::Output;
+
+use anyhow::{Context as _, Result, ensure};
+use imds_tests::{
+    client::exchange,
+    host::{Host, INSTANCE_ID},
+    netns::Namespace,
+};
+
+const IPV4_URL: &str = "http://169.254.169.254/latest/api/token";
+const IPV6_URL: &str = "http://[fd00:ec2::254]/latest/api/token";
+
+/// Asks for a session token and gives up after two seconds, as the SDKs do.
+fn ask_for_token(namespace: &Namespace, url: &str) -> Result<Output> {
+    let ttl = "X-aws-ec2-metadata-token-ttl-seconds: 60";
+    let mut curl = namespace.command("curl");
+    curl.args(["-gsS", "--fail", "-m", "2", "-X", "PUT", "-H", ttl, url]);
+    curl.output().context("no curl")
+}
+
+/// What a stopped agent counted of tokens and hop limits.
+fn counted(host: Host) -> Result<(String, Vec<String>)> {
+    let (_, log) = host.agent.stop()?;
+    let counted = log.iter().find(|line| line.contains("token responses expired"));
+    Ok((counted.context("nothing is counted")?.clone(), log))
+}
+
+#[test]
+fn container_whose_tokens_die_at_the_guest_is_told_with_its_remedy() -> Result<()> {
+    let (mut host, guest) = Host::with_guest(|_| ())?;
+    let container = guest.container()?;
+    let output = ask_for_token(&container, IPV4_URL)?;
+    ensure!(!output.status.success(), "a token with hop limit 1 arrived");
+    let told = host.agent.wait_for_log("HttpPutResponseHopLimit")?;
+    for part in [
+        INSTANCE_ID,
+        "172.17.0.2",
+        "router 10.0.0.2",
+        "hop limit is 1",
+        "to 2 or more",
+    ] {
+        ensure!(told.contains(part), "{part}: {told}");
+    }
+    // It tries on, and the log is no longer for it. The guest itself has its tokens.
+    _ = ask_for_token(&container, IPV4_URL)?;
+    ensure!(ask_for_token(&guest.namespace, IPV4_URL)?.status.success());
+    let (counted, log) = counted(host)?;
+    // Linux says so once a second and destination at most.
+    ensure!(!counted.contains(" 0 token responses expired"), "{counted}");
+    let times = log.iter().filter(|line| line.contains("HttpPutResponseHopLimit"));
+    assert_eq!(times.count(), 1);
+    Ok(())
+}
+
+#[test]
+fn container_within_the_hop_limit_has_its_token_and_nothing_is_told() -> Result<()> {
+    let (host, guest) = Host::with_guest(|record| {
+        record["MetadataOptions"]["HttpPutResponseHopLimit"] = 2.into();
+        record["MetadataOptions"]["HttpProtocolIpv6"] = "enabled".into();
+    })?;
+    let container = guest.container()?;
+    guest.add_ipv6()?;
+    guest.add_container_ipv6(&container)?;
+    for url in [IPV4_URL, IPV6_URL] {
+        let output = ask_for_token(&container, url)?;
+        ensure!(output.status.success() && output.stdout.len() == 56, "{output:?}");
+    }
+    let (counted, log) = counted(host)?;
+    ensure!(counted.contains(" 0 token responses expired"), "{counted}");
+    ensure!(!log.iter().any(|line| line.contains("HttpPutResponseHopLimit")));
+    Ok(())
+}
+
+#[test]
+fn token_that_dies_on_the_way_to_an_ipv6_container_is_told_likewise() -> Result<()> {
+    let (mut host, guest) = Host::with_guest(|record| {
+        record["MetadataOptions"]["HttpProtocolIpv6"] = "enabled".into();
+    })?;
+    let container = guest.container()?;
+    guest.add_ipv6()?;
+    guest.add_container_ipv6(&container)?;
+    let output = ask_for_token(&container, IPV6_URL)?;
+    ensure!(!output.status.success(), "a token with hop limit 1 arrived");
+    let told = host.agent.wait_for_log("HttpPutResponseHopLimit")?;
+    for part in [INSTANCE_ID, "for fd00:2::2 ", "router fd00:", "to 2 or more"] {
+        ensure!(told.contains(part), "{part}: {told}");
+    }
+    Ok(())
+}
+
+#[test]
+fn instance_that_requires_tokens_and_is_asked_without_is_told_once() -> Result<()> {
+    let (mut host, guest) = Host::with_guest(|_| ())?;
+    let ask = || exchange("GET /latest/meta-data/?x HTTP/1.1\r\nUser-Agent: Cloud-Init/22.4\r\n\r\n");
+    guest.namespace.enter(|| -> Result<()> {
+        for _ in 0..12 {
+            ensure!(ask()?.status == 401);
+        }
+        Ok(())
+    })?;
+    let told = host.agent.wait_for_log("requires session tokens")?;
+    for part in [
+        INSTANCE_ID,
+        "\"/latest/meta-data/\"",
+        "\"Cloud-Init/22.4\"",
+        "HttpTokens",
+    ] {
+        ensure!(told.contains(part), "{part}: {told}");
+    }
+    let (counted, log) = counted(host)?;
+    ensure!(counted.contains("12 refused for want of one"), "{counted}");
+    ensure!(
+        !log.iter()
+            .any(|line| line.contains("requires session tokens") && *line != told)
+    );
+    Ok(())
+}
+
+#[test]
+fn who_asks_without_a_token_where_none_is_required_is_counted() -> Result<()> {
+    let (host, guest) =
+        Host::with_guest(|record| record["MetadataOptions"]["HttpTokens"] = "optional".into())?;
+    let statuses = guest.namespace.enter(|| -> Result<Vec<u16>> {
+        ["/latest/meta-data/", "/latest/nowhere"]
+            .into_iter()
+            .map(|path| Ok(exchange(&format!("GET {path} HTTP/1.1\r\n\r\n"))?.status))
+            .collect()
+    })?;
+    assert_eq!(statuses, [200, 404]);
+    let (counted, _) = counted(host)?;
+    ensure!(
+        counted.contains("2 requests let in without a session token, 0 refused"),
+        "{counted}"
+    );
+    Ok(())
+}
