@@ -15,8 +15,8 @@ use std::{
 use imds_ebpf::abi::TapIndex;
 use tokio::sync::{mpsc, oneshot};
 
-pub use self::answer::Facts;
 use self::interfaces::Interfaces;
+pub use self::{answer::Facts, request_rate::RequestsLeft};
 use crate::{
     datapath::{Injector, PuntRing},
     imds::Imds,
@@ -46,6 +46,8 @@ pub enum Command {
     Serve(TapIndex, InstanceId),
     /// The tap is nobody's.
     Forget(TapIndex),
+    /// Tell what taps have left of their requests, or nothing if there is no limit.
+    TellRequestsLeft(oneshot::Sender<Option<RequestsLeft>>),
     /// End.
     Stop,
 }
@@ -131,7 +133,7 @@ impl Worker {
             };
             match event {
                 Event::Command(Command::Stop) => return Ok(()),
-                Event::Command(command) => obey(command, &mut interfaces),
+                Event::Command(command) => obey(command, &mut interfaces, &clock),
                 Event::Deadline => interfaces.handle_deadlines(clock.now())?,
                 Event::Frames => has_more = drain(ring.get_mut(), &mut interfaces, &clock, &mut inbox)?,
             }
@@ -156,21 +158,23 @@ impl Handle {
 }
 
 /// Does all that the worker is told by now.
-fn obey_all(inbox: &mut Inbox, interfaces: &mut Interfaces) {
+fn obey_all(inbox: &mut Inbox, interfaces: &mut Interfaces, clock: &Clock) {
     while let Ok(command) = inbox.try_recv() {
         if matches!(command, Command::Stop) {
             // The run loop finds the end of it, and ends.
             inbox.close();
         }
-        obey(command, interfaces);
+        obey(command, interfaces, clock);
     }
 }
 
 /// Does what the worker is told. That it is to end is the run loop's business.
-fn obey(command: Command, interfaces: &mut Interfaces) {
+fn obey(command: Command, interfaces: &mut Interfaces, clock: &Clock) {
     match command {
         Command::Serve(tap, instance) => interfaces.serve(tap, instance),
         Command::Forget(tap) => interfaces.forget(tap),
+        // Who asked may have given up.
+        Command::TellRequestsLeft(asker) => _ = asker.send(interfaces.requests_left(clock.now())),
         Command::Stop => {}
     }
 }
@@ -191,7 +195,7 @@ fn drain(
             let Some(punt) = ring.next() else { break };
             if !interfaces.serves(punt.tap) {
                 // The classifier was told of the tap after we were: the word is in the inbox.
-                obey_all(inbox, interfaces);
+                obey_all(inbox, interfaces, clock);
             }
             interfaces.handle_punt(*now.get_or_insert_with(|| clock.now()), &punt);
         }

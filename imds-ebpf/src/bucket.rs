@@ -28,6 +28,15 @@ pub fn take(full_ns: u64, now_ns: u64, interval_ns: u32, tokens: u64) -> Result<
     Ok(after_ns)
 }
 
+/// Tokens that are left in the bucket, or nothing if there is no limit.
+pub fn left(full_ns: u64, now_ns: u64, interval_ns: u32) -> Option<u64> {
+    let missing = full_ns.saturating_sub(now_ns).div_ceil(match interval_ns {
+        0 => return None,
+        interval_ns => interval_ns.into(),
+    });
+    Some(BURST_TOKENS.saturating_sub(missing))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,7 +86,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_is_what_would_be_served() {
+        let (mut full_ns, start) = (0, 5_000_000_000_000);
+        assert_eq!(left(full_ns, start, INTERVAL_NS), Some(BURST_TOKENS));
+        for taken in 1..=BURST_TOKENS {
+            full_ns = take(full_ns, start, INTERVAL_NS, 1).unwrap();
+            assert_eq!(left(full_ns, start, INTERVAL_NS), Some(BURST_TOKENS - taken));
+        }
+        assert_eq!(
+            left(full_ns, start + 10_000_000_000, INTERVAL_NS),
+            Some(BURST_TOKENS)
+        );
+    }
+
+    #[test]
     fn no_interval_is_no_limit() {
+        assert_eq!(left(7, 0, 0), None);
         assert_eq!(take(0, 7, 0, 8), Ok(7));
         assert_eq!(take(7, 7, 0, 8), Ok(7));
     }

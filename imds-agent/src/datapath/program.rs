@@ -12,6 +12,7 @@ use std::{
     mem::size_of,
     os::fd::{AsFd, BorrowedFd},
     path::Path,
+    time::Duration,
 };
 
 use aya::{
@@ -20,7 +21,11 @@ use aya::{
     programs::{ProgramError, SchedClassifier},
     util::{KernelVersion, nr_cpus},
 };
-use imds_ebpf::abi::{COUNTERS, TapBinding, TapCounters, TapIndex};
+use imds_ebpf::{
+    abi::{COUNTERS, TapBinding, TapCounters, TapIndex},
+    bucket,
+};
+use nix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 
 pub use super::object::LoadError;
@@ -244,6 +249,19 @@ impl Classifier {
         }
     }
 
+    /// How many more of a tap's packets would be served at this moment, of [`BURST_TOKENS`](imds_ebpf::abi::BURST_TOKENS) at most. Nothing if it has no
+    /// limit, or is bound to nobody.
+    pub fn packets_left(&self, tap: TapIndex) -> Result<Option<u64>, BindError> {
+        let Some(binding) = self.binding(tap)? else {
+            return Ok(None);
+        };
+        let full_ns = self.buckets.get(&tap.0, 0).map_err(|source| BindError {
+            tap: describe(tap),
+            source,
+        })?;
+        Ok(bucket::left(full_ns, monotonic_ns(), binding.frame_interval_ns))
+    }
+
     /// The rings, one per worker, each in the order of its worker. The second call returns none.
     pub fn rings(&mut self) -> Vec<PuntRing> {
         std::mem::take(&mut self.rings)
@@ -360,6 +378,12 @@ impl fmt::Debug for Classifier {
             .field("pins", pins)
             .finish_non_exhaustive()
     }
+}
+
+/// The clock that the classifier reads.
+fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn program_name(direction: Direction) -> &'static str {

@@ -24,6 +24,9 @@ pub const INSTANCES_MAX: usize = 4096;
 /// that was stopped just then.
 const UNACKNOWLEDGED_MIN: u64 = 2;
 
+/// EC2 takes no higher `HttpPutResponseHopLimit`.
+const HOP_LIMIT_MAX: u8 = 64;
+
 /// A token response of an instance that did not arrive.
 #[derive(Debug)]
 pub(super) struct Sighting {
@@ -138,7 +141,7 @@ fn told(instance: &InstanceId, undelivered: &Undelivered) -> String {
             )
         }
     };
-    let higher = hop_limit.saturating_add(1);
+    let higher = hop_limit.saturating_add(1).min(HOP_LIMIT_MAX);
     format!(
         "instance {instance}: {what}: its hop limit is {hop_limit}, and what is behind a router or a container bridge of the \
          guest needs one more for each. If that software is to have tokens, set MetadataOptions.HttpPutResponseHopLimit \

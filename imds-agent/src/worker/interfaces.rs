@@ -11,7 +11,7 @@ use rand::Rng as _;
 
 use super::{
     answer::{Answer, Facts, Origin},
-    request_rate::RequestBuckets,
+    request_rate::{RequestBuckets, RequestsLeft},
 };
 use crate::{
     datapath::{Injector, Punt},
@@ -176,6 +176,11 @@ impl Interfaces {
         self.drop_stack(tap);
         self.buckets.forget(tap);
         self.owners.insert(tap, instance);
+    }
+
+    /// What taps have left of their requests, or nothing if there is no limit.
+    pub fn requests_left(&self, now: Now) -> Option<RequestsLeft> {
+        self.buckets.left(now.monotonic)
     }
 
     /// Serves nobody on `tap`.

@@ -30,6 +30,15 @@ pub struct RequestBuckets {
     sweep_at: usize,
 }
 
+/// What taps have left of their requests at one moment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RequestsLeft {
+    /// What a tap has that is not among the others.
+    pub full: u64,
+    /// What those have that asked in the last seconds.
+    pub taps: HashMap<TapIndex, u64>,
+}
+
 impl RequestBuckets {
     /// Full buckets of this rate. Zero sets no limit.
     pub fn new(requests_per_second: u32) -> Self {
@@ -57,6 +66,21 @@ impl RequestBuckets {
             self.sweep_at = UNSWEPT_MAX.max(self.full_at.len().saturating_mul(2));
         }
         true
+    }
+
+    /// What is left at `now`, or nothing if there is no limit.
+    pub fn left(&self, now: Duration) -> Option<RequestsLeft> {
+        let tokens =
+            |time: Duration| Some(u64::try_from(time.as_nanos() / self.interval?.as_nanos()).unwrap_or(0));
+        let taken = self.full_at.iter().filter(|(_, full_at)| **full_at > now);
+        let taps = taken.map(|(tap, full_at)| {
+            let missing = full_at.saturating_sub(now);
+            Some((*tap, tokens(BURST.saturating_sub(missing))?))
+        });
+        Some(RequestsLeft {
+            full: tokens(BURST)?,
+            taps: taps.collect::<Option<_>>()?,
+        })
     }
 
     /// Fills the bucket of a tap that is somebody else's now.
@@ -89,6 +113,18 @@ mod tests {
             .sum::<usize>();
         assert_eq!(later, 2560);
         assert_eq!(answered(&mut buckets, milliseconds(14_000), 2000), 1024);
+    }
+
+    #[test]
+    fn what_is_left_is_what_would_be_answered() {
+        let mut buckets = RequestBuckets::new(256);
+        answered(&mut buckets, milliseconds(0), 1000);
+        let left = buckets.left(milliseconds(1)).unwrap();
+        assert_eq!((left.full, left.taps.clone()), (1024, HashMap::from([(TAP, 24)])));
+        assert_eq!(answered(&mut buckets, milliseconds(1), 100), 24);
+        assert_eq!(buckets.left(milliseconds(1)).unwrap().taps[&TAP], 0);
+        assert!(buckets.left(milliseconds(5000)).unwrap().taps.is_empty());
+        assert_eq!(RequestBuckets::new(0).left(milliseconds(0)), None);
     }
 
     #[test]

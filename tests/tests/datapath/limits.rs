@@ -30,6 +30,7 @@ fn tap_has_its_rate_and_no_more() -> anyhow::Result<()> {
             classifier.bind(tap.index(), BINDING)?;
         }
         let request = Ipv4::default().frame(&tcp(80, 0));
+        ensure!(classifier.packets_left(guest.index())? == Some(BURST_TOKENS));
         let start = Instant::now();
         for _ in 0..FLOOD {
             guest.send(&request)?;
@@ -49,6 +50,9 @@ fn tap_has_its_rate_and_no_more() -> anyhow::Result<()> {
         ensure!(served + limited == FLOOD + 1, "{counted}");
         ensure!(counted.dropped_for(Reason::NotHttpPort) == 1, "{counted}");
         ensure!(classifier.counters(neighbour.index())?.punted == 1);
+        let left = classifier.packets_left(guest.index())?;
+        let earned_since = start.elapsed().as_millis() as u64 * 1024 / 1000 + 2;
+        ensure!(left.is_some_and(|left| left <= earned_since), "{left:?}");
 
         let deadline = Instant::now() + PATIENCE;
         while classifier.counters(guest.index())?.punted == counted.punted {
@@ -68,6 +72,7 @@ fn tap_has_its_rate_and_no_more() -> anyhow::Result<()> {
             "{after}"
         );
         classifier.bind(guest.index(), BINDING.with_packets_per_second(0))?;
+        ensure!(classifier.packets_left(guest.index())?.is_none());
         for _ in 0..FLOOD {
             guest.send(&request)?;
         }
