@@ -26,8 +26,9 @@
 //! 13. NDP other than a solicitation of the address that RFC 4861 (section 7.1.1) calls valid:
 //!     [`Reason::NdpNotSolicitation`]. Such a one: hairpin, be it a neighbour's or the probe of a guest that would take
 //!     the address for itself (RFC 4862, section 5.4). Its options are not looked at: the answer goes to the bound MAC.
-//! 14. Not TCP: [`Reason::NotTcp`]. One message is excepted: that a packet from the service's port expired on its way
-//!     ([`expired`](mod@crate::expired)), which tells the agent that a session token died at the guest's own router. Step 17 is next for it.
+//! 14. Not TCP: [`Reason::NotTcp`]. One ICMP message is excepted and goes on to step 17: that a packet from the service's
+//!     port expired on its way ([`expired`](mod@crate::expired)), by which the agent knows why a session token is not
+//!     acknowledged.
 //! 15. The frame ends before the destination port, which stands behind IPv4's options: [`Reason::Truncated`].
 //! 16. Another port than 80: [`Reason::NotHttpPort`].
 //! 17. Longer than the large ring record: [`Reason::FrameTooLong`].

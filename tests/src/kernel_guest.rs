@@ -75,6 +75,16 @@ impl KernelGuest {
         Ok(container)
     }
 
+    /// Hides containers behind the guest's own address, as Docker does.
+    pub fn masquerade(&self) -> Result<()> {
+        let chain =
+            "add table ip nat; add chain ip nat postrouting { type nat hook postrouting priority 100; }";
+        let rule = "add rule ip nat postrouting ip saddr 172.17.0.0/16 oifname eth0 masquerade";
+        let status = self.command("nft").arg(format!("{chain}; {rule}")).status()?;
+        anyhow::ensure!(status.success(), "nft failed: {status}");
+        Ok(())
+    }
+
     /// Lets the guest, which has IPv6 already, route that for the container, too.
     pub fn add_container_ipv6(&self, container: &Namespace) -> Result<()> {
         self.namespace

@@ -54,6 +54,20 @@ fn container_whose_tokens_die_at_the_guest_is_told_with_its_remedy() -> Result<(
     Ok(())
 }
 
+/// What the router quotes is then the packet as the container would have had it, unless it undoes that.
+#[test]
+fn container_behind_the_guests_address_is_told_likewise() -> Result<()> {
+    let (mut host, guest) = Host::with_guest(|_| ())?;
+    let container = guest.container()?;
+    guest.masquerade()?;
+    ensure!(!ask_for_token(&container, IPV4_URL)?.status.success());
+    let told = host.agent.wait_for_log("HttpPutResponseHopLimit")?;
+    for part in [INSTANCE_ID, "for 10.0.0.2 expired", "to 2 or more"] {
+        ensure!(told.contains(part), "{part}: {told}");
+    }
+    Ok(())
+}
+
 #[test]
 fn container_within_the_hop_limit_has_its_token_and_nothing_is_told() -> Result<()> {
     let (host, guest) = Host::with_guest(|record| {

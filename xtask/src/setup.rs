@@ -39,6 +39,7 @@ const PACKAGES: &[Package] = &[
     ("qemu-system-x86", Some("qemu-system-x86_64")),
     ("iproute2", Some("ip")),
     ("kmod", Some("depmod")),
+    ("nftables", Some("nft")),
     ("tcpdump", Some("tcpdump")),
     ("xz-utils", Some("xz")),
     ("mmdebstrap", Some("mmdebstrap")),

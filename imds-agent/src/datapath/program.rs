@@ -249,8 +249,8 @@ impl Classifier {
         }
     }
 
-    /// How many more of a tap's packets would be served at this moment, of [`BURST_TOKENS`](imds_ebpf::abi::BURST_TOKENS) at most. Nothing if it has no
-    /// limit, or is bound to nobody.
+    /// How many more of a tap's packets would be served at this moment, [`BURST_TOKENS`](imds_ebpf::abi::BURST_TOKENS) at
+    /// most. Nothing if it has no limit, or is bound to nobody.
     pub fn packets_left(&self, tap: TapIndex) -> Result<Option<u64>, BindError> {
         let Some(binding) = self.binding(tap)? else {
             return Ok(None);

@@ -94,7 +94,7 @@ pub(super) fn refuse(refusal: Refusal, response: &mut Response) {
         }
         Refusal::UnknownCaller | Refusal::Pending | Refusal::OverRate => {
             response.retry_after_seconds = Some(RETRY_AFTER_SECONDS);
-            // A guest that pipelines would have the next one refused for nothing.
+            // What is pipelined behind it would only be refused, too, at the worker's cost.
             response.ends_connection = refusal == Refusal::OverRate;
             Status::ServiceUnavailable
         }

@@ -246,7 +246,7 @@ fn told(sighting: &Sighting, times: u64) -> String {
         None => String::new(),
     };
     format!(
-        "instance {}: requires session tokens and keeps being asked without one: {times} requests were refused, the last \
+        "instance {} requires session tokens and keeps being asked without one: {times} requests were refused, the last \
          for {path:?} ({user_agent}{port}). Its software has to ask for a token (cloud-init does if SMBIOS says EC2), or its \
          MetadataOptions have to say HttpTokens = optional",
         sighting.instance

@@ -144,13 +144,13 @@ impl Connections {
             // An aborted socket keeps its endpoints until its reset is on the way.
             socket.state() == State::Closed && socket.remote_endpoint().is_none()
         }) {
-            let waits_since = connection.limited_since;
-            let waited =
-                waits_since.is_some_and(|since| since.saturating_add(UNDELIVERED_AFTER) <= now.monotonic);
+            let since = connection.limited_since;
+            let has_waited =
+                since.is_some_and(|since| since.saturating_add(UNDELIVERED_AFTER) <= now.monotonic);
             let socket = self.sockets.get::<Socket<'_>>(connection.handle);
             let undelivered = connection.undelivered(socket, Sign::Unacknowledged);
             self.remove(index);
-            if waited && undelivered.is_some() {
+            if has_waited && undelivered.is_some() {
                 return undelivered;
             }
         }
