@@ -77,10 +77,18 @@ impl KernelGuest {
 
     /// Hides containers behind the guest's own address, as Docker does.
     pub fn masquerade(&self) -> Result<()> {
-        let chain =
-            "add table ip nat; add chain ip nat postrouting { type nat hook postrouting priority 100; }";
-        let rule = "add rule ip nat postrouting ip saddr 172.17.0.0/16 oifname eth0 masquerade";
-        let status = self.command("nft").arg(format!("{chain}; {rule}")).status()?;
+        self.nft("add table ip nat; add chain ip nat post { type nat hook postrouting priority 100; }")?;
+        self.nft("add rule ip nat post ip saddr 172.17.0.0/16 oifname eth0 masquerade")
+    }
+
+    /// Has its router say nothing of packets that expire there, as firewalls do.
+    pub fn silence_icmp(&self) -> Result<()> {
+        self.nft("add table ip mute; add chain ip mute output { type filter hook output priority 0; }")?;
+        self.nft("add rule ip mute output icmp type time-exceeded drop")
+    }
+
+    fn nft(&self, commands: &str) -> Result<()> {
+        let status = self.command("nft").arg(commands).status()?;
         anyhow::ensure!(status.success(), "nft failed: {status}");
         Ok(())
     }

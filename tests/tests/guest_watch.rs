@@ -1,12 +1,21 @@
 //! What the agent notices of guests that are not served as their software expects, and tells their operators.
 
-use std::process::Output;
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    process::Output,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use imds_tests::{
-    client::exchange,
+    client::{PATIENCE, exchange},
     host::{Host, INSTANCE_ID},
     netns::Namespace,
+};
+use nix::{
+    libc,
+    sys::socket::{setsockopt, sockopt},
 };
 
 const IPV4_URL: &str = "http://169.254.169.254/latest/api/token";
@@ -66,6 +75,42 @@ fn container_behind_the_guests_address_is_told_likewise() -> Result<()> {
         ensure!(told.contains(part), "{part}: {told}");
     }
     Ok(())
+}
+
+/// Some routers say nothing: then it is told by the responses that nobody acknowledges.
+#[test]
+fn container_whose_tokens_die_in_silence_is_told_when_its_clients_give_up() -> Result<()> {
+    let (mut host, guest) = Host::with_guest(|_| ())?;
+    let container = guest.container()?;
+    guest.silence_icmp()?;
+    for _ in 0..2 {
+        container.enter(ask_and_reset)?;
+    }
+    let told = host.agent.wait_for_log("HttpPutResponseHopLimit")?;
+    for part in [INSTANCE_ID, "172.17.0.2 are not acknowledged", "to 2 or more"] {
+        ensure!(told.contains(part), "{part}: {told}");
+    }
+    let (counted, _) = counted(host)?;
+    ensure!(
+        counted.contains(" 0 token responses expired") && counted.contains(" 2 were not acknowledged"),
+        "{counted}"
+    );
+    Ok(())
+}
+
+/// Waits for a token somewhat longer than boto3 does, and then lets the kernel forget the connection at once.
+fn ask_and_reset() -> Result<()> {
+    let mut stream = TcpStream::connect_timeout(&"169.254.169.254:80".parse()?, PATIENCE)?;
+    stream.set_read_timeout(Some(Duration::from_millis(1300)))?;
+    stream
+        .write_all(b"PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n")?;
+    let heard = stream.read(&mut [0]);
+    ensure!(heard.is_err(), "a token with hop limit 1 arrived");
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    Ok(setsockopt(&stream, sockopt::Linger, &linger)?)
 }
 
 #[test]
