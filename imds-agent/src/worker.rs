@@ -35,9 +35,15 @@ const BATCHES_MAX: usize = 16;
 /// segment of an exchange to the next, and less than it takes to be woken twice.
 const SPIN: Duration = Duration::from_micros(30);
 
-/// With more connections than this at once a worker does not spin: frames then come in crowds, and sleeping a moment makes
-/// batches of them, which is worth more than an early answer to the first.
+/// With more connections than this at once a worker does not spin: frames then come in crowds, and a nap makes batches of
+/// them, which is worth more than an early answer to the first.
 const SPIN_CONNECTIONS_MAX: usize = 3;
+
+/// How long a worker naps to let a crowd gather. A nap costs a timer interrupt and nobody's wake-up.
+const NAP: Duration = Duration::from_micros(20);
+
+/// A crowd of which nothing came for so long is over: the worker sleeps until it is woken.
+const LULL: Duration = Duration::from_micros(100);
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -96,6 +102,8 @@ impl Worker {
         let run = move || {
             // Dropped when the thread ends, by a panic too.
             let _ends: oneshot::Sender<()> = ends;
+            // Naps are to last as long as they say. If not, they are a little longer.
+            let _ = nix::sys::prctl::set_timerslack(1);
             if let Err(error) = runtime.block_on(self.run(inbox)) {
                 log::error!("worker {number} ended: {error}");
             }
@@ -137,6 +145,8 @@ impl Worker {
                 Event::Deadline => interfaces.handle_deadlines(clock.now())?,
                 Event::Frames => has_more = drain(ring.get_mut(), &mut interfaces, &clock, &mut inbox)?,
             }
+            // From here on the next frame wakes us.
+            has_more = has_more || !ring.get_mut().rest();
         }
     }
 }
@@ -205,9 +215,13 @@ fn drain(
                 last_frame = Instant::now();
                 batches += 1;
             }
-            None if interfaces.connections() > SPIN_CONNECTIONS_MAX || last_frame.elapsed() > SPIN => {
-                return Ok(false);
+            None if interfaces.connections() > SPIN_CONNECTIONS_MAX => {
+                if last_frame.elapsed() > LULL {
+                    return Ok(false);
+                }
+                thread::sleep(NAP);
             }
+            None if last_frame.elapsed() > SPIN => return Ok(false),
             None => std::hint::spin_loop(),
         }
     }

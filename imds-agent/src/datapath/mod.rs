@@ -3,7 +3,7 @@
 //! Nothing in here knows what a request is. The only room with `unsafe` in it.
 //!
 //! Read in this order: [`program`] (what the agent does with the classifier), [`hook`] (how it hangs on a tap), [`pins`]
-//! (what outlives the agent), [`punt`] and [`inject`] (the frames), [`link_watch`] and [`tap`] (the devices).
+//! (what outlives the agent), [`punt`], [`ring`] and [`inject`] (the frames), [`link_watch`] and [`tap`] (the devices).
 
 mod bpf;
 pub mod counters;
@@ -14,6 +14,7 @@ mod object;
 pub mod pins;
 pub mod program;
 pub mod punt;
+mod ring;
 pub mod tap;
 
 pub use counters::Counters;

@@ -4,7 +4,7 @@ use std::{error::Error as _, io, mem::size_of, time::Duration};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Map, MapError, MapInfo, RingBuf},
+    maps::{Map, MapError, MapInfo},
 };
 use imds_ebpf::abi::{RING_BYTES, TAPS_MAX, TapBinding, TapCounters, TapIndex};
 use nix::{
@@ -17,6 +17,7 @@ use super::{
     PuntRing,
     hook::HookError,
     pins::{Pins, PinsError, remove_pin},
+    ring::Ring,
 };
 
 /// The object that `cargo xtask build-ebpf` made, or nothing when it was not run before this build.
@@ -125,11 +126,9 @@ pub(super) fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadE
 pub(super) fn take_rings(ebpf: &mut Ebpf) -> Result<Vec<PuntRing>, LoadError> {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
     let fresh_from = now.saturating_sub(STALE_AFTER);
-    let ring = |name| {
-        Ok(PuntRing::new(
-            RingBuf::try_from(take_map(ebpf, name)?)?,
-            fresh_from,
-        ))
+    let ring = |name| match take_map(ebpf, name)? {
+        Map::RingBuf(map) => Ok(PuntRing::new(Ring::new(map)?, fresh_from)),
+        _ => Err(LoadError::Incomplete(name)),
     };
     RINGS.into_iter().map(ring).collect()
 }

@@ -6,9 +6,10 @@ use std::{
     time::Duration,
 };
 
-use aya::maps::{MapData, RingBuf};
-use imds_ebpf::abi::{LARGE_FRAME_MAX, MacAddr, PuntHeader, TapIndex};
+use imds_ebpf::abi::{MacAddr, PuntHeader, TapIndex};
 use tokio::io::{Interest, unix::AsyncFd};
+
+use super::ring::Ring;
 
 /// One frame that the classifier handed over.
 #[derive(Clone, Copy, Debug)]
@@ -25,11 +26,9 @@ pub struct Punt<'a> {
 
 /// One worker's ring. Wait for its descriptor to become readable, then take frames until there are none.
 pub struct PuntRing {
-    ring: RingBuf<MapData>,
+    ring: Ring,
     /// Frames that arrived earlier are stale.
     fresh_from: Duration,
-    /// The frame that was handed out last: the ring takes its room back before the caller is done with it.
-    frame: Vec<u8>,
     malformed: u64,
     stale: u64,
 }
@@ -37,11 +36,10 @@ pub struct PuntRing {
 impl PuntRing {
     /// Takes frames from `ring`, but none that arrived before `fresh_from` (on `CLOCK_MONOTONIC`): a pinned ring may hold
     /// what guests sent while no agent was there, and they have given up waiting for that.
-    pub(super) fn new(ring: RingBuf<MapData>, fresh_from: Duration) -> Self {
+    pub(super) fn new(ring: Ring, fresh_from: Duration) -> Self {
         Self {
             ring,
             fresh_from,
-            frame: Vec::with_capacity(LARGE_FRAME_MAX),
             malformed: 0,
             stale: 0,
         }
@@ -63,23 +61,27 @@ impl PuntRing {
     pub fn next(&mut self) -> Option<Punt<'_>> {
         loop {
             let record = self.ring.next()?;
-            match open(&record, self.fresh_from) {
-                Ok((header, frame)) => {
-                    self.frame.clear();
-                    self.frame.extend_from_slice(frame);
-                    drop(record);
-                    let arrived = Duration::from_nanos(header.arrived_ns);
+            match open(self.ring.bytes(record), self.fresh_from) {
+                Ok(_) => {
+                    // Once more, because a loop cannot lend what it may go on without.
+                    let (header, frame) = open(self.ring.bytes(record), self.fresh_from).ok()?;
                     return Some(Punt {
                         tap: header.tap,
                         mac: header.mac,
-                        arrived,
-                        frame: &self.frame,
+                        arrived: Duration::from_nanos(header.arrived_ns),
+                        frame,
                     });
                 }
                 Err(Skip::Malformed) => self.malformed += 1,
                 Err(Skip::Stale) => self.stale += 1,
             }
         }
+    }
+
+    /// Has the descriptor become readable with the next frame, which it otherwise need not. Returns false if there is a frame
+    /// already: take it instead of waiting.
+    pub fn rest(&mut self) -> bool {
+        self.ring.rest()
     }
 
     /// Records that were shorter than they said. Never, unless kernel and agent disagree about the layout.

@@ -1,0 +1,181 @@
+//! The reading end of a BPF ring buffer.
+//!
+//! Read first: `kernel/bpf/ringbuf.c` and the kernel's "BPF ring buffer". aya's own reader publishes its position after
+//! every record, and with that asks to be woken for the next one: the kernel wakes a reader when a record is committed just
+//! where the reader says it is. A wake-up is an interrupt that the kernel sends to itself, at the expense of whoever sent the
+//! frame, and a reader that is awake has no use for it. So this one says that it is still at the last record that it took,
+//! until it [rests](Ring::rest).
+
+#![expect(
+    unsafe_code,
+    reason = "memory that is shared with the kernel has no safe wrapper"
+)]
+
+use std::{
+    io,
+    num::NonZeroUsize,
+    os::fd::{AsFd, BorrowedFd},
+    ptr::NonNull,
+    slice,
+    sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence},
+};
+
+use aya::maps::{MapData, MapError};
+use nix::{
+    libc::c_void,
+    sys::mman::{MapFlags, ProtFlags, mmap, munmap},
+    unistd::{SysconfVar, sysconf},
+};
+
+/// Bytes of the header before each record: its length and flags, and an offset that is the kernel's business.
+const HEADER_BYTES: usize = 8;
+
+/// In a record's length: still being written.
+const BUSY: u32 = 1 << 31;
+
+/// In a record's length: given up by its writer.
+const DISCARDED: u32 = 1 << 30;
+
+/// One record's place in the ring, valid until the ring is asked for the next one.
+#[derive(Clone, Copy, Debug)]
+pub struct Record {
+    position: usize,
+    length: usize,
+}
+
+/// The reading end.
+pub struct Ring {
+    map: MapData,
+    /// A page with our position, which the kernel reads.
+    consumer: Mapping,
+    /// A page with the writers' position, and the ring itself twice in a row, so that no record is in two pieces.
+    producer: Mapping,
+    page_bytes: usize,
+    /// Bytes of the ring, a power of two.
+    size: usize,
+    /// Where the next record begins, counted from the ring's first byte ever.
+    position: usize,
+}
+
+impl Ring {
+    /// Maps the ring of `map`, and goes on where its last reader published to be.
+    pub fn new(map: MapData) -> Result<Self, MapError> {
+        let info = map.info()?;
+        let size = info.max_entries() as usize;
+        let failed = |call, io_error| MapError::SyscallError(aya::sys::SyscallError { call, io_error });
+        let page_bytes = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+        let page_bytes = page_bytes
+            .and_then(|bytes| usize::try_from(bytes).ok())
+            .unwrap_or(4096);
+        let writable = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let fd = map.fd().as_fd();
+        let consumer = Mapping::new(fd, 0, page_bytes, writable).map_err(|error| failed("mmap", error))?;
+        let producer = Mapping::new(fd, page_bytes, page_bytes + 2 * size, ProtFlags::PROT_READ)
+            .map_err(|error| failed("mmap", error))?;
+        let mut ring = Self {
+            map,
+            consumer,
+            producer,
+            page_bytes,
+            size,
+            position: 0,
+        };
+        ring.position = ring.consumer_position().load(Ordering::Acquire);
+        Ok(ring)
+    }
+
+    /// Takes the next record that was written whole; nothing if there is none (yet).
+    pub fn next(&mut self) -> Option<Record> {
+        loop {
+            if self.position == self.producer_position().load(Ordering::Acquire) {
+                return None;
+            }
+            // The kernel's stores to the record happen before that of its length without the flag.
+            let length = self.length_at(self.position).load(Ordering::Acquire);
+            if length & BUSY != 0 {
+                return None;
+            }
+            let record = Record {
+                position: self.position,
+                length: (length & !DISCARDED) as usize,
+            };
+            self.position = record.position + (HEADER_BYTES + record.length).next_multiple_of(HEADER_BYTES);
+            // The room before this record is the writers' again; what was handed out from there is dealt with.
+            self.publish(record.position);
+            if length & DISCARDED == 0 {
+                return Some(record);
+            }
+        }
+    }
+
+    /// The bytes of the record that was taken last.
+    pub fn bytes(&self, record: Record) -> &[u8] {
+        let start = self.page_bytes + (record.position & (self.size - 1)) + HEADER_BYTES;
+        // A record that is longer than the ring is not of the kernel's making.
+        let length = record.length.min(self.size - HEADER_BYTES);
+        // SAFETY: the range is within the mapping, whose second half repeats the ring. No writer gets this room before a
+        // position beyond it is published, which needs `self` exclusively.
+        unsafe { slice::from_raw_parts(self.producer.address.as_ptr().byte_add(start).cast(), length) }
+    }
+
+    /// Asks to be woken for the next record. Returns false if there is one already, for which no wake-up comes.
+    pub fn rest(&mut self) -> bool {
+        self.publish(self.position);
+        // A writer commits a record and then reads our position; we write our position and then look for records. Whoever
+        // comes second sees the other.
+        fence(Ordering::SeqCst);
+        self.position == self.producer_position().load(Ordering::Acquire)
+    }
+
+    fn publish(&self, position: usize) {
+        self.consumer_position().store(position, Ordering::Release);
+    }
+
+    fn consumer_position(&self) -> &AtomicUsize {
+        // SAFETY: the first word of this page is a position, for as long as it is mapped.
+        unsafe { self.consumer.address.cast().as_ref() }
+    }
+
+    fn producer_position(&self) -> &AtomicUsize {
+        // SAFETY: as above; the page is not writable for us, and is only read.
+        unsafe { self.producer.address.cast().as_ref() }
+    }
+
+    fn length_at(&self, position: usize) -> &AtomicU32 {
+        let offset = self.page_bytes + (position & (self.size - 1));
+        // SAFETY: records begin at multiples of eight within the ring, so that their length is within the mapping.
+        unsafe { self.producer.address.byte_add(offset).cast().as_ref() }
+    }
+}
+
+impl AsFd for Ring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.map.fd().as_fd()
+    }
+}
+
+/// A part of the map in our memory.
+struct Mapping {
+    address: NonNull<c_void>,
+    bytes: usize,
+}
+
+// SAFETY: what is mapped is the process's, not a thread's.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    fn new(map: BorrowedFd<'_>, offset: usize, bytes: usize, protection: ProtFlags) -> io::Result<Self> {
+        let length = NonZeroUsize::new(bytes).ok_or(io::ErrorKind::InvalidInput)?;
+        let offset = i64::try_from(offset).map_err(io::Error::other)?;
+        // SAFETY: a new mapping wherever the kernel has room for it.
+        let address = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, map, offset) }?;
+        Ok(Self { address, bytes })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: it was mapped with this length, and whoever borrows from it borrows the ring.
+        let _ = unsafe { munmap(self.address, self.bytes) };
+    }
+}
