@@ -11,7 +11,7 @@ use imds_agent::{
     },
     now::Now,
     registry::{MetadataOptions, snapshot::Member},
-    stack::{Stack, Transmit},
+    stack::{Spares, Stack, Transmit},
 };
 use rand::{SeedableRng as _, rngs::StdRng};
 use smoltcp::{
@@ -112,7 +112,7 @@ impl Guest {
         let imds = Imds::new(Arc::new(keys), StdRng::seed_from_u64(1));
         let now = Duration::from_secs(1);
         Self {
-            stack: Stack::new(at(now), 1),
+            stack: Stack::new(at(now), 1, Spares::default()),
             answer: Answer {
                 imds,
                 member,
@@ -181,7 +181,7 @@ impl Guest {
             .handle_packet(now, &self.packet, &mut self.answer, &mut self.inbound);
         self.stack.flush(now, &mut self.inbound);
         // The worker asks after every flush.
-        divan::black_box(self.stack.poll_timeout(now));
+        divan::black_box(self.stack.poll_timeout());
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::{collections::VecDeque, fmt, mem::MaybeUninit, net::SocketAddr, time::Duration};
 
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{
     Response, Service, Status,
@@ -18,6 +18,9 @@ use crate::now::Now;
 /// While this many bytes wait to be sent, no further request is answered. One response may go past it: with user data of
 /// 16 KiB a connection holds at most twice this much.
 pub const QUEUED_BYTES_MAX: usize = 16 * 1024;
+
+/// A buffer that grew beyond this, for user data or a listing of hundreds, is not kept for the next connection.
+const KEPT_BYTES_MAX: usize = 4096;
 
 /// From a request's first byte until it must be complete.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -80,12 +83,28 @@ impl Connection {
         }
     }
 
-    /// The same, with every request said to be from `peer`.
-    pub fn of(self, peer: SocketAddr) -> Self {
-        Self {
-            peer: Some(peer),
-            ..self
-        }
+    /// The same again, as if it were just accepted, with the buffers that it has.
+    pub fn begin(&mut self, now: Now) {
+        self.wipe();
+        self.request_began = None;
+        self.is_continued = false;
+        self.last_moved = now.monotonic;
+        self.is_ended = false;
+        self.is_closing = false;
+        self.peer = None;
+    }
+
+    /// Forgets what was asked and answered.
+    pub fn wipe(&mut self) {
+        wipe(&mut self.inbound);
+        self.outbound.wipe();
+        self.response.reset();
+        wipe(&mut self.response.body);
+    }
+
+    /// Every request is said to be from `peer`.
+    pub fn set_peer(&mut self, peer: SocketAddr) {
+        self.peer = Some(peer);
     }
 
     /// Whether it takes more bytes now. While it does not, the stream is to be left unread, so that the peer's window
@@ -309,6 +328,12 @@ impl Outbound {
         self.bytes.len().saturating_sub(self.sent)
     }
 
+    fn wipe(&mut self) {
+        wipe(&mut self.bytes);
+        self.sent = 0;
+        self.runs.clear();
+    }
+
     fn front(&self) -> Option<Transmit<'_>> {
         let run = self.runs.front()?;
         let bytes = self.bytes.get(self.sent..)?.get(..run.bytes)?;
@@ -346,6 +371,14 @@ impl Outbound {
             let sent = std::mem::take(&mut self.sent).min(self.bytes.len());
             self.bytes.drain(..sent);
         }
+    }
+}
+
+/// Empties and wipes a buffer, and keeps it unless it is a large one.
+fn wipe(buffer: &mut Vec<u8>) {
+    buffer.zeroize();
+    if buffer.capacity() > KEPT_BYTES_MAX {
+        *buffer = Vec::new();
     }
 }
 

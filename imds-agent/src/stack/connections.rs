@@ -1,17 +1,27 @@
 //! The connections of one interface: a socket and an HTTP connection each.
 
-use std::{net::IpAddr, time::Duration};
+use std::{collections::VecDeque, net::IpAddr, time::Duration};
 
 use smoltcp::{
-    iface::{SocketHandle, SocketSet},
-    socket::tcp::{Socket, SocketBuffer, State},
+    iface::{Interface, PollResult, SocketSet},
+    socket::tcp::{Socket, State},
 };
 
-use super::{RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES, Sign, Undelivered, segment::Peer};
+use super::{
+    CONNECTIONS_MAX, Sign, Transmit, Undelivered,
+    device::PacketDevice,
+    duration, instant,
+    segment::Peer,
+    spares::{Parts, Spares},
+};
 use crate::{
     http::{self, Service},
     now::Now,
 };
+
+/// Packets that one connection sends in a flush: enough for a full send buffer at an ordinary MSS. What is left goes out
+/// at the next call, which [`Connections::poll_timeout`] then asks for at once.
+const PACKETS_MAX: usize = 16;
 
 /// A peer that acknowledges nothing for this long is gone: its connection is reset. Longer than any guest is paused for a
 /// snapshot or a migration's last phase.
@@ -34,37 +44,41 @@ const UNDELIVERED_AFTER: Duration = Duration::from_secs(1);
 
 struct Connection {
     peer: Peer,
-    handle: SocketHandle,
-    http: http::Connection,
+    parts: Parts,
     last_heard: Duration,
     end_is_told: bool,
     /// Set once our half is closed and acknowledged, and only the peer's is open.
     linger_until: Option<Duration>,
+    /// It may have something to send.
+    is_touched: bool,
+    /// When its socket wants to act, as of the last flush.
+    socket_due: Option<Duration>,
     /// Since when bytes with a hop limit of their own are unacknowledged.
     limited_since: Option<Duration>,
     /// That they did not arrive was told.
     undelivered_is_told: bool,
 }
 
-/// All connections, and the sockets that smoltcp walks.
+/// All connections of one interface.
+#[derive(Default)]
 pub struct Connections {
-    sockets: SocketSet<'static>,
     connections: Vec<Connection>,
+    spares: Spares,
+    /// As many as there may be connections, if nobody asks for them.
+    undelivered: VecDeque<Undelivered>,
 }
 
-impl Default for Connections {
-    fn default() -> Self {
-        Self {
-            sockets: SocketSet::new(Vec::new()),
-            connections: Vec::new(),
-        }
-    }
-}
+/// A connection's place, until one is removed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Index(usize);
 
 impl Connections {
-    /// The sockets, for smoltcp.
-    pub fn sockets(&mut self) -> &mut SocketSet<'static> {
-        &mut self.sockets
+    /// None yet; they will be made of `spares`.
+    pub fn new(spares: Spares) -> Self {
+        Self {
+            spares,
+            ..Self::default()
+        }
     }
 
     /// How many there are.
@@ -77,105 +91,113 @@ impl Connections {
         self.connections.is_empty()
     }
 
-    /// Whether `peer` has one.
-    pub fn has(&self, peer: &Peer) -> bool {
-        self.find(peer).is_some()
+    /// The connection of `peer`.
+    pub fn find(&self, peer: &Peer) -> Option<Index> {
+        let mut connections = self.connections.iter();
+        connections
+            .position(|connection| connection.peer == *peer)
+            .map(Index)
     }
 
-    /// Makes a socket for the SYN that is about to be fed.
-    pub fn listen(&mut self, now: Now, peer: &Peer) {
-        let receive = SocketBuffer::new(vec![0; RECEIVE_BUFFER_BYTES]);
-        let mut socket = Socket::new(receive, SocketBuffer::new(vec![0; SEND_BUFFER_BYTES]));
+    /// Makes a connection for the SYN that is about to be fed.
+    pub fn listen(&mut self, now: Now, peer: &Peer) -> Option<Index> {
+        let mut parts = self.spares.take(now);
+        let socket = parts.socket_mut();
+        // It may have been another connection's, in whatever state that left it.
+        socket.abort();
+        socket.set_keep_alive(None);
+        socket.set_hop_limit(None);
         // A response is written whole, so its last segment never waits for more to join it.
         socket.set_nagle_enabled(false);
         socket.set_timeout(Some(PEER_TIMEOUT));
-        if socket.listen(peer.local).is_err() {
-            return;
-        }
+        socket.listen(peer.local).ok()?;
+        parts.http.set_peer(peer.remote_address());
+        let index = Index(self.connections.len());
         self.connections.push(Connection {
             peer: *peer,
-            handle: self.sockets.add(socket),
-            http: http::Connection::new(now).of(peer.remote_address()),
+            parts,
             last_heard: now.monotonic,
             end_is_told: false,
             linger_until: None,
+            is_touched: true,
+            socket_due: None,
             limited_since: None,
             undelivered_is_told: false,
         });
+        Some(index)
     }
 
-    /// Lets the connection of `peer`, which just got a segment, talk to HTTP.
-    pub fn drive(&mut self, peer: &Peer, now: Now, service: &mut impl Service) {
-        let Some(index) = self.find(peer) else { return };
-        let Some(connection) = self.connections.get_mut(index) else {
-            return;
+    /// The one socket of a connection, for smoltcp.
+    pub fn sockets(&mut self, index: Index) -> Option<&mut SocketSet<'static>> {
+        Some(&mut self.connections.get_mut(index.0)?.parts.sockets)
+    }
+
+    /// Lets a connection, which just got a segment, talk to HTTP. Returns whether it is in TIME-WAIT now; its parts are
+    /// given back then, and nothing more is sent for it.
+    pub fn drive(&mut self, index: Index, now: Now, service: &mut impl Service) -> bool {
+        let Some(connection) = self.connections.get_mut(index.0) else {
+            return false;
         };
-        let socket = self.sockets.get_mut::<Socket<'_>>(connection.handle);
-        if socket.state() == State::Listen {
+        if connection.parts.socket().state() == State::Listen {
             // smoltcp did not take the SYN. A socket that listened on would take somebody else's.
             self.remove(index);
-            return;
+            return false;
         }
         connection.last_heard = now.monotonic;
-        connection.drive(now, socket, service);
-    }
-
-    /// Whether the connection of `peer` reached TIME-WAIT.
-    pub fn is_in_time_wait(&self, peer: &Peer) -> bool {
-        self.find(peer)
-            .and_then(|index| self.connections.get(index))
-            .is_some_and(|connection| {
-                self.sockets.get::<Socket<'_>>(connection.handle).state() == State::TimeWait
-            })
-    }
-
-    /// Forgets the connection of `peer`; nothing more is sent for it.
-    pub fn forget(&mut self, peer: &Peer) {
-        if let Some(index) = self.find(peer) {
+        connection.drive(now, service);
+        let is_in_time_wait = connection.parts.socket().state() == State::TimeWait;
+        if is_in_time_wait {
             self.remove(index);
         }
+        is_in_time_wait
     }
 
-    /// Forgets connections whose sockets have nothing left to do or to send, until one of them has a response that did not
-    /// arrive. All are forgotten when it returns nothing.
-    pub fn forget_closed(&mut self, now: Now) -> Option<Undelivered> {
-        while let Some((index, connection)) = self.connections.iter().enumerate().find(|(_, connection)| {
-            let socket = self.sockets.get::<Socket<'_>>(connection.handle);
-            // An aborted socket keeps its endpoints until its reset is on the way.
-            socket.state() == State::Closed && socket.remote_endpoint().is_none()
-        }) {
-            let since = connection.limited_since;
-            let has_waited =
-                since.is_some_and(|since| since.saturating_add(UNDELIVERED_AFTER) <= now.monotonic);
-            let socket = self.sockets.get::<Socket<'_>>(connection.handle);
-            let undelivered = connection.undelivered(socket, Sign::Unacknowledged);
-            self.remove(index);
-            if has_waited && undelivered.is_some() {
-                return undelivered;
+    /// Sends what the connections have to say, and forgets those that ended.
+    pub fn flush(&mut self, now: Now, interface: &mut Interface, transmit: &mut impl Transmit) {
+        let mut device = PacketDevice::new(None, transmit);
+        let mut index = 0;
+        while let Some(connection) = self.connections.get_mut(index) {
+            if std::mem::take(&mut connection.is_touched) {
+                connection.flush(now, interface, &mut device);
+                if connection.is_over() {
+                    let undelivered = connection.undelivered_in_the_end(now);
+                    self.tell(undelivered);
+                    // Another takes its place.
+                    self.remove(Index(index));
+                    continue;
+                }
             }
+            index = index.saturating_add(1);
         }
-        None
     }
 
     /// A router said that a packet to `peer` expired. That is told once of a connection, if it may be so.
-    pub fn handle_time_exceeded(&mut self, peer: &Peer, router: IpAddr) -> Option<Undelivered> {
-        let index = self.find(peer)?;
-        let connection = self.connections.get_mut(index)?;
-        let socket = self.sockets.get::<Socket<'_>>(connection.handle);
-        let undelivered = connection.undelivered(socket, Sign::TimeExceeded { router })?;
-        connection.undelivered_is_told = true;
-        Some(undelivered)
+    pub fn handle_time_exceeded(&mut self, peer: &Peer, router: IpAddr) {
+        let connection = self
+            .find(peer)
+            .and_then(|index| self.connections.get_mut(index.0));
+        if let Some(connection) = connection
+            && let Some(undelivered) = connection.undelivered(Sign::TimeExceeded { router })
+        {
+            connection.undelivered_is_told = true;
+            self.tell(Some(undelivered));
+        }
+    }
+
+    /// The next response that did not arrive, each told once.
+    pub fn poll_undelivered(&mut self) -> Option<Undelivered> {
+        self.undelivered.pop_front()
     }
 
     /// Resets the connection that was not heard of for longest, if that is long enough. Returns whether there was one.
     pub fn abort_idle(&mut self, now: Now) -> bool {
         let oldest = self
             .connections
-            .iter()
+            .iter_mut()
             .min_by_key(|connection| connection.last_heard);
         match oldest {
             Some(oldest) if oldest.idle_at() <= now.monotonic => {
-                self.sockets.get_mut::<Socket<'_>>(oldest.handle).abort();
+                oldest.abort();
                 true
             }
             _ => false,
@@ -187,38 +209,39 @@ impl Connections {
         self.connections.iter().map(Connection::idle_at).min()
     }
 
-    /// Tells HTTP that time has passed, and resets who lingers.
+    /// Tells those whose time has come, and resets who lingers.
     pub fn handle_timeout(&mut self, now: Now, service: &mut impl Service) {
         for connection in &mut self.connections {
-            let socket = self.sockets.get_mut::<Socket<'_>>(connection.handle);
-            connection.http.handle_timeout(now);
-            connection.drive(now, socket, service);
+            if connection.poll_timeout().is_none_or(|due| due > now.monotonic) {
+                continue;
+            }
+            connection.parts.http.handle_timeout(now);
+            connection.drive(now, service);
             if connection
                 .linger_until
                 .is_some_and(|until| until <= now.monotonic)
             {
-                socket.abort();
+                connection.abort();
             }
         }
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        let timeouts = self.connections.iter();
-        timeouts
-            .filter_map(|connection| connection.linger_until.or_else(|| connection.http.poll_timeout()))
-            .min()
+        self.connections.iter().filter_map(Connection::poll_timeout).min()
     }
 
-    fn find(&self, peer: &Peer) -> Option<usize> {
-        self.connections
-            .iter()
-            .position(|connection| connection.peer == *peer)
+    fn tell(&mut self, undelivered: Option<Undelivered>) {
+        if self.undelivered.len() < CONNECTIONS_MAX {
+            self.undelivered.extend(undelivered);
+        }
     }
 
-    fn remove(&mut self, index: usize) {
-        let connection = self.connections.swap_remove(index);
-        self.sockets.remove(connection.handle);
+    fn remove(&mut self, index: Index) {
+        if index.0 < self.connections.len() {
+            let connection = self.connections.swap_remove(index.0);
+            self.spares.give_back(connection.parts);
+        }
     }
 }
 
@@ -228,8 +251,15 @@ impl Connection {
         self.last_heard.saturating_add(IDLE_AFTER)
     }
 
+    /// When it wants to be told of the time.
+    fn poll_timeout(&self) -> Option<Duration> {
+        let ours = self.linger_until.or_else(|| self.parts.http.poll_timeout());
+        [self.socket_due, ours].into_iter().flatten().min()
+    }
+
     /// What `sign` means for the response that is under way, unless there is none or that was told before.
-    fn undelivered(&self, socket: &Socket<'_>, sign: Sign) -> Option<Undelivered> {
+    fn undelivered(&self, sign: Sign) -> Option<Undelivered> {
+        let socket = self.parts.socket();
         let is_under_way = self.limited_since.is_some() && socket.send_queue() > 0;
         if !is_under_way || self.undelivered_is_told {
             return None;
@@ -241,24 +271,60 @@ impl Connection {
         })
     }
 
-    fn drive(&mut self, now: Now, socket: &mut Socket<'_>, service: &mut impl Service) {
+    /// The same of a connection that is over, if there was time enough to acknowledge.
+    fn undelivered_in_the_end(&self, now: Now) -> Option<Undelivered> {
+        let had_until = self.limited_since?.saturating_add(UNDELIVERED_AFTER);
+        (had_until <= now.monotonic)
+            .then(|| self.undelivered(Sign::Unacknowledged))
+            .flatten()
+    }
+
+    fn abort(&mut self) {
+        self.parts.socket_mut().abort();
+        self.is_touched = true;
+    }
+
+    /// Nothing left to do, nor to send: an aborted socket keeps its endpoints until its reset is on the way.
+    fn is_over(&self) -> bool {
+        let socket = self.parts.socket();
+        socket.state() == State::Closed && socket.remote_endpoint().is_none()
+    }
+
+    fn flush<T: Transmit>(&mut self, now: Now, interface: &mut Interface, device: &mut PacketDevice<'_, T>) {
+        let sockets = &mut self.parts.sockets;
+        for _ in 0..PACKETS_MAX {
+            if interface.poll_egress(instant(now), device, sockets) == PollResult::None {
+                break;
+            }
+        }
+        self.socket_due = interface.poll_at(instant(now), sockets).map(duration);
+    }
+
+    fn drive(&mut self, now: Now, service: &mut impl Service) {
+        self.is_touched = true;
+        let Parts {
+            sockets,
+            handle,
+            http,
+        } = &mut self.parts;
+        let socket = sockets.get_mut::<Socket<'_>>(*handle);
         if socket.send_queue() == 0 {
             self.limited_since = None;
         }
         // One pass may make room for the next: a response that is handed over lets a pipelined request in.
         loop {
-            let received = self.receive(now, socket, service);
-            let sent = self.send(now, socket, service);
+            let received = receive(now, socket, http, service);
+            let sent = send(now, socket, http, &mut self.limited_since, service);
             if !received && !sent {
                 break;
             }
         }
         if !self.end_is_told && socket.state() == State::CloseWait && !socket.can_recv() {
             self.end_is_told = true;
-            self.http.handle_end(now);
-            self.send(now, socket, service);
+            http.handle_end(now);
+            send(now, socket, http, &mut self.limited_since, service);
         }
-        if self.http.is_last() && self.http.poll_transmit().is_none() && socket.may_send() {
+        if http.is_last() && http.poll_transmit().is_none() && socket.may_send() {
             socket.close();
         }
         // A keep-alive repeats the last byte sent, so that byte must have arrived: a guest would take it for data otherwise.
@@ -271,44 +337,55 @@ impl Connection {
             self.linger_until = Some(now.monotonic.saturating_add(LINGER));
         }
     }
+}
 
-    /// Stream to HTTP. Returns whether any byte moved.
-    fn receive(&mut self, now: Now, socket: &mut Socket<'_>, service: &mut impl Service) -> bool {
-        let mut moved = false;
-        // The receive buffer is a ring: what straddles its end comes in two pieces.
-        while socket.can_recv() && self.http.wants_bytes() {
-            let taken = socket.recv(|bytes| {
-                self.http.handle_bytes(now, bytes, service);
-                (bytes.len(), ())
-            });
-            if taken.is_err() {
+/// Stream to HTTP. Returns whether any byte moved.
+fn receive(
+    now: Now,
+    socket: &mut Socket<'_>,
+    http: &mut http::Connection,
+    service: &mut impl Service,
+) -> bool {
+    let mut moved = false;
+    // The receive buffer is a ring: what straddles its end comes in two pieces.
+    while socket.can_recv() && http.wants_bytes() {
+        let taken = socket.recv(|bytes| {
+            http.handle_bytes(now, bytes, service);
+            (bytes.len(), ())
+        });
+        if taken.is_err() {
+            break;
+        }
+        moved = true;
+    }
+    moved
+}
+
+/// HTTP to stream. Returns whether any byte moved, and sets `limited_since` when bytes did that have a hop limit of their own.
+fn send(
+    now: Now,
+    socket: &mut Socket<'_>,
+    http: &mut http::Connection,
+    limited_since: &mut Option<Duration>,
+    service: &mut impl Service,
+) -> bool {
+    let mut moved = false;
+    while let Some(transmit) = http.poll_transmit() {
+        if socket.hop_limit() != transmit.hop_limit {
+            // Bytes of two hop limits must not share a segment, nor be sent again with the other's.
+            if socket.send_queue() > 0 {
                 break;
             }
-            moved = true;
+            socket.set_hop_limit(transmit.hop_limit);
         }
-        moved
-    }
-
-    /// HTTP to stream. Returns whether any byte moved.
-    fn send(&mut self, now: Now, socket: &mut Socket<'_>, service: &mut impl Service) -> bool {
-        let mut moved = false;
-        while let Some(transmit) = self.http.poll_transmit() {
-            if socket.hop_limit() != transmit.hop_limit {
-                // Bytes of two hop limits must not share a segment, nor be sent again with the other's.
-                if socket.send_queue() > 0 {
-                    break;
-                }
-                socket.set_hop_limit(transmit.hop_limit);
-            }
-            let Ok(count @ 1..) = socket.send_slice(transmit.bytes) else {
-                break;
-            };
-            if socket.hop_limit().is_some() {
-                self.limited_since.get_or_insert(now.monotonic);
-            }
-            self.http.handle_transmitted(now, count, service);
-            moved = true;
+        let Ok(count @ 1..) = socket.send_slice(transmit.bytes) else {
+            break;
+        };
+        if socket.hop_limit().is_some() {
+            limited_since.get_or_insert(now.monotonic);
         }
-        moved
+        http.handle_transmitted(now, count, service);
+        moved = true;
     }
+    moved
 }

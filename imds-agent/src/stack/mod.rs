@@ -23,25 +23,29 @@ mod backlog;
 mod connections;
 mod device;
 mod segment;
+mod spares;
 mod time_wait;
 mod undelivered;
 
-use std::{collections::VecDeque, time::Duration};
+use std::time::Duration;
 
 use smoltcp::{
-    iface::{Config, Interface},
+    iface::{Config, Interface, SocketSet},
     time::Instant,
     wire::{HardwareAddress, IpCidr, Ipv4Address, Ipv6Address},
 };
 
-pub use self::undelivered::{Sign, Undelivered};
 use self::{
     backlog::Backlog,
-    connections::Connections,
+    connections::{Connections, Index},
     device::{Nowhere, PacketDevice},
     segment::Segment,
     time_wait::TimeWaits,
     undelivered::TimeExceeded,
+};
+pub use self::{
+    spares::Spares,
+    undelivered::{Sign, Undelivered},
 };
 use crate::{http::Service, now::Now};
 
@@ -61,10 +65,6 @@ pub const MTU_BYTES: usize = 1500;
 /// The hop limit of everything but session token responses.
 pub const HOP_LIMIT_DEFAULT: u8 = 64;
 
-/// Rounds of egress in one flush, each of at most one packet per connection: enough for a full send buffer at an ordinary
-/// MSS. What is left goes out at the next call, which [`Stack::poll_timeout`] then asks for at once.
-const EGRESS_ROUNDS_MAX: usize = 16;
-
 const IMDS_IPV4: Ipv4Address = Ipv4Address::from_octets(imds_ebpf::abi::IMDS_IPV4);
 const IMDS_IPV6: Ipv6Address = Ipv6Address::from_octets(imds_ebpf::abi::IMDS_IPV6);
 
@@ -80,13 +80,14 @@ pub struct Stack {
     connections: Connections,
     backlog: Backlog,
     time_waits: TimeWaits,
-    /// As many as there may be connections, if nobody asks for them.
-    undelivered: VecDeque<Undelivered>,
+    /// For segments of no connection, which smoltcp answers as it has to.
+    nobody: SocketSet<'static>,
 }
 
 impl Stack {
-    /// A stack without connections. `seed` makes its initial sequence numbers unpredictable.
-    pub fn new(now: Now, seed: u64) -> Self {
+    /// A stack without connections. `seed` makes its initial sequence numbers unpredictable; connections are made of
+    /// `spares`.
+    pub fn new(now: Now, seed: u64, spares: Spares) -> Self {
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;
         let mut interface = Interface::new(config, &mut PacketDevice::new(None, &mut Nowhere), instant(now));
@@ -100,10 +101,10 @@ impl Stack {
         let _ = interface.routes_mut().add_default_ipv6_route(IMDS_IPV6);
         Self {
             interface,
-            connections: Connections::default(),
+            connections: Connections::new(spares),
             backlog: Backlog::default(),
             time_waits: TimeWaits::default(),
-            undelivered: VecDeque::new(),
+            nobody: SocketSet::new(Vec::new()),
         }
     }
 
@@ -117,14 +118,14 @@ impl Stack {
     ) {
         let Some(segment) = Segment::parse(packet) else {
             if let Some(TimeExceeded { router, peer }) = TimeExceeded::parse(packet) {
-                let undelivered = self.connections.handle_time_exceeded(&peer, router);
-                self.tell(undelivered);
+                self.connections.handle_time_exceeded(&peer, router);
                 return;
             }
             log::trace!("not a whole TCP segment: {} bytes", packet.len());
             return;
         };
-        if !self.connections.has(&segment.peer) {
+        let connection = self.connections.find(&segment.peer);
+        if connection.is_none() {
             if self.time_waits.handle_segment(now, &segment, transmit) {
                 return;
             }
@@ -133,29 +134,18 @@ impl Stack {
                 return;
             }
         }
-        self.feed(now, packet, &segment, service, transmit);
+        self.feed(now, packet, &segment, connection, service, transmit);
         self.admit(now, service, transmit);
     }
 
     /// Sends what the connections have to say, and forgets those that ended.
     pub fn flush(&mut self, now: Now, transmit: &mut impl Transmit) {
-        let mut device = PacketDevice::new(None, transmit);
-        for _ in 0..EGRESS_ROUNDS_MAX {
-            let result = self
-                .interface
-                .poll_egress(instant(now), &mut device, self.connections.sockets());
-            if result == smoltcp::iface::PollResult::None {
-                break;
-            }
-        }
-        while let Some(undelivered) = self.connections.forget_closed(now) {
-            self.tell(Some(undelivered));
-        }
+        self.connections.flush(now, &mut self.interface, transmit);
     }
 
     /// The next response that did not arrive, each told once.
     pub fn poll_undelivered(&mut self) -> Option<Undelivered> {
-        self.undelivered.pop_front()
+        self.connections.poll_undelivered()
     }
 
     /// A deadline of [`poll_timeout`](Self::poll_timeout) may have passed.
@@ -168,13 +158,8 @@ impl Stack {
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called, on the monotonic clock.
-    pub fn poll_timeout(&mut self, now: Now) -> Option<Duration> {
-        let sockets = self
-            .interface
-            .poll_at(instant(now), self.connections.sockets())
-            .map(duration);
+    pub fn poll_timeout(&self) -> Option<Duration> {
         [
-            sockets,
             self.connections.poll_timeout(),
             self.time_waits.poll_timeout(),
             self.admits_at(),
@@ -211,26 +196,21 @@ impl Stack {
         now: Now,
         packet: &[u8],
         segment: &Segment,
+        connection: Option<Index>,
         service: &mut impl Service,
         transmit: &mut impl Transmit,
     ) {
-        if segment.opens() && !self.connections.has(&segment.peer) {
-            self.connections.listen(now, &segment.peer);
-        }
+        let connection = match connection {
+            None if segment.opens() => self.connections.listen(now, &segment.peer),
+            connection => connection,
+        };
+        let sockets = connection.and_then(|index| self.connections.sockets(index));
+        let sockets = sockets.unwrap_or(&mut self.nobody);
         let mut device = PacketDevice::new(Some(packet), transmit);
         self.interface
-            .poll_ingress_single(instant(now), &mut device, self.connections.sockets());
-        self.connections.drive(&segment.peer, now, service);
-        if self.connections.is_in_time_wait(&segment.peer) {
-            // The entry sends the last acknowledgement itself, so the socket and its buffers go at once.
-            self.connections.forget(&segment.peer);
+            .poll_ingress_single(instant(now), &mut device, sockets);
+        if connection.is_some_and(|index| self.connections.drive(index, now, service)) {
             self.time_waits.enter(now, segment, transmit);
-        }
-    }
-
-    fn tell(&mut self, undelivered: Option<Undelivered>) {
-        if self.undelivered.len() < CONNECTIONS_MAX {
-            self.undelivered.extend(undelivered);
         }
     }
 
@@ -241,7 +221,7 @@ impl Stack {
                 return;
             };
             if let Some(segment) = Segment::parse(&packet) {
-                self.feed(now, &packet, &segment, service, transmit);
+                self.feed(now, &packet, &segment, None, service, transmit);
             }
         }
     }

@@ -134,7 +134,7 @@ impl Simulation {
             now: now.monotonic,
             rng: StdRng::seed_from_u64(seed),
             faults,
-            stack: Stack::new(now, seed),
+            stack: Stack::new(now, seed, Spares::default()),
             guest,
             sockets: SocketSet::new(Vec::new()),
             service: IMDS_IPV4.into(),
@@ -196,7 +196,7 @@ impl Simulation {
                 is_quiet = false;
             }
             self.stack.flush(now, &mut sent);
-            if self.stack.poll_timeout(now).is_some_and(|due| due <= self.now) {
+            if self.stack.poll_timeout().is_some_and(|due| due <= self.now) {
                 self.stack.handle_timeout(now, &mut Pattern, &mut sent);
             }
             is_quiet &= sent.0.is_empty();
@@ -222,7 +222,7 @@ impl Simulation {
                 .guest
                 .poll_at(instant(self.now()), &self.sockets)
                 .map(duration);
-            let stack = self.stack.poll_timeout(self.now());
+            let stack = self.stack.poll_timeout();
             let next = [guest, stack, self.outbound.next(), self.inbound.next()]
                 .into_iter()
                 .flatten()
@@ -562,7 +562,7 @@ fn feed(stack: &mut Stack, now: Now, packet: &[u8]) -> Vec<Segment> {
 
 /// Brings a stack into TIME-WAIT by an exchange from port 50000. Returns it with our and the guest's next sequence number.
 fn time_wait(now: Now) -> (Stack, u32, u32) {
-    let mut stack = Stack::new(now, 10);
+    let mut stack = Stack::new(now, 10, Spares::default());
     let syn_ack = feed(&mut stack, now, &segment(TcpControl::Syn, 999, None, b""));
     let ours = u32::from_ne_bytes(syn_ack[0].end.0.to_ne_bytes());
     let request = get("/5");
@@ -634,7 +634,7 @@ fn time_wait_takes_no_old_syn_for_a_new_connection() {
 
 #[test]
 fn a_segment_of_no_connection_is_reset() {
-    let mut stack = Stack::new(at(1), 11);
+    let mut stack = Stack::new(at(1), 11, Spares::default());
     let answer = feed(
         &mut stack,
         at(1),
@@ -646,7 +646,7 @@ fn a_segment_of_no_connection_is_reset() {
 
 #[test]
 fn partial_checksums_are_accepted() {
-    let mut stack = Stack::new(at(1), 12);
+    let mut stack = Stack::new(at(1), 12, Spares::default());
     let mut packet = segment(TcpControl::Syn, 999, None, b"");
     packet[20 + 16] ^= 0xff;
     assert!(feed(&mut stack, at(1), &packet)[0].syn);
@@ -655,7 +655,7 @@ fn partial_checksums_are_accepted() {
 #[test]
 fn garbage_changes_nothing() {
     let mut rng = StdRng::seed_from_u64(13);
-    let mut stack = Stack::new(at(1), 13);
+    let mut stack = Stack::new(at(1), 13, Spares::default());
     for _ in 0..20_000 {
         let mut packet = segment(TcpControl::Syn, rng.random(), None, b"hello");
         for _ in 0..rng.random_range(1..8) {

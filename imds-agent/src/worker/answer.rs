@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use arc_swap::Guard;
 use imds_ebpf::abi::{MacAddr, TapIndex};
 
 use super::request_rate::RequestBuckets;
@@ -12,7 +11,7 @@ use crate::{
     imds::{self, Caller, Delivery, Imds, ImdsVersion, Outcome, identity},
     now::Now,
     observe::{Audit, Guests, Requests, audit},
-    registry::{self, InstanceId, Snapshot},
+    registry::{self, InstanceId},
 };
 
 /// What workers read and others publish, and where they count. Nothing in here is waited for.
@@ -53,24 +52,21 @@ pub struct Origin<'a> {
 /// other. Who the MAC belongs to by the snapshot is believed only where the tap was bound to that very instance.
 pub struct Answer<'a> {
     facts: &'a Facts,
-    snapshot: Guard<Arc<Snapshot>>,
     imds: &'a mut Imds,
     buckets: &'a mut RequestBuckets,
     origin: Origin<'a>,
 }
 
 impl<'a> Answer<'a> {
-    /// For requests from `origin`, by the facts of this moment.
+    /// For requests from `origin`. The facts are those of each request's moment.
     pub fn new(
         facts: &'a Facts,
         imds: &'a mut Imds,
         buckets: &'a mut RequestBuckets,
         origin: Origin<'a>,
     ) -> Self {
-        let snapshot = facts.registry.load();
         Self {
             facts,
-            snapshot,
             imds,
             buckets,
             origin,
@@ -117,7 +113,8 @@ impl Service for Answer<'_> {
     fn respond(&mut self, now: Now, request: &Request<'_>, response: &mut Response) {
         let Origin { tap, mac, owner } = self.origin;
         let is_within_rate = self.buckets.take(now.monotonic, tap);
-        let member = self.snapshot.interface(mac);
+        let snapshot = self.facts.registry.load();
+        let member = snapshot.interface(mac);
         let member = member.filter(|(member, _)| owner == Some(&member.instance.instance_id));
         let outcome = match member {
             _ if !is_within_rate => imds::turn_away(member.map(|(member, _)| &**member), request, response),
@@ -168,7 +165,7 @@ mod tests {
     use crate::{
         http::Connection,
         imds::token::{TokenKey, TokenKeys},
-        registry::{HttpTokens, MetadataOptions, snapshot::Member},
+        registry::{HttpTokens, MetadataOptions, Snapshot, snapshot::Member},
     };
 
     const MAC: MacAddr = MacAddr([6, 0, 0, 0, 0, 1]);

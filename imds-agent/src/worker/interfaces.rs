@@ -1,13 +1,14 @@
 //! The stacks of one worker and their timers.
 
 use std::{
-    collections::{BTreeSet, HashMap, hash_map::Entry},
+    collections::{BTreeSet, hash_map::Entry},
     io,
     time::Duration,
 };
 
 use imds_ebpf::abi::{MacAddr, TapIndex};
 use rand::Rng as _;
+use rustc_hash::FxHashMap;
 
 use super::{
     answer::{Answer, Facts, Origin},
@@ -18,7 +19,7 @@ use crate::{
     imds::Imds,
     now::Now,
     registry::InstanceId,
-    stack::{Stack, Transmit},
+    stack::{Spares, Stack, Transmit},
 };
 
 /// Bytes of an Ethernet header.
@@ -33,10 +34,11 @@ pub struct Interfaces {
     imds: Imds,
     injector: Injector,
     buckets: RequestBuckets,
+    spares: Spares,
     /// Only of taps with connections: an idle instance has nothing here.
-    stacks: HashMap<TapIndex, InterfaceStack>,
+    stacks: FxHashMap<TapIndex, InterfaceStack>,
     /// Whose each tap is.
-    owners: HashMap<TapIndex, InstanceId>,
+    owners: FxHashMap<TapIndex, InstanceId>,
     deadlines: BTreeSet<(Duration, TapIndex)>,
     /// Taps with frames since the last flush.
     touched: Vec<TapIndex>,
@@ -62,8 +64,9 @@ impl Interfaces {
             facts,
             imds,
             injector,
-            stacks: HashMap::new(),
-            owners: HashMap::new(),
+            spares: Spares::default(),
+            stacks: FxHashMap::default(),
+            owners: FxHashMap::default(),
             deadlines: BTreeSet::new(),
             touched: Vec::new(),
             connections: 0,
@@ -97,7 +100,7 @@ impl Interfaces {
         }
         let interface = match self.stacks.entry(tap) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(InterfaceStack::new(now, mac)),
+            Entry::Vacant(entry) => entry.insert(InterfaceStack::new(now, mac, &self.spares)),
         };
         if !interface.is_touched {
             interface.is_touched = true;
@@ -213,7 +216,7 @@ impl Interfaces {
                 self.facts.guests.saw_undelivered(now, instance, undelivered);
             }
         }
-        let due = interface.stack.poll_timeout(now);
+        let due = interface.stack.poll_timeout();
         let deadline = due.map(|due| due.max(now.monotonic + TICK));
         if deadline != interface.deadline {
             if let Some(old) = interface.deadline {
@@ -231,8 +234,8 @@ impl Interfaces {
 }
 
 impl InterfaceStack {
-    fn new(now: Now, mac: MacAddr) -> Self {
-        let stack = Stack::new(now, rand::rng().next_u64());
+    fn new(now: Now, mac: MacAddr, spares: &Spares) -> Self {
+        let stack = Stack::new(now, rand::rng().next_u64(), spares.clone());
         Self {
             mac,
             stack,

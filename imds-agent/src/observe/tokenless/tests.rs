@@ -31,9 +31,9 @@ fn sighting(instance: &InstanceId, request: &[u8], fate: Fate) -> Sighting {
 
     let mut note = Note(instance, fate, None);
     let peer = SocketAddr::from(([10, 0, 0, 2], 40_000));
-    Connection::new(at(0))
-        .of(peer)
-        .handle_bytes(at(0), request, &mut note);
+    let mut connection = Connection::new(at(0));
+    connection.set_peer(peer);
+    connection.handle_bytes(at(0), request, &mut note);
     note.2.unwrap()
 }
 

@@ -9,7 +9,7 @@ use smoltcp::{
 };
 
 use super::{
-    super::{Stack, Transmit},
+    super::{Spares, Stack, Transmit},
     *,
 };
 use crate::{
@@ -61,7 +61,7 @@ impl Guest {
     fn between(addresses: [IpAddr; 2]) -> Self {
         let now = Duration::from_secs(1);
         Self {
-            stack: Stack::new(at(now), 1),
+            stack: Stack::new(at(now), 1, Spares::default()),
             now,
             addresses: addresses.map(IpAddress::from),
             port: PORT,
@@ -143,7 +143,7 @@ impl Guest {
     /// Lets the stack act on its deadlines for as long.
     fn wait(&mut self, seconds: u64) {
         let end = self.now + Duration::from_secs(seconds);
-        while let Some(due) = self.stack.poll_timeout(at(self.now)).filter(|due| *due <= end) {
+        while let Some(due) = self.stack.poll_timeout().filter(|due| *due <= end) {
             self.now = due.max(self.now + Duration::from_millis(1));
             self.stack
                 .handle_timeout(at(self.now), &mut Tokens, &mut self.last);
