@@ -1,7 +1,8 @@
-//! A guest that does nothing but exchanges: connect, one request, close. Made for measuring, so it is one thread, one
-//! tap descriptor and no allocation per exchange; whatever serves the other side of the tap gets the same frames.
+//! Guests that do nothing but exchanges: connect, one request or many, close. Made for measuring, so a run is one thread
+//! and allocates nothing per exchange; whatever serves the other side of a tap gets the same frames.
 
 use std::{
+    collections::VecDeque,
     io,
     os::fd::AsFd as _,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -9,7 +10,10 @@ use std::{
 
 use anyhow::{Result, ensure};
 use imds_ebpf::abi::{IMDS_IPV4, IMDS_PORT, MacAddr};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+};
 
 use crate::tap::Tap;
 
@@ -27,7 +31,7 @@ const ACK: u8 = 0x10;
 /// An exchange that takes longer than this lost a frame: it is given up, counted, and begun anew.
 const LOST_AFTER: Duration = Duration::from_millis(500);
 
-/// What to send, and for how long.
+/// What one guest sends, and for how long.
 #[derive(Clone, Debug)]
 pub struct Load {
     /// The guest's MAC.
@@ -36,24 +40,33 @@ pub struct Load {
     pub address: [u8; 4],
     /// The MAC of whoever serves.
     pub server: MacAddr,
-    /// The request, which must make the server close.
-    pub request: Vec<u8>,
+    /// The requests, one an exchange, each in its turn.
+    pub requests: Vec<Vec<u8>>,
     /// Exchanges under way at once.
     pub in_flight: usize,
-    /// How long.
+    /// Begin no exchange after this time.
     pub duration: Duration,
+    /// Begin no more exchanges than this.
+    pub exchanges_max: usize,
+    /// How long to wait from one exchange to the next.
+    pub pause: Duration,
+    /// Whether the client looks for frames all the time instead of sleeping until there are some: what it takes to wake it is
+    /// then in no latency.
+    pub spins: bool,
+    /// The bytes of every response, where connections are kept for further requests; nothing where each is closed after one.
+    pub kept_alive: Option<usize>,
 }
 
 /// What came of it.
-#[derive(Debug)]
+#[derive(Default, Debug)]
 pub struct Outcome {
     /// Exchanges that ended well.
     pub exchanges: usize,
-    /// Exchanges that were given up.
+    /// Exchanges that were given up or reset.
     pub lost: usize,
     /// How long it took.
     pub elapsed: Duration,
-    /// From SYN to the whole response, sorted.
+    /// From SYN (on a kept connection: from the request) to the whole response, sorted.
     pub latencies: Vec<Duration>,
     /// The first response, whole.
     pub response: Vec<u8>,
@@ -78,7 +91,89 @@ impl Outcome {
     pub fn per_second(&self) -> f64 {
         self.exchanges as f64 / self.elapsed.as_secs_f64()
     }
+
+    /// What many guests had, as one.
+    pub fn of_all(outcomes: impl IntoIterator<Item = Self>) -> Self {
+        let mut all = Self::default();
+        for outcome in outcomes {
+            all.exchanges += outcome.exchanges;
+            all.lost += outcome.lost;
+            all.elapsed = all.elapsed.max(outcome.elapsed);
+            all.latencies.extend(outcome.latencies);
+        }
+        all.latencies.sort_unstable();
+        all
+    }
 }
+
+/// Runs one guest on `tap` until the time is over and the exchanges under way have ended.
+pub fn run(tap: &Tap, load: &Load) -> Result<Outcome> {
+    let mut guest = Guest::new(tap, load);
+    let mut buffer = vec![0; BUFFER_BYTES];
+    guest.begin()?;
+    let mut checked = Instant::now();
+    while !guest.is_done() {
+        match tap.read(&mut buffer) {
+            Ok(count) => guest.handle_frame(buffer.get(..count).unwrap_or_default())?,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && load.spins => std::hint::spin_loop(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                poll(
+                    &mut [PollFd::new(tap.as_fd(), PollFlags::POLLIN)],
+                    PollTimeout::from(100_u16),
+                )?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if checked.elapsed() > LOST_AFTER {
+            checked = Instant::now();
+            guest.handle_time()?;
+        }
+    }
+    let outcome = guest.end();
+    ensure!(
+        outcome.exchanges > 0,
+        "no exchange ended well, {} were lost",
+        outcome.lost
+    );
+    Ok(outcome)
+}
+
+/// Runs many guests at once, each on its tap, until all are done.
+pub fn run_all(guests: &[(&Tap, Load)]) -> Result<Vec<Outcome>> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    for (index, (tap, _)) in guests.iter().enumerate() {
+        epoll.add(tap.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
+    }
+    let mut guests: Vec<_> = guests.iter().map(|(tap, load)| Guest::new(tap, load)).collect();
+    for guest in &mut guests {
+        guest.begin()?;
+    }
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut events = vec![EpollEvent::empty(); 64];
+    let mut checked = Instant::now();
+    while guests.iter().any(|guest| !guest.is_done()) {
+        let count = epoll.wait(&mut events, EpollTimeout::from(1_u8))?;
+        for event in events.iter().take(count) {
+            let index = usize::try_from(event.data())?;
+            let Some(guest) = guests.get_mut(index) else {
+                continue;
+            };
+            while let Ok(count) = guest.tap.read(&mut buffer) {
+                guest.handle_frame(buffer.get(..count).unwrap_or_default())?;
+            }
+        }
+        if checked.elapsed() > Duration::from_millis(1) {
+            checked = Instant::now();
+            for guest in &mut guests {
+                guest.handle_time()?;
+            }
+        }
+    }
+    Ok(guests.into_iter().map(Guest::end).collect())
+}
+
+/// The longest frame that a tap hands out.
+const BUFFER_BYTES: usize = 65_536 + 64;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -90,162 +185,209 @@ enum State {
 struct Flow {
     port: u16,
     state: State,
+    /// Which request it sends.
+    request: usize,
     /// Our next sequence number.
     sequence: u32,
     /// What we expect next.
     expects: u32,
+    /// Bytes of the response that are still to come, on a kept connection.
+    missing: usize,
     begun: Instant,
 }
 
-/// Runs exchanges on `tap` until the time is over and those under way have ended.
-pub fn run(tap: &Tap, load: &Load) -> Result<Outcome> {
-    Client::new(tap, load).run()
-}
-
-struct Client<'a> {
+/// One guest and its exchanges.
+struct Guest<'a> {
     tap: &'a Tap,
     load: &'a Load,
+    start: Instant,
     flows: Vec<Flow>,
+    /// When exchanges are to begin that wait.
+    pauses: VecDeque<Instant>,
     next_port: u16,
+    begun: usize,
     frame: Vec<u8>,
     outcome: Outcome,
 }
 
-impl<'a> Client<'a> {
+impl<'a> Guest<'a> {
     fn new(tap: &'a Tap, load: &'a Load) -> Self {
         let outcome = Outcome {
-            exchanges: 0,
-            lost: 0,
-            elapsed: Duration::ZERO,
-            latencies: Vec::with_capacity(1 << 20),
-            response: Vec::new(),
+            latencies: Vec::with_capacity(load.exchanges_max.min(1 << 20)),
+            ..Outcome::default()
         };
         Self {
             tap,
             load,
-            flows: Vec::new(),
+            start: Instant::now(),
+            flows: Vec::with_capacity(load.in_flight),
+            pauses: VecDeque::with_capacity(load.in_flight),
             next_port: 10_000,
+            begun: 0,
             frame: template(load),
             outcome,
         }
     }
 
-    fn run(mut self) -> Result<Outcome> {
-        let start = Instant::now();
-        let end = start + self.load.duration;
+    /// Begins the first exchanges.
+    fn begin(&mut self) -> Result<()> {
+        self.start = Instant::now();
         for _ in 0..self.load.in_flight {
-            self.begin()?;
+            self.begin_one()?;
         }
-        let mut buffer = vec![0; 65_536 + 64];
-        let mut checked = start;
-        while !self.flows.is_empty() {
-            match self.tap.read(&mut buffer) {
-                Ok(count) => {
-                    let frame = buffer.get(..count).unwrap_or_default();
-                    self.handle_frame(frame, end)?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    poll(
-                        &mut [PollFd::new(self.tap.as_fd(), PollFlags::POLLIN)],
-                        PollTimeout::from(100_u16),
-                    )?;
-                }
-                Err(error) => return Err(error.into()),
-            }
-            if checked.elapsed() > LOST_AFTER {
-                checked = Instant::now();
-                self.give_up_lost(end)?;
-            }
-        }
-        self.outcome.elapsed = start.elapsed();
-        self.outcome.latencies.sort_unstable();
-        ensure!(
-            self.outcome.exchanges > 0,
-            "no exchange ended well: {:?}",
-            self.outcome
-        );
-        Ok(self.outcome)
+        Ok(())
     }
 
-    fn begin(&mut self) -> Result<()> {
+    fn is_done(&self) -> bool {
+        self.flows.is_empty() && self.pauses.is_empty()
+    }
+
+    fn end(mut self) -> Outcome {
+        self.outcome.elapsed = self.start.elapsed();
+        self.outcome.latencies.sort_unstable();
+        self.outcome
+    }
+
+    /// Whether one more exchange may begin, and then counts it.
+    fn may_begin(&mut self) -> bool {
+        let may = self.begun < self.load.exchanges_max && self.start.elapsed() < self.load.duration;
+        self.begun += usize::from(may);
+        may
+    }
+
+    fn begin_one(&mut self) -> Result<()> {
+        if !self.may_begin() {
+            return Ok(());
+        }
+        let request = (self.begun - 1) % self.load.requests.len();
         let port = self.next_port;
         self.next_port = if port == 60_000 { 10_000 } else { port + 1 };
         // Every life of a port begins beyond the one before it. Linux's clock for this steps every 64 ns, which no
         // sender of real segments overtakes.
         let nanos = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
         let sequence = u32::try_from((nanos >> 6) & u128::from(u32::MAX))?;
-        self.send(port, sequence, 0, SYN, false)?;
+        self.send(port, sequence, 0, SYN, None)?;
         let sequence = sequence.wrapping_add(1);
         self.flows.push(Flow {
             port,
             state: State::SynSent,
+            request,
             sequence,
             expects: 0,
+            missing: 0,
             begun: Instant::now(),
         });
         Ok(())
     }
 
-    fn handle_frame(&mut self, frame: &[u8], end: Instant) -> Result<()> {
+    fn begin_after_pause(&mut self) -> Result<()> {
+        if self.load.pause.is_zero() {
+            return self.begin_one();
+        }
+        self.pauses.push_back(Instant::now() + self.load.pause);
+        Ok(())
+    }
+
+    fn handle_frame(&mut self, frame: &[u8]) -> Result<()> {
         let Some(segment) = Segment::parse(frame) else {
             return Ok(());
         };
         let Some(index) = self.flows.iter().position(|flow| flow.port == segment.port) else {
             return Ok(());
         };
-        let flow = &mut self.flows[index];
         if segment.flags & RST != 0 {
             self.flows.swap_remove(index);
             self.outcome.lost += 1;
-            return self.begin_if_before(end);
+            return self.begin_after_pause();
         }
+        let flow = &mut self.flows[index];
         match flow.state {
             State::SynSent if segment.flags & (SYN | ACK) == SYN | ACK => {
                 flow.expects = segment.sequence.wrapping_add(1);
-                flow.state = State::Requested;
                 let (port, sequence, expects) = (flow.port, flow.sequence, flow.expects);
-                flow.sequence = sequence.wrapping_add(u32::try_from(self.load.request.len())?);
-                self.send(port, sequence, expects, ACK, false)?;
-                self.send(port, sequence, expects, PSH | ACK, true)?;
+                self.send(port, sequence, expects, ACK, None)?;
+                self.request(index)
             }
-            State::Requested if segment.sequence == flow.expects => {
-                flow.expects = flow.expects.wrapping_add(u32::try_from(segment.payload.len())?);
-                if self.outcome.exchanges == 0 && index == 0 {
-                    self.outcome.response.extend_from_slice(segment.payload);
-                }
+            State::Requested if segment.sequence == flow.expects => self.handle_response(index, &segment),
+            // We closed first, so the last acknowledgement is ours.
+            State::Closing if self.load.kept_alive.is_some() => {
                 if segment.flags & FIN != 0 {
-                    flow.expects = flow.expects.wrapping_add(1);
-                    flow.state = State::Closing;
-                    self.outcome.latencies.push(flow.begun.elapsed());
-                    let (port, sequence, expects) = (flow.port, flow.sequence, flow.expects);
-                    flow.sequence = sequence.wrapping_add(1);
-                    self.send(port, sequence, expects, FIN | ACK, false)?;
+                    let (port, sequence) = (flow.port, flow.sequence);
+                    self.flows.swap_remove(index);
+                    self.send(port, sequence, segment.sequence.wrapping_add(1), ACK, None)?;
                 }
+                Ok(())
             }
             State::Closing if segment.acknowledges == flow.sequence => {
                 self.flows.swap_remove(index);
                 self.outcome.exchanges += 1;
-                return self.begin_if_before(end);
+                self.begin_after_pause()
             }
-            _ => {}
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends the flow's request.
+    fn request(&mut self, index: usize) -> Result<()> {
+        let flow = &mut self.flows[index];
+        let bytes = self.load.requests.get(flow.request).map_or(0, Vec::len);
+        let (port, sequence, expects, request) = (flow.port, flow.sequence, flow.expects, flow.request);
+        flow.state = State::Requested;
+        flow.sequence = sequence.wrapping_add(u32::try_from(bytes)?);
+        flow.missing = self.load.kept_alive.unwrap_or_default();
+        Ok(self.send(port, sequence, expects, PSH | ACK, Some(request))?)
+    }
+
+    fn handle_response(&mut self, index: usize, segment: &Segment<'_>) -> Result<()> {
+        let flow = &mut self.flows[index];
+        flow.expects = flow.expects.wrapping_add(u32::try_from(segment.payload.len())?);
+        if self.outcome.exchanges == 0 && index == 0 {
+            self.outcome.response.extend_from_slice(segment.payload);
+        }
+        let is_closed = segment.flags & FIN != 0;
+        flow.expects = flow.expects.wrapping_add(u32::from(is_closed));
+        flow.missing = flow.missing.saturating_sub(segment.payload.len());
+        if self.load.kept_alive.is_some() && flow.missing == 0 && !is_closed {
+            self.outcome.latencies.push(flow.begun.elapsed());
+            self.outcome.exchanges += 1;
+            flow.begun = Instant::now();
+            if self.may_begin() {
+                return self.request(index);
+            }
+            return self.close(index);
+        }
+        if is_closed {
+            let took = flow.begun.elapsed();
+            if self.load.kept_alive.is_some() {
+                self.outcome.lost += 1;
+            } else {
+                self.outcome.latencies.push(took);
+            }
+            return self.close(index);
         }
         Ok(())
     }
 
-    fn begin_if_before(&mut self, end: Instant) -> Result<()> {
-        if Instant::now() < end {
-            self.begin()
-        } else {
-            Ok(())
-        }
+    fn close(&mut self, index: usize) -> Result<()> {
+        let flow = &mut self.flows[index];
+        flow.state = State::Closing;
+        let (port, sequence, expects) = (flow.port, flow.sequence, flow.expects);
+        flow.sequence = sequence.wrapping_add(1);
+        Ok(self.send(port, sequence, expects, FIN | ACK, None)?)
     }
 
-    fn give_up_lost(&mut self, end: Instant) -> Result<()> {
+    /// Gives up what is lost, and begins what has waited.
+    fn handle_time(&mut self) -> Result<()> {
         let before = self.flows.len();
         self.flows.retain(|flow| flow.begun.elapsed() < LOST_AFTER);
         for _ in self.flows.len()..before {
             self.outcome.lost += 1;
-            self.begin_if_before(end)?;
+            self.begin_one()?;
+        }
+        let now = Instant::now();
+        while self.pauses.front().is_some_and(|due| *due <= now) {
+            self.pauses.pop_front();
+            self.begin_one()?;
         }
         Ok(())
     }
@@ -256,9 +398,11 @@ impl<'a> Client<'a> {
         sequence: u32,
         acknowledges: u32,
         flags: u8,
-        with_request: bool,
+        request: Option<usize>,
     ) -> io::Result<()> {
-        let request: &[u8] = if with_request { &self.load.request } else { &[] };
+        let request: &[u8] = request
+            .and_then(|index| self.load.requests.get(index))
+            .map_or(&[], Vec::as_slice);
         let frame = &mut self.frame;
         frame.truncate(HEADERS);
         frame.extend_from_slice(request);
@@ -309,7 +453,7 @@ impl<'a> Segment<'a> {
 
 /// Everything of a frame that stays the same.
 fn template(load: &Load) -> Vec<u8> {
-    let mut frame = Vec::with_capacity(HEADERS + load.request.len());
+    let mut frame = Vec::with_capacity(HEADERS + load.requests.iter().map(Vec::len).max().unwrap_or(0));
     frame.extend_from_slice(&load.server.0);
     frame.extend_from_slice(&load.mac.0);
     frame.extend_from_slice(&[0x08, 0x00]);
@@ -322,16 +466,22 @@ fn template(load: &Load) -> Vec<u8> {
     frame
 }
 
+/// The Internet checksum's sum, eight bytes at a time: 2^64 is 1 in its arithmetic, so a carry comes back in at the bottom.
 fn sum(bytes: &[u8]) -> u64 {
-    let mut pairs = bytes.chunks_exact(2);
-    let mut sum: u64 = pairs
-        .by_ref()
-        .map(|pair| u64::from(u16::from_be_bytes([pair[0], pair[1]])))
-        .sum();
-    if let [last] = pairs.remainder() {
-        sum += u64::from(*last) << 8;
+    let mut words = bytes.chunks_exact(8);
+    let add = |sum: u64, word: u64| {
+        let (sum, carry) = sum.overflowing_add(word);
+        sum + u64::from(carry)
+    };
+    let mut total = words.by_ref().fold(0, |total, word| {
+        add(total, u64::from_be_bytes(word.try_into().unwrap_or_default()))
+    });
+    let mut last = [0; 8];
+    for (byte, value) in last.iter_mut().zip(words.remainder()) {
+        *byte = *value;
     }
-    sum
+    total = add(total, u64::from_be_bytes(last));
+    (total & 0xffff_ffff) + (total >> 32)
 }
 
 fn finish(mut sum: u64) -> u16 {

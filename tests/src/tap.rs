@@ -78,7 +78,11 @@ impl Tap {
 
     /// Sends a frame as the guest.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
-        self.send_offloaded([0; VNET_HEADER_BYTES], frame)
+        if self.vnet_header {
+            self.send_offloaded([0; VNET_HEADER_BYTES], frame)
+        } else {
+            (&self.device).write_all(frame)
+        }
     }
 
     /// Sends a frame as a guest does that leaves work to its network card, and says which.

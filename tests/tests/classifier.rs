@@ -1,10 +1,6 @@
 //! T0 and T1: the verdict table, over the code as the host runs it and over the object as the kernel runs it.
 
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    os::fd::{AsFd, AsRawFd},
-};
+use std::{collections::BTreeMap, fs, io, os::fd::AsRawFd};
 
 use anyhow::{Context, bail, ensure};
 use imds_agent::datapath::{Classifier, Direction, PuntRing};
@@ -16,7 +12,7 @@ use imds_ebpf::{
 };
 use imds_tests::{
     frames::GUEST_MAC,
-    kernel::{empty_classifier, in_namespaces, test_run},
+    kernel::{in_namespaces, test_run},
     verdicts::{Case, inbound, table},
 };
 
@@ -276,41 +272,6 @@ fn verifier_is_done_long_before_it_gives_up() -> anyhow::Result<()> {
             };
             let verified: u32 = verified.trim().parse()?;
             ensure!(verified < 50_000, "{direction:?}: {verified} instructions");
-        }
-        Ok(())
-    })?;
-    Ok(())
-}
-
-/// What every packet of every guest pays, beside the shortest classifier there is. `cargo test -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement, whose numbers are for people"]
-fn cost_of_a_frame_that_passes() -> anyhow::Result<()> {
-    const REPEAT: u32 = 1_000_000;
-    in_namespaces(|bpffs| {
-        let mut classifier = Classifier::load(&bpffs.join("imds"))?;
-        classifier.attach(LOOPBACK)?;
-        classifier.bind(LOOPBACK, BINDING)?;
-        let empty = empty_classifier()?;
-        for round in 1..=3 {
-            for name in [
-                "HTTP to the world",
-                "IPv6",
-                "echo elsewhere",
-                "a tag around IPv6",
-                "request for the gateway",
-                "UDP",
-            ] {
-                let case = table().into_iter().find(|case| case.name == name).context(name)?;
-                let ours =
-                    test_run(classifier.program_fd(Direction::Outbound)?, &case.frame, REPEAT)?.duration;
-                let nothing = test_run(empty.as_fd(), &case.frame, REPEAT)?.duration;
-                let inbound = classifier.program_fd(Direction::Inbound)?;
-                let inbound = test_run(inbound, &case.frame, REPEAT)?.duration;
-                println!(
-                    "round {round}: {name}: {ours:?}, inbound {inbound:?}, empty classifier {nothing:?}"
-                );
-            }
         }
         Ok(())
     })?;

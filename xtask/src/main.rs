@@ -70,7 +70,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Vm => vm::run(),
         Command::Test(options) => test::run(&options),
         Command::Bench(options) => bench::run(
-            options,
+            &options,
             &prepare::release("cargo xtask bench")?,
             &host_command::target(),
         ),
