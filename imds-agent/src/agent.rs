@@ -31,9 +31,10 @@ use crate::{
     },
     keys::{self, Key, Purpose},
     observe::{Audit, Requests, audit},
+    privilege,
     registry::{Directory, Snapshot},
     sts,
-    worker::{self, Facts, Worker},
+    worker::{self, Facts, Panics, Worker},
 };
 
 /// How long the kernel is left alone with what it refused.
@@ -61,6 +62,7 @@ struct Agent {
     refused: BTreeSet<TapIndex>,
     requests: Arc<Requests>,
     audit: Audit,
+    panics: Arc<Panics>,
 }
 
 /// Serves until SIGTERM or SIGINT. The classifier stays on the taps then, so that the address goes dark and not astray.
@@ -106,6 +108,7 @@ pub async fn run(config: Config) -> Result<()> {
         refused: BTreeSet::new(),
         requests: Arc::clone(&facts.requests),
         audit: facts.audit.clone(),
+        panics: Arc::clone(&facts.panics),
     };
     // All of it ends with this function.
     let mut upkeep = JoinSet::new();
@@ -121,6 +124,8 @@ pub async fn run(config: Config) -> Result<()> {
         let endpoint = sts::Endpoint::bind(&settings, service, registry, Box::new(watch)).await;
         upkeep.spawn(endpoint.context("the security token service cannot start")?.run());
     }
+    // Everything is open.
+    privilege::capabilities::keep_for_serving()?;
     upkeep.spawn(refresher.run(directory.snapshots()));
     let refresher = identity_refresher(&config, &facts, &issuer).watched_by(assumptions(&facts.audit));
     upkeep.spawn(refresher.run(directory.snapshots()));
@@ -279,6 +284,7 @@ impl Agent {
     fn stop(self) {
         self.worker.stop();
         log::info!("counted: {}", self.requests);
+        log::info!("counted: {}", self.panics);
         self.audit.flush();
         let (written, lost) = (self.audit.written(), self.audit.lost());
         log::info!("counted: {written} events in the audit trail, {lost} lost");

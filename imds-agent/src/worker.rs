@@ -1,25 +1,33 @@
 //! One datapath thread: ring, stacks, taps.
 //!
 //! A worker owns its ring, the stacks of the interfaces whose frames come through it, and its timers. It reads the
-//! current facts and waits for nobody.
+//! current facts and waits for nobody. It does so without any privilege ([`crate::privilege`]), and goes on after a panic.
 
 mod answer;
 mod interfaces;
+mod panics;
 
 use std::{
-    io, thread,
+    io,
+    sync::Arc,
+    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use imds_ebpf::abi::TapIndex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    io::unix::AsyncFd,
+    runtime::Runtime,
+    sync::{mpsc, oneshot},
+};
 
-pub use self::answer::Facts;
-use self::interfaces::Interfaces;
+pub use self::{answer::Facts, panics::Panics};
+use self::{interfaces::Interfaces, panics::TooOften};
 use crate::{
     datapath::{Injector, PuntRing},
     imds::Imds,
     now::Now,
+    privilege::sandbox::{ConfineError, confine},
     registry::InstanceId,
 };
 
@@ -49,6 +57,20 @@ pub enum Command {
     Stop,
 }
 
+/// Why a worker ends that was not told to.
+#[derive(Debug, thiserror::Error)]
+enum WorkerError {
+    /// It would have more privileges than it should.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
+    /// Its ring or its socket is broken.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It keeps panicking.
+    #[error(transparent)]
+    Panics(#[from] TooOften),
+}
+
 type Inbox = mpsc::UnboundedReceiver<Command>;
 
 /// What wakes a worker.
@@ -69,6 +91,14 @@ pub struct Worker {
     pub imds: Imds,
     /// What answers are made of.
     pub facts: Facts,
+}
+
+/// A worker at work: what outlives a panic.
+struct Serving {
+    clock: Clock,
+    ring: AsyncFd<PuntRing>,
+    interfaces: Interfaces,
+    inbox: Inbox,
 }
 
 /// Becomes ready when a worker has ended, whatever ended it.
@@ -93,8 +123,8 @@ impl Worker {
         let run = move || {
             // Dropped when the thread ends, by a panic too.
             let _ends: oneshot::Sender<()> = ends;
-            if let Err(error) = runtime.block_on(self.run(inbox)) {
-                log::error!("worker {number} ended: {error}");
+            if let Err(error) = self.serve(number, &runtime, inbox) {
+                log::error!("worker {number} ended: {error:#}");
             }
         };
         let thread = thread::Builder::new()
@@ -103,11 +133,45 @@ impl Worker {
         Ok((Handle { commands, thread }, ended))
     }
 
-    async fn run(self, mut inbox: Inbox) -> io::Result<()> {
-        let clock = Clock::new();
-        let mut ring = self.ring.into_async()?;
-        let mut interfaces = Interfaces::new(self.facts, self.imds, self.injector);
-        let mut has_more = false;
+    fn serve(self, number: usize, runtime: &Runtime, inbox: Inbox) -> Result<(), WorkerError> {
+        let confined = confine()?;
+        log::info!("worker {number}: no capabilities, {confined}");
+        let (clock, panics) = (Clock::new(), Arc::clone(&self.facts.panics));
+        let registers_there = runtime.enter();
+        let ring = self.ring.into_async()?;
+        drop(registers_there);
+        let mut serving = Serving {
+            clock,
+            ring,
+            interfaces: Interfaces::new(self.facts, self.imds, self.injector),
+            inbox,
+        };
+        let work = |serving: &mut Serving| runtime.block_on(serving.run());
+        let recover = |serving: &mut Serving, pause| {
+            log::error!("worker {number} drops all connections and goes on in {pause:?}");
+            serving.interfaces.drop_all_stacks();
+            thread::sleep(pause);
+        };
+        Ok(panics::supervise(
+            &mut serving,
+            &panics,
+            || clock.now().monotonic,
+            work,
+            recover,
+        )??)
+    }
+}
+
+impl Serving {
+    async fn run(&mut self) -> io::Result<()> {
+        let Self {
+            clock,
+            ring,
+            interfaces,
+            inbox,
+        } = self;
+        // After a panic there may be frames that the ring never tells of again.
+        let mut has_more = true;
         loop {
             // Not by tokio's timer, which stands still for as long as frames keep coming.
             let now = clock.now();
@@ -130,9 +194,9 @@ impl Worker {
             };
             match event {
                 Event::Command(Command::Stop) => return Ok(()),
-                Event::Command(command) => obey(command, &mut interfaces),
+                Event::Command(command) => obey(command, interfaces),
                 Event::Deadline => interfaces.handle_deadlines(clock.now())?,
-                Event::Frames => has_more = drain(ring.get_mut(), &mut interfaces, &clock, &mut inbox)?,
+                Event::Frames => has_more = drain(ring.get_mut(), interfaces, clock, inbox)?,
             }
         }
     }
@@ -210,6 +274,7 @@ fn drain(
 }
 
 /// The only clock of a worker.
+#[derive(Clone, Copy)]
 struct Clock {
     start: Instant,
 }

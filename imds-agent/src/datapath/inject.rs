@@ -109,9 +109,14 @@ impl Injector {
     /// error is the socket's own.
     pub fn flush(&mut self) -> io::Result<()> {
         let result = self.send_queue();
+        self.clear();
+        result
+    }
+
+    /// Forgets what is queued.
+    pub fn clear(&mut self) {
         self.queue.clear();
         self.bytes.clear();
-        result
     }
 
     /// Frames that taps took.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arc_swap::Guard;
 use imds_ebpf::abi::MacAddr;
 
+use super::panics::Panics;
 use crate::{
     credentials::{self, Asked, RoleState},
     http::{Request, Response, Service},
@@ -27,6 +28,8 @@ pub struct Facts {
     pub identities: Arc<identity::Published>,
     /// What became of requests.
     pub requests: Arc<Requests>,
+    /// What panicked and went on.
+    pub panics: Arc<Panics>,
     /// Where first deliveries of credentials are written down.
     pub audit: Audit,
 }

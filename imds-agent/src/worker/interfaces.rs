@@ -9,7 +9,10 @@ use std::{
 use imds_ebpf::abi::{MacAddr, TapIndex};
 use rand::Rng as _;
 
-use super::answer::{Answer, Facts};
+use super::{
+    answer::{Answer, Facts},
+    panics::{Convalescent, survive},
+};
 use crate::{
     datapath::{Injector, Punt},
     imds::Imds,
@@ -36,6 +39,8 @@ pub struct Interfaces {
     deadlines: BTreeSet<(Duration, TapIndex)>,
     /// Taps with frames since the last flush.
     touched: Vec<TapIndex>,
+    /// Taps whose stack panicked.
+    convalescents: HashMap<TapIndex, Convalescent>,
     /// Connections of all stacks, as of the last flush of each.
     connections: usize,
 }
@@ -61,6 +66,7 @@ impl Interfaces {
             owners: HashMap::new(),
             deadlines: BTreeSet::new(),
             touched: Vec::new(),
+            convalescents: HashMap::new(),
             connections: 0,
         }
     }
@@ -82,6 +88,9 @@ impl Interfaces {
         let Some(packet) = frame.get(ETHERNET_HEADER_BYTES..) else {
             return;
         };
+        if !self.convalescents.is_empty() && self.rests(now, tap) {
+            return;
+        }
         if self
             .stacks
             .get(&tap)
@@ -104,9 +113,10 @@ impl Interfaces {
             tap,
             mac,
         };
-        interface
-            .stack
-            .handle_packet(now, packet, &mut service, &mut transmit);
+        let stack = &mut interface.stack;
+        if survive(|| stack.handle_packet(now, packet, &mut service, &mut transmit)).is_none() {
+            self.handle_panic(now, tap);
+        }
     }
 
     /// Sends what the stacks that got frames have to say.
@@ -122,8 +132,10 @@ impl Interfaces {
                 tap,
                 mac: interface.mac,
             };
-            interface.stack.flush(now, &mut transmit);
-            self.settle(now, tap);
+            match survive(|| interface.stack.flush(now, &mut transmit)) {
+                Some(()) => self.settle(now, tap),
+                None => self.handle_panic(now, tap),
+            }
         }
         self.touched = touched;
         self.injector.flush()
@@ -145,8 +157,11 @@ impl Interfaces {
                 tap,
                 mac: interface.mac,
             };
-            interface.stack.handle_timeout(now, &mut service, &mut transmit);
-            self.settle(now, tap);
+            let stack = &mut interface.stack;
+            match survive(|| stack.handle_timeout(now, &mut service, &mut transmit)) {
+                Some(()) => self.settle(now, tap),
+                None => self.handle_panic(now, tap),
+            }
         }
         self.injector.flush()
     }
@@ -158,14 +173,42 @@ impl Interfaces {
 
     /// Serves `tap` as `instance`'s, without the connections that it had.
     pub fn serve(&mut self, tap: TapIndex, instance: InstanceId) {
-        self.drop_stack(tap);
         self.owners.insert(tap, instance);
+        self.drop_stack(tap);
+        self.convalescents.remove(&tap);
     }
 
     /// Serves nobody on `tap`.
     pub fn forget(&mut self, tap: TapIndex) {
-        self.drop_stack(tap);
         self.owners.remove(&tap);
+        self.drop_stack(tap);
+        self.convalescents.remove(&tap);
+    }
+
+    /// Drops all connections, after a panic that nobody in particular caused. Whose the taps are stays.
+    pub fn drop_all_stacks(&mut self) {
+        self.stacks.clear();
+        self.deadlines.clear();
+        self.touched.clear();
+        self.connections = 0;
+        self.injector.clear();
+    }
+
+    /// The stack of `tap` panicked, and nobody knows what state it is in. Nothing else is: what it left half done outside are
+    /// the bytes of a frame that was not queued.
+    fn handle_panic(&mut self, now: Now, tap: TapIndex) {
+        self.drop_stack(tap);
+        let convalescent = self.convalescents.entry(tap).or_default();
+        let pause = convalescent.handle_panic(now.monotonic, &self.facts.panics);
+        let instance = self.owners.get(&tap).map_or("nobody", InstanceId::as_str);
+        log::error!(
+            "tap {tap} of {instance}: its stack panicked; connections are dropped, frames are for {pause:?}"
+        );
+    }
+
+    fn rests(&self, now: Now, tap: TapIndex) -> bool {
+        let convalescent = self.convalescents.get(&tap);
+        convalescent.is_some_and(|convalescent| convalescent.rests(now.monotonic))
     }
 
     fn drop_stack(&mut self, tap: TapIndex) {
