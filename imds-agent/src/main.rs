@@ -1,7 +1,7 @@
 //! The agent: `imds-agent run`, and what an operator needs around it.
 
 use std::{
-    panic::PanicHookInfo,
+    panic::{self, PanicHookInfo},
     path::{Path, PathBuf},
     process::ExitCode,
     thread,
@@ -67,11 +67,12 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
     }
     match command {
         Command::Run => {
-            // Keys and credentials go into no core dump, and no other process reads them.
-            nix::sys::prctl::set_dumpable(false).context("cannot keep secrets out of core dumps")?;
-            std::panic::set_hook(Box::new(tell_panic));
+            panic::set_hook(Box::new(tell_panic));
             let reduced = reduce_privileges(&config)?;
             config.bpf_directory.clone_from(&reduced.pins);
+            // Keys and credentials go into no core dump, and no other process reads them. Not earlier: to change the user
+            // makes this what the host has it for such programs.
+            nix::sys::prctl::set_dumpable(false).context("cannot keep secrets out of core dumps")?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
                 .thread_name("imds-control")
@@ -100,7 +101,7 @@ fn start_log(level: LogLevel) {
 /// The process as it is to be while it opens what it serves with; what is root's to do beforehand is done.
 fn reduce_privileges(config: &Config) -> Result<privilege::Reduced> {
     pins::ensure_bpffs(&config.bpf_directory)?;
-    let written: Vec<_> = config.audit_file().and_then(Path::parent).into_iter().collect();
+    let written: Vec<_> = config.audit_file().into_iter().collect();
     let reduced = privilege::reduce(&privilege::Settings {
         user: config.user(),
         owned: &[&config.state_directory],

@@ -38,7 +38,7 @@ pub struct Settings<'a> {
     pub owned: &'a [&'a Path],
     /// The directory of the pins, on a BPF file system that is mounted: owned as well.
     pub pins: &'a Path,
-    /// Directories of others in which the agent makes files.
+    /// Files that it writes, in directories that need not be its own.
     pub written: &'a [&'a Path],
 }
 
@@ -98,10 +98,10 @@ pub enum PrivilegeError {
         /// Who it should belong to.
         user: u32,
     },
-    /// A directory cannot be used.
-    #[error("{path} cannot be written to by user {user}")]
+    /// A directory or a file cannot be used.
+    #[error("{path} cannot be written to by user {user}, as whom the agent runs")]
     Access {
-        /// The directory.
+        /// The directory or file.
         path: PathBuf,
         /// The agent's user.
         user: u32,
@@ -148,7 +148,7 @@ pub fn reduce(settings: &Settings<'_>) -> Result<Reduced, PrivilegeError> {
         for directory in settings.owned.iter().chain([&settings.pins]) {
             user::own(directory, &user)?;
         }
-        for directory in settings.written {
+        for directory in settings.written.iter().filter_map(|file| file.parent()) {
             user::make(directory, 0o750, &user)?;
         }
     }
@@ -160,8 +160,8 @@ pub fn reduce(settings: &Settings<'_>) -> Result<Reduced, PrivilegeError> {
     };
     capabilities::keep_for_opening(|| if is_other { user.become_it() } else { Ok(()) })?;
     prctl::set_no_new_privs().map_err(PrivilegeError::NoNewPrivileges)?;
-    for directory in settings.owned.iter().chain(settings.written) {
-        check_access(directory, &user)?;
+    for path in settings.owned.iter().chain(settings.written) {
+        check_access(path, &user)?;
     }
     if user.is_root() {
         log::warn!(
@@ -186,12 +186,18 @@ fn hold(directory: &Path) -> Result<OwnedFd, PrivilegeError> {
     })
 }
 
-/// A directory that is not there is made when it is needed, or its absence told by whoever needs it.
-fn check_access(directory: &Path, user: &User) -> Result<(), PrivilegeError> {
-    match eaccess(directory, AccessFlags::W_OK | AccessFlags::X_OK) {
+/// Where something cannot be written that matters, the agent does not start. What is not there yet must be possible to make.
+fn check_access(path: &Path, user: &User) -> Result<(), PrivilegeError> {
+    let is_there = eaccess(path, AccessFlags::F_OK) != Err(Errno::ENOENT);
+    let path = if is_there {
+        path
+    } else {
+        path.parent().unwrap_or(path)
+    };
+    match eaccess(path, AccessFlags::W_OK) {
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
         Err(source) => Err(PrivilegeError::Access {
-            path: directory.to_owned(),
+            path: path.to_owned(),
             user: user.id.as_raw(),
             source,
         }),

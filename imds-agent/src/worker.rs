@@ -9,22 +9,21 @@ mod panics;
 
 use std::{
     io,
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, Sender, TryRecvError},
+    },
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use imds_ebpf::abi::TapIndex;
-use tokio::{
-    io::unix::AsyncFd,
-    runtime::Runtime,
-    sync::{mpsc, oneshot},
-};
+use tokio::sync::oneshot;
 
 pub use self::{answer::Facts, panics::Panics};
 use self::{interfaces::Interfaces, panics::TooOften};
 use crate::{
-    datapath::{Injector, PuntRing},
+    datapath::{Alarm, Injector, PuntRing},
     imds::Imds,
     now::Now,
     privilege::sandbox::{ConfineError, confine},
@@ -71,15 +70,6 @@ enum WorkerError {
     Panics(#[from] TooOften),
 }
 
-type Inbox = mpsc::UnboundedReceiver<Command>;
-
-/// What wakes a worker.
-enum Event {
-    Command(Command),
-    Frames,
-    Deadline,
-}
-
 /// What a worker is made of.
 #[derive(Debug)]
 pub struct Worker {
@@ -96,9 +86,11 @@ pub struct Worker {
 /// A worker at work: what outlives a panic.
 struct Serving {
     clock: Clock,
-    ring: AsyncFd<PuntRing>,
+    alarm: Alarm,
+    ring: PuntRing,
     interfaces: Interfaces,
-    inbox: Inbox,
+    inbox: Receiver<Command>,
+    is_stopped: bool,
 }
 
 /// Becomes ready when a worker has ended, whatever ended it.
@@ -107,98 +99,114 @@ pub type Ended = oneshot::Receiver<()>;
 /// A running worker.
 #[derive(Debug)]
 pub struct Handle {
-    commands: mpsc::UnboundedSender<Command>,
+    commands: Sender<Command>,
+    alarm: Alarm,
     thread: thread::JoinHandle<()>,
 }
 
 impl Worker {
     /// Starts the thread, numbered `number`.
     pub fn start(self, number: usize) -> io::Result<(Handle, Ended)> {
-        let (commands, inbox) = mpsc::unbounded_channel();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .build()?;
+        let (commands, inbox) = mpsc::channel();
+        let alarm = Alarm::new()?;
         let (ends, ended) = oneshot::channel();
+        let sleeps_by = alarm.clone();
         let run = move || {
             // Dropped when the thread ends, by a panic too.
             let _ends: oneshot::Sender<()> = ends;
-            if let Err(error) = self.serve(number, &runtime, inbox) {
+            if let Err(error) = self.serve(number, sleeps_by, inbox) {
                 log::error!("worker {number} ended: {error:#}");
             }
         };
         let thread = thread::Builder::new()
             .name(format!("imds-worker-{number}"))
             .spawn(run)?;
-        Ok((Handle { commands, thread }, ended))
+        Ok((
+            Handle {
+                commands,
+                alarm,
+                thread,
+            },
+            ended,
+        ))
     }
 
-    fn serve(self, number: usize, runtime: &Runtime, inbox: Inbox) -> Result<(), WorkerError> {
+    fn serve(self, number: usize, alarm: Alarm, inbox: Receiver<Command>) -> Result<(), WorkerError> {
         let confined = confine()?;
         log::info!("worker {number}: no capabilities, {confined}");
         let (clock, panics) = (Clock::new(), Arc::clone(&self.facts.panics));
-        let registers_there = runtime.enter();
-        let ring = self.ring.into_async()?;
-        drop(registers_there);
         let mut serving = Serving {
             clock,
-            ring,
+            alarm,
+            ring: self.ring,
             interfaces: Interfaces::new(self.facts, self.imds, self.injector),
             inbox,
+            is_stopped: false,
         };
-        let work = |serving: &mut Serving| runtime.block_on(serving.run());
         let recover = |serving: &mut Serving, pause| {
             log::error!("worker {number} drops all connections and goes on in {pause:?}");
             serving.interfaces.drop_all_stacks();
             thread::sleep(pause);
         };
+        let now = || clock.now().monotonic;
         Ok(panics::supervise(
             &mut serving,
             &panics,
-            || clock.now().monotonic,
-            work,
+            now,
+            Serving::run,
             recover,
         )??)
     }
 }
 
 impl Serving {
-    async fn run(&mut self) -> io::Result<()> {
-        let Self {
-            clock,
-            ring,
-            interfaces,
-            inbox,
-        } = self;
-        // After a panic there may be frames that the ring never tells of again.
-        let mut has_more = true;
-        loop {
-            // Not by tokio's timer, which stands still for as long as frames keep coming.
-            let now = clock.now();
-            if interfaces
-                .deadline()
-                .is_some_and(|deadline| deadline <= now.monotonic)
-            {
-                interfaces.handle_deadlines(now)?;
-            }
-            let event = tokio::select! {
-                biased;
-                command = inbox.recv() => Event::Command(command.unwrap_or(Command::Stop)),
-                () = clock.sleep_until(interfaces.deadline()) => Event::Deadline,
-                () = std::future::ready(()), if has_more => Event::Frames,
-                ready = ring.readable() => {
-                    // The ring is drained from here on, and a frame that comes after that makes it ready again.
-                    ready?.clear_ready();
-                    Event::Frames
-                }
-            };
-            match event {
-                Event::Command(Command::Stop) => return Ok(()),
-                Event::Command(command) => obey(command, interfaces),
-                Event::Deadline => interfaces.handle_deadlines(clock.now())?,
-                Event::Frames => has_more = drain(ring.get_mut(), interfaces, clock, inbox)?,
+    fn run(&mut self) -> io::Result<()> {
+        while !self.is_stopped {
+            self.is_stopped |= obey_all(&self.inbox, &mut self.interfaces);
+            let has_more = self.drain()?;
+            let now = self.clock.now();
+            let due = self.interfaces.deadline();
+            let left = due.map(|due| due.saturating_sub(now.monotonic));
+            if left == Some(Duration::ZERO) {
+                self.interfaces.handle_deadlines(now)?;
+            } else if !has_more && !self.is_stopped {
+                self.alarm.sleep(&self.ring, left)?;
             }
         }
+        Ok(())
+    }
+
+    /// Handles frames in batches until the ring is empty, and stays so for a while if the frames come singly. Returns whether
+    /// there may be more: however many come, commands and timers get their turn.
+    fn drain(&mut self) -> io::Result<bool> {
+        let mut last_frame = None;
+        let mut batches = 0;
+        while batches < BATCHES_MAX {
+            let mut now = None;
+            for _ in 0..BATCH_FRAMES {
+                let Some(punt) = self.ring.next() else { break };
+                if !self.interfaces.serves(punt.tap) {
+                    // The classifier was told of the tap after we were: the word is in the inbox.
+                    self.is_stopped |= obey_all(&self.inbox, &mut self.interfaces);
+                }
+                let now = *now.get_or_insert_with(|| self.clock.now());
+                self.interfaces.handle_punt(now, &punt);
+            }
+            match now {
+                Some(now) => {
+                    self.interfaces.flush(now)?;
+                    last_frame = Some(Instant::now());
+                    batches += 1;
+                }
+                None if self.interfaces.connections() > SPIN_CONNECTIONS_MAX
+                    || last_frame.is_none_or(|last| last.elapsed() > SPIN) =>
+                {
+                    return Ok(false);
+                }
+                None => std::hint::spin_loop(),
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -207,6 +215,7 @@ impl Handle {
     pub fn tell(&self, command: Command) {
         // A worker that ended has nothing to be told.
         let _ = self.commands.send(command);
+        self.alarm.ring();
     }
 
     /// Ends the worker and waits for it.
@@ -218,59 +227,16 @@ impl Handle {
     }
 }
 
-/// Does all that the worker is told by now.
-fn obey_all(inbox: &mut Inbox, interfaces: &mut Interfaces) {
-    while let Ok(command) = inbox.try_recv() {
-        if matches!(command, Command::Stop) {
-            // The run loop finds the end of it, and ends.
-            inbox.close();
-        }
-        obey(command, interfaces);
-    }
-}
-
-/// Does what the worker is told. That it is to end is the run loop's business.
-fn obey(command: Command, interfaces: &mut Interfaces) {
-    match command {
-        Command::Serve(tap, instance) => interfaces.serve(tap, instance),
-        Command::Forget(tap) => interfaces.forget(tap),
-        Command::Stop => {}
-    }
-}
-
-/// Handles frames in batches until the ring is empty, and stays so for a while if the frames come singly. Returns whether
-/// there may be more: however many come, commands and timers get their turn.
-fn drain(
-    ring: &mut PuntRing,
-    interfaces: &mut Interfaces,
-    clock: &Clock,
-    inbox: &mut Inbox,
-) -> io::Result<bool> {
-    let mut last_frame = Instant::now();
-    let mut batches = 0;
-    while batches < BATCHES_MAX {
-        let mut now = None;
-        for _ in 0..BATCH_FRAMES {
-            let Some(punt) = ring.next() else { break };
-            if !interfaces.serves(punt.tap) {
-                // The classifier was told of the tap after we were: the word is in the inbox.
-                obey_all(inbox, interfaces);
-            }
-            interfaces.handle_punt(*now.get_or_insert_with(|| clock.now()), &punt);
-        }
-        match now {
-            Some(now) => {
-                interfaces.flush(now)?;
-                last_frame = Instant::now();
-                batches += 1;
-            }
-            None if interfaces.connections() > SPIN_CONNECTIONS_MAX || last_frame.elapsed() > SPIN => {
-                return Ok(false);
-            }
-            None => std::hint::spin_loop(),
+/// Does all that the worker is told by now. Returns whether it is to end.
+fn obey_all(inbox: &Receiver<Command>, interfaces: &mut Interfaces) -> bool {
+    loop {
+        match inbox.try_recv() {
+            Ok(Command::Serve(tap, instance)) => interfaces.serve(tap, instance),
+            Ok(Command::Forget(tap)) => interfaces.forget(tap),
+            Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return true,
+            Err(TryRecvError::Empty) => return false,
         }
     }
-    Ok(true)
 }
 
 /// The only clock of a worker.
@@ -292,13 +258,6 @@ impl Clock {
         Now {
             monotonic: self.start.elapsed(),
             unix,
-        }
-    }
-
-    async fn sleep_until(&self, deadline: Option<Duration>) {
-        match deadline {
-            Some(deadline) => tokio::time::sleep_until((self.start + deadline).into()).await,
-            None => std::future::pending().await,
         }
     }
 }

@@ -74,6 +74,19 @@ impl Injector {
         })
     }
 
+    /// One whose frames cannot be sent, for tests of who queues them.
+    #[cfg(test)]
+    pub fn nowhere() -> Self {
+        let socket = std::os::unix::net::UnixDatagram::unbound().expect("sockets are to be had");
+        Self {
+            socket: socket.into(),
+            bytes: Vec::new(),
+            queue: Vec::new(),
+            sent: 0,
+            lost: 0,
+        }
+    }
+
     /// Queues one frame for the guest behind `tap`: Ethernet header from the service's MAC to `destination`, then `length`
     /// bytes of IP packet that `fill` writes. EtherType follows the packet's version.
     pub fn push<R>(

@@ -14,6 +14,7 @@ mod object;
 pub mod pins;
 pub mod program;
 pub mod punt;
+pub mod sleep;
 pub mod tap;
 
 pub use counters::Counters;
@@ -22,6 +23,7 @@ pub use inject::Injector;
 pub use link_watch::{LinkEvent, LinkWatch};
 pub use program::{Classifier, LoadError};
 pub use punt::{Punt, PuntRing};
+pub use sleep::Alarm;
 
 #[cfg(test)]
 mod tests {

@@ -32,8 +32,7 @@ const LANDLOCK: ABI = ABI::V9;
 const CALLS: &[libc::c_long] = &[
     // Frames, wake-ups and the log.
     libc::SYS_sendmmsg,
-    libc::SYS_epoll_pwait,
-    libc::SYS_epoll_ctl,
+    libc::SYS_ppoll,
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_writev,
@@ -62,8 +61,6 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_sigaltstack,
     libc::SYS_exit,
     libc::SYS_exit_group,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_epoll_wait,
 ];
 
 /// What the C library tries now and then by itself, as glibc's allocator does with `/proc/sys/vm/overcommit_memory`, and

@@ -271,3 +271,86 @@ impl Transmit for TapTransmit<'_> {
         self.injector.push(self.tap, self.mac, length, fill)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rand::{SeedableRng as _, rngs::StdRng};
+
+    use super::*;
+    use crate::imds::{TokenKey, TokenKeys};
+
+    const ONE: TapIndex = TapIndex(11);
+    const TWO: TapIndex = TapIndex(12);
+
+    /// Two taps with an owner and a stack each.
+    fn interfaces() -> Interfaces {
+        let keys = TokenKeys::new(TokenKey::new([0; 3], [0; 32]), Vec::new());
+        let imds = Imds::new(Arc::new(keys), StdRng::seed_from_u64(0));
+        let mut interfaces = Interfaces::new(Facts::default(), imds, Injector::nowhere());
+        for tap in [ONE, TWO] {
+            interfaces.serve(tap, format!("i-{tap}").parse().unwrap());
+            send(&mut interfaces, at(0), tap);
+        }
+        interfaces
+    }
+
+    fn at(milliseconds: u64) -> Now {
+        Now {
+            monotonic: Duration::from_millis(milliseconds),
+            unix: Duration::from_secs(1_795_248_000),
+        }
+    }
+
+    fn send(interfaces: &mut Interfaces, now: Now, tap: TapIndex) {
+        let punt = Punt {
+            tap,
+            mac: MacAddr([6, 0, 0, 0, 0, 1]),
+            arrived: now.monotonic,
+            frame: &[0; 60],
+        };
+        interfaces.handle_punt(now, &punt);
+    }
+
+    fn stacks(interfaces: &Interfaces) -> [bool; 2] {
+        [ONE, TWO].map(|tap| interfaces.stacks.contains_key(&tap))
+    }
+
+    #[test]
+    fn a_stack_that_panicked_is_made_anew_after_a_pause_and_no_other_is() {
+        let mut interfaces = interfaces();
+        assert_eq!(stacks(&interfaces), [true, true]);
+        interfaces.handle_panic(at(0), ONE);
+        assert_eq!(stacks(&interfaces), [false, true]);
+        assert!(interfaces.serves(ONE), "whose the tap is stays");
+        assert_eq!(interfaces.facts.panics.of_interfaces(), 1);
+
+        send(&mut interfaces, at(99), ONE);
+        assert_eq!(stacks(&interfaces), [false, true], "its frames are passed over");
+        send(&mut interfaces, at(100), ONE);
+        assert_eq!(stacks(&interfaces), [true, true]);
+        interfaces.flush(at(100)).unwrap();
+    }
+
+    #[test]
+    fn a_tap_that_gets_another_owner_does_not_atone_for_the_last_one() {
+        let mut interfaces = interfaces();
+        interfaces.handle_panic(at(0), ONE);
+        interfaces.serve(ONE, "i-new".parse().unwrap());
+        send(&mut interfaces, at(1), ONE);
+        assert_eq!(stacks(&interfaces), [true, true]);
+    }
+
+    #[test]
+    fn after_a_panic_of_the_worker_only_the_owners_are_left() {
+        let mut interfaces = interfaces();
+        interfaces.drop_all_stacks();
+        assert_eq!(stacks(&interfaces), [false, false]);
+        assert!(interfaces.serves(ONE) && interfaces.serves(TWO));
+        assert_eq!((interfaces.connections(), interfaces.deadline()), (0, None));
+        interfaces.flush(at(1)).unwrap();
+        send(&mut interfaces, at(1), ONE);
+        assert_eq!(stacks(&interfaces), [true, false], "and it goes on");
+    }
+}

@@ -196,34 +196,6 @@ mod tests {
     }
 
     #[test]
-    fn a_runtime_outlives_what_panics_on_it() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        let (sender, mut inbox) = tokio::sync::mpsc::unbounded_channel();
-        let work = |inbox: &mut tokio::sync::mpsc::UnboundedReceiver<bool>| {
-            runtime.block_on(async {
-                loop {
-                    match inbox.recv().await {
-                        Some(true) => panics(),
-                        Some(false) => tokio::time::sleep(Duration::from_millis(1)).await,
-                        None => return "the end",
-                    }
-                }
-            })
-        };
-        for is_bad in [false, true, false, true, true, false] {
-            sender.send(is_bad).unwrap();
-        }
-        drop(sender);
-        let counts = Panics::default();
-        let ended = supervise(&mut inbox, &counts, || Duration::ZERO, work, |_, _| ());
-        assert_eq!(ended, Ok("the end"));
-        assert_eq!(counts.of_workers(), 3);
-    }
-
-    #[test]
     fn an_interface_that_keeps_panicking_rests_longer_each_time_but_never_for_good() {
         let (counts, mut interface) = (Panics::default(), Convalescent::default());
         let mut now = Duration::ZERO;
