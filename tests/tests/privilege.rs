@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    net::TcpStream,
     os::unix::fs::{MetadataExt as _, chown},
     path::Path,
     process::{Command, Stdio},
@@ -317,6 +318,27 @@ fn agents_of_other_users_follow_each_other_on_the_same_taps() -> Result<()> {
         agent.kill()?;
     }
     Ok(())
+}
+
+#[test]
+fn an_agent_of_another_user_takes_nothing_from_one_that_runs() -> Result<()> {
+    let stage = Stage::new(USER, "")?;
+    let agent = stage.start()?;
+    stage.files.set_user(ROOT)?;
+    let refusal = stage.refusal()?;
+    assert!(refusal.contains("is in use by another agent"), "{refusal}");
+    // A new tap's pins are made, so they are still its own.
+    serves(&stage)?;
+    is_reduced(&agent, user()?.uid.as_raw(), 0)
+}
+
+#[test]
+fn a_port_of_roots_is_bound_before_the_power_to_is_gone() -> Result<()> {
+    let stage = Stage::new(USER, "[sts_endpoint]\nhttp = [\"127.0.0.1:80\"]\n")?;
+    let agent = stage.start()?;
+    let connected = stage.namespace.enter(|| TcpStream::connect("127.0.0.1:80"));
+    assert!(connected.is_ok(), "{connected:?}");
+    is_reduced(&agent, user()?.uid.as_raw(), 0)
 }
 
 #[test]

@@ -30,6 +30,9 @@ const REMOVE: &[libc::c_long] = &[libc::SYS_unlinkat];
 /// What every child says once its thread is confined.
 const CONFINED: &str = "confined";
 
+/// An attempt of nothing, on a kernel that has neither landlock nor seccomp.
+const ON_AN_OLD_KERNEL: &str = "nothing";
+
 /// Runs `attempt` on a confined thread of a child.
 fn attempt(attempt: &str) -> Output {
     let own = env::current_exe().unwrap();
@@ -55,6 +58,9 @@ fn text(bytes: &[u8]) -> String {
 fn in_the_child() {
     let attempt = env::var(ATTEMPT).unwrap_or_default();
     let file = File::open("/proc/self/status").unwrap();
+    if attempt == ON_AN_OLD_KERNEL {
+        forget_the_sandbox();
+    }
     thread::spawn(move || {
         let confined = confine().unwrap();
         println!("{CONFINED}: {confined}");
@@ -68,6 +74,7 @@ fn in_the_child() {
 fn tried(attempt: &str, mut file: File) {
     match attempt {
         "serve" => serve(),
+        ON_AN_OLD_KERNEL => {}
         "read-open-file" => _ = file.read(&mut [0; 16]).unwrap(),
         "open-file" => assert!(is_refused(File::open("/etc/hostname")), "it can be opened"),
         "make-file" => assert!(is_refused(File::create("/tmp/imds-test-never")), "it can be made"),
@@ -101,6 +108,16 @@ fn executable_memory() {
     #[expect(unsafe_code, reason = "the call does not come back")]
     // SAFETY: the kernel chooses the place.
     let _ = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
+}
+
+/// Answers as a kernel does that was built without them.
+fn forget_the_sandbox() {
+    let calls = [libc::SYS_landlock_create_ruleset, libc::SYS_seccomp];
+    let calls = calls.map(|call| (call, Vec::new())).into();
+    let absent = SeccompAction::Errno(libc::ENOSYS as u32);
+    let architecture = env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(calls, SeccompAction::Allow, absent, architecture).unwrap();
+    seccompiler::apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
 }
 
 /// What a serving thread does besides sending: memory, randomness, time, other threads, wake-ups, the log, panics.
@@ -178,6 +195,14 @@ fn what_serving_never_does_ends_the_process_with_a_line_in_the_log() {
         let is_expected = told.is_some_and(|told| calls.contains(&told));
         assert!(is_expected || calls.is_empty(), "{forbidden}: {output:?}");
     }
+}
+
+#[test]
+fn a_kernel_without_the_means_is_lived_with() {
+    let output = attempt(ON_AN_OLD_KERNEL);
+    assert!(output.status.success(), "{output:?}");
+    let said = text(&output.stdout);
+    assert!(said.contains("confined: no landlock, no seccomp\n"), "{said}");
 }
 
 #[test]
