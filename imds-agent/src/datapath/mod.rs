@@ -1,7 +1,7 @@
 //! Between kernel and agent: the classifier's life, the taps, frames out of the ring and frames into the taps.
 //!
-//! Nothing in here knows what a request is. Besides this room only `privilege` has `unsafe` in it, in two
-//! places.
+//! Nothing in here knows what a request is. Besides `privilege`, in two places, the only room with
+//! `unsafe` in it.
 //!
 //! Read in this order: [`program`] (what the agent does with the classifier), [`hook`] (how it hangs on a tap), [`pins`]
 //! (what outlives the agent), [`punt`] and [`inject`] (the frames), [`link_watch`] and [`tap`] (the devices).

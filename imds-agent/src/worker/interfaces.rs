@@ -202,7 +202,7 @@ impl Interfaces {
         let pause = convalescent.handle_panic(now.monotonic, &self.facts.panics);
         let instance = self.owners.get(&tap).map_or("nobody", InstanceId::as_str);
         log::error!(
-            "tap {tap} of {instance}: its stack panicked; connections are dropped, frames are for {pause:?}"
+            "tap {tap} of {instance}: its stack panicked; its connections are dropped, and its frames for {pause:?}"
         );
     }
 
