@@ -31,9 +31,10 @@ use crate::{
     },
     keys::{self, Key, Purpose},
     observe::{Audit, Guests, Requests, audit},
+    privilege,
     registry::{Directory, Snapshot},
     sts,
-    worker::{self, Facts, Worker},
+    worker::{self, Facts, Panics, Worker},
 };
 
 /// How long the kernel is left alone with what it refused.
@@ -62,6 +63,7 @@ struct Agent {
     requests: Arc<Requests>,
     guests: Guests,
     audit: Audit,
+    panics: Arc<Panics>,
 }
 
 /// Serves until SIGTERM or SIGINT. The classifier stays on the taps then, so that the address goes dark and not astray.
@@ -110,6 +112,7 @@ pub async fn run(config: Config) -> Result<()> {
         requests: Arc::clone(&facts.requests),
         guests: facts.guests.clone(),
         audit: facts.audit.clone(),
+        panics: Arc::clone(&facts.panics),
     };
     // All of it ends with this function.
     let mut upkeep = JoinSet::new();
@@ -125,6 +128,8 @@ pub async fn run(config: Config) -> Result<()> {
         let endpoint = sts::Endpoint::bind(&settings, service, registry, Box::new(watch)).await;
         upkeep.spawn(endpoint.context("the security token service cannot start")?.run());
     }
+    // Everything is open.
+    privilege::capabilities::keep_for_serving()?;
     upkeep.spawn(refresher.run(directory.snapshots()));
     let refresher = identity_refresher(&config, &facts, &issuer).watched_by(assumptions(&facts.audit));
     upkeep.spawn(refresher.run(directory.snapshots()));
@@ -284,6 +289,7 @@ impl Agent {
         self.worker.stop();
         log::info!("counted: {}", self.requests);
         log::info!("counted: {}", self.guests.totals());
+        log::info!("counted: {}", self.panics);
         self.audit.flush();
         let (written, lost) = (self.audit.written(), self.audit.lost());
         log::info!("counted: {written} events in the audit trail, {lost} lost");

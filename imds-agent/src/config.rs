@@ -35,6 +35,8 @@ const REQUESTS_PER_SECOND: u32 = PACKETS_PER_SECOND / 4;
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// The user that the agent becomes when root starts it; empty to stay root.
+    user: String,
     /// Holds the registry's directories and the keys.
     #[serde(deserialize_with = "absolute")]
     pub state_directory: PathBuf,
@@ -149,6 +151,11 @@ impl Config {
         }
     }
 
+    /// Who the agent is to be, if not who started it.
+    pub fn user(&self) -> Option<&str> {
+        (!self.user.is_empty()).then_some(&*self.user)
+    }
+
     /// What holds for role credentials.
     pub fn credentials(&self) -> sources::Settings {
         self.credentials.settings()
@@ -241,6 +248,7 @@ struct MetadataDefaults {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            user: String::new(),
             state_directory: "/var/lib/imds-agent".into(),
             bpf_directory: "/sys/fs/bpf/imds-agent".into(),
             taps: Taps::default(),

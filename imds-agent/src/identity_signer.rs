@@ -15,6 +15,7 @@ use std::{
 
 use crate::{
     imds::identity::{self, IdentityKeys, Published, SignError, published::Slot},
+    privilege,
     registry::{InstanceId, Snapshot, snapshot::Member},
 };
 
@@ -31,6 +32,7 @@ impl Signer {
         let (inbox, snapshots) = mpsc::channel();
         let queue = Queue::new(keys, published);
         let run = move || {
+            privilege::capabilities::give_up();
             if let Err(error) = queue.run(&snapshots) {
                 log::error!("identity documents are no longer signed: {error}");
             }

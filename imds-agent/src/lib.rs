@@ -47,6 +47,7 @@ pub mod imdsctl;
 pub mod keys;
 pub mod now;
 pub mod observe;
+pub mod privilege;
 pub mod registry;
 pub mod stack;
 pub mod sts;

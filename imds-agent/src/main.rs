@@ -1,8 +1,10 @@
 //! The agent: `imds-agent run`, and what an operator needs around it.
 
 use std::{
+    panic::{self, PanicHookInfo},
     path::{Path, PathBuf},
     process::ExitCode,
+    thread,
 };
 
 use anyhow::{Context as _, Result};
@@ -10,7 +12,8 @@ use clap::{Parser, Subcommand};
 use imds_agent::{
     agent,
     config::{Config, DEFAULT_PATH, LogLevel},
-    datapath::Classifier,
+    datapath::{Classifier, pins},
+    privilege,
     registry::{Directory, problem::Severity},
 };
 
@@ -49,7 +52,7 @@ fn main() -> ExitCode {
 fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
     let given = file.map_or_else(Config::load_default, |file| Config::load(file).map(Some))?;
     let is_given = given.is_some();
-    let config = given.unwrap_or_default();
+    let mut config = given.unwrap_or_default();
     // What `check` finds it prints itself, once.
     let is_check = matches!(command, Command::Check);
     start_log(if is_check {
@@ -64,11 +67,16 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
     }
     match command {
         Command::Run => {
-            // Keys and credentials go into no core dump, and no other process reads them.
+            panic::set_hook(Box::new(tell_panic));
+            let reduced = reduce_privileges(&config)?;
+            config.bpf_directory.clone_from(&reduced.pins);
+            // Keys and credentials go into no core dump, and no other process reads them. Not earlier: to change the user
+            // makes this what the host has it for such programs.
             nix::sys::prctl::set_dumpable(false).context("cannot keep secrets out of core dumps")?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
                 .thread_name("imds-control")
+                .on_thread_start(privilege::capabilities::give_up)
                 .enable_all()
                 .build()
                 .context("cannot start the control threads")?;
@@ -90,8 +98,32 @@ fn start_log(level: LogLevel) {
     env_logger::Builder::from_env(filter).format_target(false).init();
 }
 
+/// The process as it is to be while it opens what it serves with; what is root's to do beforehand is done.
+fn reduce_privileges(config: &Config) -> Result<privilege::Reduced> {
+    pins::ensure_bpffs(&config.bpf_directory)?;
+    let written: Vec<_> = config.audit_file().into_iter().collect();
+    let reduced = privilege::reduce(&privilege::Settings {
+        user: config.user(),
+        owned: &[&config.state_directory],
+        pins: &config.bpf_directory,
+        written: &written,
+    });
+    Ok(reduced?)
+}
+
+/// Says where, and never what: the message of a panic may quote a guest's bytes, or a secret.
+fn tell_panic(panic: &PanicHookInfo<'_>) {
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("a thread");
+    match panic.location() {
+        Some(location) => log::error!("{name} panicked at {location}"),
+        None => log::error!("{name} panicked"),
+    }
+}
+
 /// Prints what stands in the way, and fails if any of it is an error.
 fn check(config: &Config) -> Result<ExitCode> {
+    config.user().map(privilege::User::find).transpose()?;
     let directory = Directory::open(&config.state_directory, config.rules())?;
     let (snapshot, problems) = (directory.snapshots(), directory.problems());
     for problem in problems.borrow().iter() {

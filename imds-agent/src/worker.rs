@@ -1,26 +1,33 @@
 //! One datapath thread: ring, stacks, taps.
 //!
 //! A worker owns its ring, the stacks of the interfaces whose frames come through it, and its timers. It reads the
-//! current facts and waits for nobody.
+//! current facts and waits for nobody. It does so without any privilege ([`crate::privilege`]), and goes on after a panic.
 
 mod answer;
 mod interfaces;
+mod panics;
 mod request_rate;
 
 use std::{
-    io, thread,
+    io,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, Sender, TryRecvError},
+    },
+    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use imds_ebpf::abi::TapIndex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use self::interfaces::Interfaces;
-pub use self::{answer::Facts, request_rate::RequestsLeft};
+pub use self::{answer::Facts, panics::Panics, request_rate::RequestsLeft};
+use self::{interfaces::Interfaces, panics::TooOften};
 use crate::{
-    datapath::{Injector, PuntRing},
+    datapath::{Alarm, Injector, PuntRing},
     imds::Imds,
     now::Now,
+    privilege::sandbox::{ConfineError, confine},
     registry::InstanceId,
 };
 
@@ -58,13 +65,18 @@ pub enum Command {
     Stop,
 }
 
-type Inbox = mpsc::UnboundedReceiver<Command>;
-
-/// What wakes a worker.
-enum Event {
-    Command(Command),
-    Frames,
-    Deadline,
+/// Why a worker ends that was not told to.
+#[derive(Debug, thiserror::Error)]
+enum WorkerError {
+    /// It would have more privileges than it should.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
+    /// Its ring or its socket is broken.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It keeps panicking.
+    #[error(transparent)]
+    Panics(#[from] TooOften),
 }
 
 /// What a worker is made of.
@@ -80,74 +92,135 @@ pub struct Worker {
     pub facts: Facts,
 }
 
+/// A worker at work: what outlives a panic.
+struct Serving {
+    clock: Clock,
+    alarm: Alarm,
+    ring: PuntRing,
+    interfaces: Interfaces,
+    inbox: Receiver<Command>,
+    is_stopped: bool,
+}
+
 /// Becomes ready when a worker has ended, whatever ended it.
 pub type Ended = oneshot::Receiver<()>;
 
 /// A running worker.
 #[derive(Debug)]
 pub struct Handle {
-    commands: mpsc::UnboundedSender<Command>,
+    commands: Sender<Command>,
+    alarm: Alarm,
     thread: thread::JoinHandle<()>,
 }
 
 impl Worker {
     /// Starts the thread, numbered `number`.
     pub fn start(self, number: usize) -> io::Result<(Handle, Ended)> {
-        let (commands, inbox) = mpsc::unbounded_channel();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .build()?;
+        let (commands, inbox) = mpsc::channel();
+        let alarm = Alarm::new()?;
         let (ends, ended) = oneshot::channel();
+        let sleeps_by = alarm.clone();
         let run = move || {
             // Dropped when the thread ends, by a panic too.
             let _ends: oneshot::Sender<()> = ends;
             // Naps are to last as long as they say. If not, they are a little longer.
             let _ = nix::sys::prctl::set_timerslack(1);
-            if let Err(error) = runtime.block_on(self.run(inbox)) {
-                log::error!("worker {number} ended: {error}");
+            if let Err(error) = self.serve(number, sleeps_by, inbox) {
+                log::error!("worker {number} ended: {error:#}");
             }
         };
         let thread = thread::Builder::new()
             .name(format!("imds-worker-{number}"))
             .spawn(run)?;
-        Ok((Handle { commands, thread }, ended))
+        Ok((
+            Handle {
+                commands,
+                alarm,
+                thread,
+            },
+            ended,
+        ))
     }
 
-    async fn run(self, mut inbox: Inbox) -> io::Result<()> {
-        let clock = Clock::new();
-        let mut ring = self.ring.into_async()?;
-        let mut interfaces = Interfaces::new(self.facts, self.imds, self.injector);
-        let mut has_more = false;
-        loop {
-            // Not by tokio's timer, which stands still for as long as frames keep coming.
-            let now = clock.now();
-            if interfaces
-                .deadline()
-                .is_some_and(|deadline| deadline <= now.monotonic)
-            {
-                interfaces.handle_deadlines(now)?;
+    fn serve(self, number: usize, alarm: Alarm, inbox: Receiver<Command>) -> Result<(), WorkerError> {
+        let confined = confine()?;
+        log::info!("worker {number}: no capabilities, {confined}");
+        let (clock, panics) = (Clock::new(), Arc::clone(&self.facts.panics));
+        let mut serving = Serving {
+            clock,
+            alarm,
+            ring: self.ring,
+            interfaces: Interfaces::new(self.facts, self.imds, self.injector),
+            inbox,
+            is_stopped: false,
+        };
+        let recover = |serving: &mut Serving, pause| {
+            log::error!("worker {number} drops all connections and goes on in {pause:?}");
+            serving.interfaces.drop_all_stacks();
+            thread::sleep(pause);
+        };
+        let now = || clock.now().monotonic;
+        Ok(panics::supervise(
+            &mut serving,
+            &panics,
+            now,
+            Serving::run,
+            recover,
+        )??)
+    }
+}
+
+impl Serving {
+    fn run(&mut self) -> io::Result<()> {
+        while !self.is_stopped {
+            self.is_stopped |= obey_all(&self.inbox, &mut self.interfaces, self.clock);
+            let has_more = self.drain()?;
+            let now = self.clock.now();
+            let due = self.interfaces.deadline();
+            let left = due.map(|due| due.saturating_sub(now.monotonic));
+            if left == Some(Duration::ZERO) {
+                self.interfaces.handle_deadlines(now)?;
+            } else if !has_more && !self.is_stopped && self.ring.rest() {
+                self.alarm.sleep(&self.ring, left)?;
             }
-            let event = tokio::select! {
-                biased;
-                command = inbox.recv() => Event::Command(command.unwrap_or(Command::Stop)),
-                () = clock.sleep_until(interfaces.deadline()) => Event::Deadline,
-                () = std::future::ready(()), if has_more => Event::Frames,
-                ready = ring.readable() => {
-                    // The ring is drained from here on, and a frame that comes after that makes it ready again.
-                    ready?.clear_ready();
-                    Event::Frames
-                }
-            };
-            match event {
-                Event::Command(Command::Stop) => return Ok(()),
-                Event::Command(command) => obey(command, &mut interfaces, &clock),
-                Event::Deadline => interfaces.handle_deadlines(clock.now())?,
-                Event::Frames => has_more = drain(ring.get_mut(), &mut interfaces, &clock, &mut inbox)?,
-            }
-            // From here on the next frame wakes us.
-            has_more = has_more || !ring.get_mut().rest();
         }
+        Ok(())
+    }
+
+    /// Handles frames in batches until the ring is empty, and stays so for a while if the frames come singly. Returns whether
+    /// there may be more: however many come, commands and timers get their turn.
+    fn drain(&mut self) -> io::Result<bool> {
+        let mut last_frame = None;
+        let mut batches = 0;
+        while batches < BATCHES_MAX {
+            let mut now = None;
+            for _ in 0..BATCH_FRAMES {
+                let Some(punt) = self.ring.next() else { break };
+                if !self.interfaces.serves(punt.tap) {
+                    // The classifier was told of the tap after we were: the word is in the inbox.
+                    self.is_stopped |= obey_all(&self.inbox, &mut self.interfaces, self.clock);
+                }
+                let now = *now.get_or_insert_with(|| self.clock.now());
+                self.interfaces.handle_punt(now, &punt);
+            }
+            match now {
+                Some(now) => {
+                    self.interfaces.flush(now)?;
+                    last_frame = Some(Instant::now());
+                    batches += 1;
+                }
+                None => match last_frame.map(|last| last.elapsed()) {
+                    Some(quiet) if self.interfaces.connections() > SPIN_CONNECTIONS_MAX && quiet < LULL => {
+                        thread::sleep(NAP);
+                    }
+                    Some(quiet) if self.interfaces.connections() <= SPIN_CONNECTIONS_MAX && quiet < SPIN => {
+                        std::hint::spin_loop();
+                    }
+                    _ => return Ok(false),
+                },
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -156,6 +229,7 @@ impl Handle {
     pub fn tell(&self, command: Command) {
         // A worker that ended has nothing to be told.
         let _ = self.commands.send(command);
+        self.alarm.ring();
     }
 
     /// Ends the worker and waits for it.
@@ -167,68 +241,24 @@ impl Handle {
     }
 }
 
-/// Does all that the worker is told by now.
-fn obey_all(inbox: &mut Inbox, interfaces: &mut Interfaces, clock: &Clock) {
-    while let Ok(command) = inbox.try_recv() {
-        if matches!(command, Command::Stop) {
-            // The run loop finds the end of it, and ends.
-            inbox.close();
-        }
-        obey(command, interfaces, clock);
-    }
-}
-
-/// Does what the worker is told. That it is to end is the run loop's business.
-fn obey(command: Command, interfaces: &mut Interfaces, clock: &Clock) {
-    match command {
-        Command::Serve(tap, instance) => interfaces.serve(tap, instance),
-        Command::Forget(tap) => interfaces.forget(tap),
-        // Who asked may have given up.
-        Command::TellRequestsLeft(asker) => _ = asker.send(interfaces.requests_left(clock.now())),
-        Command::Stop => {}
-    }
-}
-
-/// Handles frames in batches until the ring is empty, and stays so for a while if the frames come singly. Returns whether
-/// there may be more: however many come, commands and timers get their turn.
-fn drain(
-    ring: &mut PuntRing,
-    interfaces: &mut Interfaces,
-    clock: &Clock,
-    inbox: &mut Inbox,
-) -> io::Result<bool> {
-    let mut last_frame = Instant::now();
-    let mut batches = 0;
-    while batches < BATCHES_MAX {
-        let mut now = None;
-        for _ in 0..BATCH_FRAMES {
-            let Some(punt) = ring.next() else { break };
-            if !interfaces.serves(punt.tap) {
-                // The classifier was told of the tap after we were: the word is in the inbox.
-                obey_all(inbox, interfaces, clock);
+/// Does all that the worker is told by now. Returns whether it is to end.
+fn obey_all(inbox: &Receiver<Command>, interfaces: &mut Interfaces, clock: Clock) -> bool {
+    loop {
+        match inbox.try_recv() {
+            Ok(Command::Serve(tap, instance)) => interfaces.serve(tap, instance),
+            Ok(Command::Forget(tap)) => interfaces.forget(tap),
+            Ok(Command::TellRequestsLeft(asker)) => {
+                // Who no longer waits is told nothing.
+                let _ = asker.send(interfaces.requests_left(clock.now()));
             }
-            interfaces.handle_punt(*now.get_or_insert_with(|| clock.now()), &punt);
-        }
-        match now {
-            Some(now) => {
-                interfaces.flush(now)?;
-                last_frame = Instant::now();
-                batches += 1;
-            }
-            None if interfaces.connections() > SPIN_CONNECTIONS_MAX => {
-                if last_frame.elapsed() > LULL {
-                    return Ok(false);
-                }
-                thread::sleep(NAP);
-            }
-            None if last_frame.elapsed() > SPIN => return Ok(false),
-            None => std::hint::spin_loop(),
+            Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return true,
+            Err(TryRecvError::Empty) => return false,
         }
     }
-    Ok(true)
 }
 
 /// The only clock of a worker.
+#[derive(Clone, Copy)]
 struct Clock {
     start: Instant,
 }
@@ -246,13 +276,6 @@ impl Clock {
         Now {
             monotonic: self.start.elapsed(),
             unix,
-        }
-    }
-
-    async fn sleep_until(&self, deadline: Option<Duration>) {
-        match deadline {
-            Some(deadline) => tokio::time::sleep_until((self.start + deadline).into()).await,
-            None => std::future::pending().await,
         }
     }
 }

@@ -3,8 +3,9 @@
 use std::{
     env, fs,
     io::{BufRead as _, BufReader},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    process::{Child, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -25,6 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What the names of all hosts' directories begin with; the owning process follows.
 const PREFIX: &str = "imds-host-";
 
+/// Whom the agents run as: any user but root will do, and this one is everywhere.
+pub const USER: &str = "nobody";
+
 /// Where the agents pin.
 const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
 
@@ -36,12 +40,19 @@ pub struct HostFiles {
 }
 
 impl HostFiles {
-    /// Writes a configuration with `extra` TOML lines at its end.
+    /// Writes a configuration with `extra` TOML lines at its end, of an agent that runs as [`USER`].
     pub fn new(extra: &str) -> Result<Self> {
+        Self::of_user(USER, extra)
+    }
+
+    /// The same of an agent that runs as `user`, or as root if that is empty.
+    pub fn of_user(user: &str, extra: &str) -> Result<Self> {
         remove_leftovers();
         let directory = tempfile::Builder::new()
             .prefix(&format!("{PREFIX}{}-", std::process::id()))
             .tempdir()?;
+        // The agent's user comes through.
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o711))?;
         let name = directory
             .path()
             .file_name()
@@ -52,13 +63,31 @@ impl HostFiles {
             fs::create_dir_all(files.state().join(kind))?;
         }
         let config = format!(
-            "state_directory = {:?}\nbpf_directory = {:?}\naudit_file = {:?}\n{extra}\n",
+            "user = {user:?}\nstate_directory = {:?}\nbpf_directory = {:?}\naudit_file = {:?}\n{extra}\n",
             files.state(),
             files.pins,
             files.audit(),
         );
         fs::write(files.config(), config)?;
         Ok(files)
+    }
+
+    /// Has the next agent run as another user.
+    pub fn set_user(&self, user: &str) -> Result<()> {
+        let config = fs::read_to_string(self.config())?;
+        let (_, rest) = config.split_once('\n').context("the first line is the user's")?;
+        Ok(fs::write(self.config(), format!("user = {user:?}\n{rest}"))?)
+    }
+
+    /// Has the pins in a directory that lets nobody but root through, and returns that directory.
+    pub fn hide_pins(&mut self) -> Result<PathBuf> {
+        let closed = self.pins.clone();
+        fs::DirBuilder::new().mode(0o700).create(&closed)?;
+        let config = fs::read_to_string(self.config())?;
+        let pins = |pins: &Path| format!("bpf_directory = {pins:?}\n");
+        let moved = config.replace(&pins(&closed), &pins(&closed.join("pins")));
+        fs::write(self.config(), moved)?;
+        Ok(closed)
     }
 
     /// The configuration file.
@@ -162,7 +191,11 @@ pub struct Agent {
 impl Agent {
     /// Starts `program run --config ...` in `namespace` and waits until it serves.
     pub fn start(program: &Path, namespace: &Namespace, files: &HostFiles) -> Result<Self> {
-        let mut command = namespace.command(program);
+        Self::start_by(namespace.command(program), files)
+    }
+
+    /// The same by a `command` that ends with the program.
+    pub fn start_by(mut command: Command, files: &HostFiles) -> Result<Self> {
         command.arg("run").arg("--config").arg(files.config());
         command
             .stdin(Stdio::null())

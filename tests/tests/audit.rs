@@ -229,6 +229,12 @@ fn a_full_disk_stops_nothing() -> Result<()> {
 
 #[test]
 fn secrets_are_in_no_core_dump() -> Result<()> {
+    // What is started from here on inherits it.
+    let own = std::process::id().to_string();
+    let limit = Command::new("prlimit")
+        .args(["--pid", &own, "--core=unlimited"])
+        .status()?;
+    ensure!(limit.success(), "prlimit: {limit}");
     // A process that may dump core shows that the system lets it.
     let directory = tempfile::tempdir()?;
     let mut other = Command::new("sleep")
@@ -251,12 +257,8 @@ fn secrets_are_in_no_core_dump() -> Result<()> {
     Ok(())
 }
 
-/// Lets a process dump core and aborts it; whether it did.
+/// Aborts a process; whether it dumped core.
 fn abort(pid: i32, mut try_wait: impl FnMut() -> Result<Option<std::process::ExitStatus>>) -> Result<bool> {
-    let limit = Command::new("prlimit")
-        .args(["--pid", &pid.to_string(), "--core=unlimited"])
-        .status()?;
-    ensure!(limit.success(), "prlimit: {limit}");
     kill(Pid::from_raw(pid), Signal::SIGABRT)?;
     let deadline = Instant::now() + PATIENCE;
     loop {

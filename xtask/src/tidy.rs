@@ -17,23 +17,24 @@ use crate::host_command::workspace;
 const ROOMS: &[(&str, &str)] = &[
     (
         "agent",
-        "bindings config identity_files identity_signer keys observe worker datapath stack http imds registry credentials sts now",
+        "bindings config identity_files identity_signer keys observe privilege worker datapath stack http imds registry credentials sts now",
     ),
     ("bin", "imdsctl"),
     ("bindings", "registry"),
     ("config", "glob imds registry credentials sts"),
     (
         "worker",
-        "observe datapath stack http imds registry credentials now",
+        "observe privilege datapath stack http imds registry credentials now",
     ),
-    ("observe", "http imds registry credentials stack sts now"),
+    ("observe", "http imds privilege registry credentials stack sts now"),
     ("datapath", ""),
     ("stack", "http now"),
     ("http", "now"),
     ("identity_files", "imds keys"),
-    ("identity_signer", "identity_files imds registry"),
+    ("identity_signer", "identity_files imds privilege registry"),
     ("imds", "http registry credentials now"),
     ("imdsctl", "imds"),
+    ("privilege", ""),
     ("registry", ""),
     ("credentials", "glob keys registry now"),
     ("sts", "keys registry credentials"),
@@ -55,14 +56,18 @@ const CRATES: &[(&str, &[&str])] = &[
     ("rustls", &["sts/tls.rs"]),
     ("tokio_rustls", &["sts/listener.rs"]),
     ("rcgen", &["sts/tls.rs"]),
-    // Besides the datapath: a file is opened without waiting for a pipe, a program is ended with its children.
-    ("libc", &["datapath/", "registry/directory"]),
+    ("caps", &["privilege"]),
+    ("landlock", &["privilege/sandbox"]),
+    ("seccompiler", &["privilege/sandbox"]),
+    // Besides the datapath: privileges are given up, a file is opened without waiting for a pipe, a program is ended with its children.
+    ("libc", &["datapath/", "privilege/", "registry/directory"]),
     (
         "nix",
         &[
             "datapath/",
             "registry/directory",
             "credentials/process",
+            "privilege",
             "main.rs",
         ],
     ),
@@ -124,6 +129,10 @@ const UNSAFE: &[(&str, &str)] = &[
     (
         "imds-agent/src/datapath/",
         "the edge to the kernel: system calls and shared memory",
+    ),
+    (
+        "imds-agent/src/privilege/",
+        "the handler of a signal, and the environment of a process with one thread",
     ),
     (
         "imds-ebpf/src/main.rs",

@@ -74,6 +74,19 @@ impl Injector {
         })
     }
 
+    /// One whose frames cannot be sent, for tests of who queues them.
+    #[cfg(test)]
+    pub fn nowhere() -> Self {
+        let socket = std::os::unix::net::UnixDatagram::unbound().expect("sockets are to be had");
+        Self {
+            socket: socket.into(),
+            bytes: Vec::new(),
+            queue: Vec::new(),
+            sent: 0,
+            lost: 0,
+        }
+    }
+
     /// Queues one frame for the guest behind `tap`: Ethernet header from the service's MAC to `destination`, then `length`
     /// bytes of IP packet that `fill` writes. EtherType follows the packet's version.
     pub fn push<R>(
@@ -109,9 +122,14 @@ impl Injector {
     /// error is the socket's own.
     pub fn flush(&mut self) -> io::Result<()> {
         let result = self.send_queue();
+        self.clear();
+        result
+    }
+
+    /// Forgets what is queued.
+    pub fn clear(&mut self) {
         self.queue.clear();
         self.bytes.clear();
-        result
     }
 
     /// Frames that taps took.

@@ -1,6 +1,7 @@
 //! Between kernel and agent: the classifier's life, the taps, frames out of the ring and frames into the taps.
 //!
-//! Nothing in here knows what a request is. The only room with `unsafe` in it.
+//! Nothing in here knows what a request is. Besides `privilege`, in two places, the only room with
+//! `unsafe` in it.
 //!
 //! Read in this order: [`program`] (what the agent does with the classifier), [`hook`] (how it hangs on a tap), [`pins`]
 //! (what outlives the agent), [`punt`], [`ring`] and [`inject`] (the frames), [`link_watch`] and [`tap`] (the devices).
@@ -15,6 +16,7 @@ pub mod pins;
 pub mod program;
 pub mod punt;
 mod ring;
+pub mod sleep;
 pub mod tap;
 
 pub use counters::Counters;
@@ -23,6 +25,7 @@ pub use inject::Injector;
 pub use link_watch::{LinkEvent, LinkWatch};
 pub use program::{Classifier, LoadError};
 pub use punt::{Punt, PuntRing};
+pub use sleep::Alarm;
 
 #[cfg(test)]
 mod tests {

@@ -155,7 +155,8 @@ pub(super) fn remove_pin(path: &Path) -> Result<(), PinsError> {
     }
 }
 
-fn ensure_bpffs(root: &Path) -> Result<(), PinsError> {
+/// Mounts a BPF file system at the usual place if `root` is to be there and none is.
+pub fn ensure_bpffs(root: &Path) -> Result<(), PinsError> {
     if is_on_bpffs(root) {
         return Ok(());
     }

@@ -1,13 +1,12 @@
 //! Kernel to agent: frames out of the ring.
 
 use std::{
-    fmt, io,
+    fmt,
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     time::Duration,
 };
 
 use imds_ebpf::abi::{MacAddr, PuntHeader, TapIndex};
-use tokio::io::{Interest, unix::AsyncFd};
 
 use super::ring::Ring;
 
@@ -43,14 +42,6 @@ impl PuntRing {
             malformed: 0,
             stale: 0,
         }
-    }
-
-    /// Registers the ring with the tokio runtime of the caller, which it must have.
-    pub fn into_async(self) -> io::Result<AsyncFd<Self>> {
-        #[expect(unsafe_code, reason = "tokio cannot tell that the descriptor stays open")]
-        // SAFETY: the descriptor is that of the ring's map, which `self` owns, never replaces, and closes when dropped.
-        let registered = unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) };
-        Ok(registered?)
     }
 
     /// The next frame, or nothing when the ring is empty.

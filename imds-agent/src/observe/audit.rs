@@ -22,6 +22,8 @@ use std::{
 
 pub use event::{Event, Handover, assumption, exchange, handover};
 
+use crate::privilege;
+
 /// Events that wait for the disk. At some seven hundred bytes each they take a few megabytes at most.
 const QUEUE_EVENTS_MAX: usize = 4096;
 
@@ -64,7 +66,10 @@ impl Audit {
         };
         thread::Builder::new()
             .name("imds-audit".to_owned())
-            .spawn(move || trail.run(&messages))?;
+            .spawn(move || {
+                privilege::capabilities::give_up();
+                trail.run(&messages);
+            })?;
         Ok(Self(Some(Arc::new(Shared { queue, counts }))))
     }
 

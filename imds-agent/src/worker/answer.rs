@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use imds_ebpf::abi::{MacAddr, TapIndex};
 
-use super::request_rate::RequestBuckets;
+use super::{panics::Panics, request_rate::RequestBuckets};
 use crate::{
     credentials::{self, Asked, RoleState},
     http::{Request, Response, Service},
@@ -27,6 +27,8 @@ pub struct Facts {
     pub identities: Arc<identity::Published>,
     /// What became of requests.
     pub requests: Arc<Requests>,
+    /// What panicked and went on.
+    pub panics: Arc<Panics>,
     /// Where first deliveries of credentials are written down.
     pub audit: Audit,
     /// What guests do that their operators should know.

@@ -12,6 +12,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     answer::{Answer, Facts, Origin},
+    panics::{Convalescent, survive},
     request_rate::{RequestBuckets, RequestsLeft},
 };
 use crate::{
@@ -42,6 +43,8 @@ pub struct Interfaces {
     deadlines: BTreeSet<(Duration, TapIndex)>,
     /// Taps with frames since the last flush.
     touched: Vec<TapIndex>,
+    /// Taps whose stack panicked.
+    convalescents: FxHashMap<TapIndex, Convalescent>,
     /// Connections of all stacks, as of the last flush of each.
     connections: usize,
 }
@@ -69,6 +72,7 @@ impl Interfaces {
             owners: FxHashMap::default(),
             deadlines: BTreeSet::new(),
             touched: Vec::new(),
+            convalescents: FxHashMap::default(),
             connections: 0,
         }
     }
@@ -90,6 +94,9 @@ impl Interfaces {
         let Some(packet) = frame.get(ETHERNET_HEADER_BYTES..) else {
             return;
         };
+        if !self.convalescents.is_empty() && self.rests(now, tap) {
+            return;
+        }
         if self
             .stacks
             .get(&tap)
@@ -117,9 +124,10 @@ impl Interfaces {
             tap,
             mac,
         };
-        interface
-            .stack
-            .handle_packet(now, packet, &mut service, &mut transmit);
+        let stack = &mut interface.stack;
+        if survive(|| stack.handle_packet(now, packet, &mut service, &mut transmit)).is_none() {
+            self.handle_panic(now, tap);
+        }
     }
 
     /// Sends what the stacks that got frames have to say.
@@ -135,8 +143,10 @@ impl Interfaces {
                 tap,
                 mac: interface.mac,
             };
-            interface.stack.flush(now, &mut transmit);
-            self.settle(now, tap);
+            match survive(|| interface.stack.flush(now, &mut transmit)) {
+                Some(()) => self.settle(now, tap),
+                None => self.handle_panic(now, tap),
+            }
         }
         self.touched = touched;
         self.injector.flush()
@@ -163,8 +173,11 @@ impl Interfaces {
                 tap,
                 mac: interface.mac,
             };
-            interface.stack.handle_timeout(now, &mut service, &mut transmit);
-            self.settle(now, tap);
+            let stack = &mut interface.stack;
+            match survive(|| stack.handle_timeout(now, &mut service, &mut transmit)) {
+                Some(()) => self.settle(now, tap),
+                None => self.handle_panic(now, tap),
+            }
         }
         self.injector.flush()
     }
@@ -176,9 +189,10 @@ impl Interfaces {
 
     /// Serves `tap` as `instance`'s, without the connections that it had.
     pub fn serve(&mut self, tap: TapIndex, instance: InstanceId) {
+        self.owners.insert(tap, instance);
         self.drop_stack(tap);
         self.buckets.forget(tap);
-        self.owners.insert(tap, instance);
+        self.convalescents.remove(&tap);
     }
 
     /// What taps have left of their requests, or nothing if there is no limit.
@@ -188,9 +202,36 @@ impl Interfaces {
 
     /// Serves nobody on `tap`.
     pub fn forget(&mut self, tap: TapIndex) {
+        self.owners.remove(&tap);
         self.drop_stack(tap);
         self.buckets.forget(tap);
-        self.owners.remove(&tap);
+        self.convalescents.remove(&tap);
+    }
+
+    /// Drops all connections, after a panic that nobody in particular caused. Whose the taps are stays.
+    pub fn drop_all_stacks(&mut self) {
+        self.stacks.clear();
+        self.deadlines.clear();
+        self.touched.clear();
+        self.connections = 0;
+        self.injector.clear();
+    }
+
+    /// The stack of `tap` panicked, and nobody knows what state it is in. Nothing else is: what it left half done outside are
+    /// the bytes of a frame that was not queued.
+    fn handle_panic(&mut self, now: Now, tap: TapIndex) {
+        self.drop_stack(tap);
+        let convalescent = self.convalescents.entry(tap).or_default();
+        let pause = convalescent.handle_panic(now.monotonic, &self.facts.panics);
+        let instance = self.owners.get(&tap).map_or("nobody", InstanceId::as_str);
+        log::error!(
+            "tap {tap} of {instance}: its stack panicked; its connections are dropped, and its frames for {pause:?}"
+        );
+    }
+
+    fn rests(&self, now: Now, tap: TapIndex) -> bool {
+        let convalescent = self.convalescents.get(&tap);
+        convalescent.is_some_and(|convalescent| convalescent.rests(now.monotonic))
     }
 
     fn drop_stack(&mut self, tap: TapIndex) {
@@ -256,5 +297,88 @@ struct TapTransmit<'a> {
 impl Transmit for TapTransmit<'_> {
     fn transmit<R>(&mut self, length: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
         self.injector.push(self.tap, self.mac, length, fill)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rand::{SeedableRng as _, rngs::StdRng};
+
+    use super::*;
+    use crate::imds::{TokenKey, TokenKeys};
+
+    const ONE: TapIndex = TapIndex(11);
+    const TWO: TapIndex = TapIndex(12);
+
+    /// Two taps with an owner and a stack each.
+    fn interfaces() -> Interfaces {
+        let keys = TokenKeys::new(TokenKey::new([0; 3], [0; 32]), Vec::new());
+        let imds = Imds::new(Arc::new(keys), StdRng::seed_from_u64(0));
+        let mut interfaces = Interfaces::new(Facts::default(), imds, Injector::nowhere());
+        for tap in [ONE, TWO] {
+            interfaces.serve(tap, format!("i-{tap}").parse().unwrap());
+            send(&mut interfaces, at(0), tap);
+        }
+        interfaces
+    }
+
+    fn at(milliseconds: u64) -> Now {
+        Now {
+            monotonic: Duration::from_millis(milliseconds),
+            unix: Duration::from_secs(1_795_248_000),
+        }
+    }
+
+    fn send(interfaces: &mut Interfaces, now: Now, tap: TapIndex) {
+        let punt = Punt {
+            tap,
+            mac: MacAddr([6, 0, 0, 0, 0, 1]),
+            arrived: now.monotonic,
+            frame: &[0; 60],
+        };
+        interfaces.handle_punt(now, &punt);
+    }
+
+    fn stacks(interfaces: &Interfaces) -> [bool; 2] {
+        [ONE, TWO].map(|tap| interfaces.stacks.contains_key(&tap))
+    }
+
+    #[test]
+    fn a_stack_that_panicked_is_made_anew_after_a_pause_and_no_other_is() {
+        let mut interfaces = interfaces();
+        assert_eq!(stacks(&interfaces), [true, true]);
+        interfaces.handle_panic(at(0), ONE);
+        assert_eq!(stacks(&interfaces), [false, true]);
+        assert!(interfaces.serves(ONE), "whose the tap is stays");
+        assert_eq!(interfaces.facts.panics.of_interfaces(), 1);
+
+        send(&mut interfaces, at(99), ONE);
+        assert_eq!(stacks(&interfaces), [false, true], "its frames are passed over");
+        send(&mut interfaces, at(100), ONE);
+        assert_eq!(stacks(&interfaces), [true, true]);
+        interfaces.flush(at(100)).unwrap();
+    }
+
+    #[test]
+    fn a_tap_that_gets_another_owner_does_not_atone_for_the_last_one() {
+        let mut interfaces = interfaces();
+        interfaces.handle_panic(at(0), ONE);
+        interfaces.serve(ONE, "i-new".parse().unwrap());
+        send(&mut interfaces, at(1), ONE);
+        assert_eq!(stacks(&interfaces), [true, true]);
+    }
+
+    #[test]
+    fn after_a_panic_of_the_worker_only_the_owners_are_left() {
+        let mut interfaces = interfaces();
+        interfaces.drop_all_stacks();
+        assert_eq!(stacks(&interfaces), [false, false]);
+        assert!(interfaces.serves(ONE) && interfaces.serves(TWO));
+        assert_eq!((interfaces.connections(), interfaces.deadline()), (0, None));
+        interfaces.flush(at(1)).unwrap();
+        send(&mut interfaces, at(1), ONE);
+        assert_eq!(stacks(&interfaces), [true, false], "and it goes on");
     }
 }

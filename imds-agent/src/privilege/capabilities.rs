@@ -1,0 +1,75 @@
+//! Capabilities: which the agent takes from root's power, where, and for how long.
+
+use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
+
+use super::PrivilegeError;
+
+/// Without these the agent cannot start:
+/// - `CAP_BPF` makes maps and loads programs;
+/// - `CAP_PERFMON` lets the verifier accept a program that compares packet pointers;
+/// - `CAP_NET_ADMIN` loads programs for traffic control and hangs them on taps;
+/// - `CAP_NET_RAW` opens the packet socket and marks its frames.
+pub const NEEDED: [Capability; 4] = [
+    Capability::CAP_BPF,
+    Capability::CAP_PERFMON,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_NET_RAW,
+];
+
+/// What the main thread goes on needing: taps come and go, and bindings change.
+const SERVING: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
+
+/// Kept until everything is open, where it is there: an operator may want a security token service below port 1024.
+const WELCOME: Capability = Capability::CAP_NET_BIND_SERVICE;
+
+/// Leaves the process with what opening takes, `change` of its user in between. No program that it runs gains any: the
+/// bounding set is empty where the process may change that, the inheritable and the ambient set are in any case.
+pub(super) fn keep_for_opening(
+    change: impl FnOnce() -> Result<(), PrivilegeError>,
+) -> Result<(), PrivilegeError> {
+    let permitted = caps::read(None, CapSet::Permitted).map_err(PrivilegeError::Capabilities)?;
+    if let Some(missing) = NEEDED.into_iter().find(|needed| !permitted.contains(needed)) {
+        return Err(PrivilegeError::Missing { missing });
+    }
+    if permitted.contains(&Capability::CAP_SETPCAP) {
+        // Without it, as under systemd, whoever started the process bounds it.
+        caps::clear(None, CapSet::Bounding).map_err(PrivilegeError::Capabilities)?;
+    }
+    caps::securebits::set_keepcaps(true).map_err(PrivilegeError::Capabilities)?;
+    change()?;
+    caps::securebits::set_keepcaps(false).map_err(PrivilegeError::Capabilities)?;
+    let kept = NEEDED
+        .into_iter()
+        .chain(permitted.contains(&WELCOME).then_some(WELCOME));
+    keep(&kept.collect()).map_err(PrivilegeError::Capabilities)
+}
+
+/// Leaves the calling thread with what serving takes.
+pub fn keep_for_serving() -> Result<(), PrivilegeError> {
+    keep(&SERVING.into()).map_err(PrivilegeError::Capabilities)
+}
+
+/// Leaves the calling thread without any capability. A thread that cannot give up its capabilities does not go on: then
+/// the process ends, which is for no other reason than a kernel that refuses to take privileges away.
+pub fn give_up() {
+    if let Err(error) = keep(&CapsHashSet::new()) {
+        log::error!("cannot give capabilities up: {error}");
+        std::process::abort();
+    }
+}
+
+/// As systemd's `AmbientCapabilities=` wants them.
+pub(super) fn names(capabilities: &[Capability]) -> String {
+    let names: Vec<_> = capabilities.iter().map(ToString::to_string).collect();
+    names.join(" ")
+}
+
+/// Sets the calling thread's capabilities, which it must have.
+fn keep(kept: &CapsHashSet) -> Result<(), CapsError> {
+    caps::clear(None, CapSet::Ambient)?;
+    caps::clear(None, CapSet::Inheritable)?;
+    // No capability may be effective that is not permitted, at any moment.
+    caps::clear(None, CapSet::Effective)?;
+    caps::set(None, CapSet::Permitted, kept)?;
+    caps::set(None, CapSet::Effective, kept)
+}
