@@ -109,6 +109,7 @@ impl Worker {
         let mut interfaces = Interfaces::new(self.facts, self.imds, self.injector);
         let mut has_more = false;
         loop {
+            interfaces.report(ring.get_ref());
             // Not by tokio's timer, which stands still for as long as frames keep coming.
             let now = clock.now();
             if interfaces

@@ -7,16 +7,14 @@ use aya::{
     maps::{Map, MapError, MapInfo, RingBuf},
 };
 use imds_ebpf::abi::{RING_BYTES, TAPS_MAX, TapBinding, TapCounters, TapIndex};
-use nix::{
-    errno::Errno,
-    time::{ClockId, clock_gettime},
-};
+use nix::errno::Errno;
 use thiserror::Error;
 
 use super::{
     PuntRing,
     hook::HookError,
     pins::{Pins, PinsError, remove_pin},
+    punt,
 };
 
 /// The object that `cargo xtask build-ebpf` made, or nothing when it was not run before this build.
@@ -123,8 +121,7 @@ pub(super) fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadE
 
 /// Takes the rings out of the object, one per worker.
 pub(super) fn take_rings(ebpf: &mut Ebpf) -> Result<Vec<PuntRing>, LoadError> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
-    let fresh_from = now.saturating_sub(STALE_AFTER);
+    let fresh_from = punt::clock().saturating_sub(STALE_AFTER);
     let ring = |name| {
         Ok(PuntRing::new(
             RingBuf::try_from(take_map(ebpf, name)?)?,

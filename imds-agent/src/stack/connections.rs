@@ -164,7 +164,9 @@ impl Connections {
     pub fn handle_timeout(&mut self, now: Now, service: &mut impl Service) {
         for connection in &mut self.connections {
             let socket = self.sockets.get_mut::<Socket<'_>>(connection.handle);
-            connection.http.handle_timeout(now);
+            if let Some(status) = connection.http.handle_timeout(now) {
+                service.handle_malformed(status);
+            }
             connection.drive(now, socket, service);
             if connection
                 .linger_until

@@ -1,16 +1,16 @@
 //! Who answers the requests of one interface, and from which facts.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::Guard;
 use imds_ebpf::abi::MacAddr;
 
 use crate::{
     credentials::{self, Asked, RoleState},
-    http::{Request, Response, Service},
+    http::{Request, Response, Service, Status},
     imds::{Caller, Delivery, Imds, ImdsVersion, Outcome, identity},
     now::Now,
-    observe::{Audit, Requests, audit},
+    observe::{Audit, Requests, Trace, Unsent, WorkerHealth, audit, trace},
     registry::{self, InstanceId, Snapshot},
 };
 
@@ -25,8 +25,12 @@ pub struct Facts {
     pub identity_credentials: Arc<credentials::Published>,
     /// The signed identity documents.
     pub identities: Arc<identity::Published>,
-    /// What became of requests.
+    /// What became of requests: a worker's own.
     pub requests: Arc<Requests>,
+    /// How the worker fares.
+    pub health: Arc<WorkerHealth>,
+    /// Where requests are told to operators who watch.
+    pub trace: Trace,
     /// Where first deliveries of credentials are written down.
     pub audit: Audit,
 }
@@ -41,6 +45,7 @@ pub struct Answer<'a> {
     imds: &'a mut Imds,
     mac: MacAddr,
     owner: Option<&'a InstanceId>,
+    unsent: Option<(&'a mut Unsent, Option<Duration>)>,
 }
 
 impl<'a> Answer<'a> {
@@ -53,11 +58,28 @@ impl<'a> Answer<'a> {
             imds,
             mac,
             owner,
+            unsent: None,
+        }
+    }
+
+    /// The same, with what is answered noted in `unsent`: because of a frame that arrived then, or of a timer.
+    pub fn noting(self, unsent: &'a mut Unsent, arrived: Option<Duration>) -> Self {
+        Self {
+            unsent: Some((unsent, arrived)),
+            ..self
         }
     }
 }
 
 impl Answer<'_> {
+    /// Has a request timed, and told to those who watch.
+    fn note(&mut self, now: Now, request: &Request<'_>, outcome: &Outcome) {
+        if let Some((unsent, arrived)) = &mut self.unsent {
+            let tell = || trace::Request::new(now, self.owner, self.mac, request, outcome);
+            unsent.push(*arrived, self.facts.trace.is_on().then(tell));
+        }
+    }
+
     /// Writes down that a set goes to its guest, if it never did before.
     fn hand_over(
         &self,
@@ -127,7 +149,12 @@ impl Service for Answer<'_> {
                 outcome
             }
         };
-        self.facts.requests.count(&outcome);
+        self.facts.requests.count(request, &outcome);
+        self.note(now, request, &outcome);
+    }
+
+    fn handle_malformed(&mut self, status: Status) {
+        self.facts.requests.count_malformed(status);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap, hash_map::Entry},
     io,
+    sync::Arc,
     time::Duration,
 };
 
@@ -11,9 +12,13 @@ use rand::Rng as _;
 
 use super::answer::{Answer, Facts};
 use crate::{
-    datapath::{Injector, Punt},
+    datapath::{Injector, Punt, PuntRing, punt},
     imds::Imds,
     now::Now,
+    observe::{
+        Unsent,
+        worker_health::{Counted, Report},
+    },
     registry::InstanceId,
     stack::{Stack, Transmit},
 };
@@ -38,6 +43,9 @@ pub struct Interfaces {
     touched: Vec<TapIndex>,
     /// Connections of all stacks, as of the last flush of each.
     connections: usize,
+    /// Requests whose answers are not with the kernel yet.
+    unsent: Unsent,
+    report: Report,
 }
 
 struct InterfaceStack {
@@ -54,6 +62,8 @@ impl Interfaces {
     /// No stack yet.
     pub fn new(facts: Facts, imds: Imds, injector: Injector) -> Self {
         Self {
+            unsent: Unsent::default(),
+            report: Report::new(Arc::clone(&facts.health)),
             facts,
             imds,
             injector,
@@ -98,7 +108,8 @@ impl Interfaces {
             interface.is_touched = true;
             self.touched.push(tap);
         }
-        let mut service = Answer::new(&self.facts, &mut self.imds, mac, self.owners.get(&tap));
+        let mut service = Answer::new(&self.facts, &mut self.imds, mac, self.owners.get(&tap))
+            .noting(&mut self.unsent, Some(punt.arrived));
         let mut transmit = TapTransmit {
             injector: &mut self.injector,
             tap,
@@ -126,7 +137,7 @@ impl Interfaces {
             self.settle(now, tap);
         }
         self.touched = touched;
-        self.injector.flush()
+        self.send()
     }
 
     /// Lets the stacks act whose time has come.
@@ -139,7 +150,8 @@ impl Interfaces {
                 continue;
             };
             interface.deadline = None;
-            let mut service = Answer::new(&self.facts, &mut self.imds, interface.mac, self.owners.get(&tap));
+            let mut service = Answer::new(&self.facts, &mut self.imds, interface.mac, self.owners.get(&tap))
+                .noting(&mut self.unsent, None);
             let mut transmit = TapTransmit {
                 injector: &mut self.injector,
                 tap,
@@ -148,7 +160,18 @@ impl Interfaces {
             interface.stack.handle_timeout(now, &mut service, &mut transmit);
             self.settle(now, tap);
         }
-        self.injector.flush()
+        self.send()
+    }
+
+    /// Tells operators how the worker fares, whose ring is `ring`.
+    pub fn report(&mut self, ring: &PuntRing) {
+        let counted = Counted {
+            malformed: ring.malformed(),
+            stale: ring.stale(),
+            injected: self.injector.sent(),
+            lost: self.injector.lost(),
+        };
+        self.report.tell(counted, self.connections);
     }
 
     /// Whether `tap` is anybody's.
@@ -166,6 +189,14 @@ impl Interfaces {
     pub fn forget(&mut self, tap: TapIndex) {
         self.drop_stack(tap);
         self.owners.remove(&tap);
+    }
+
+    /// Hands what is queued to the kernel.
+    fn send(&mut self) -> io::Result<()> {
+        self.injector.flush()?;
+        let Facts { requests, trace, .. } = &self.facts;
+        self.unsent.handle_sent(punt::clock, &requests.latency, trace);
+        Ok(())
     }
 
     fn drop_stack(&mut self, tap: TapIndex) {
