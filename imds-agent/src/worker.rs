@@ -238,3 +238,6 @@ impl Clock {
         }
     }
 }
+
+#[cfg(test)]
+mod noting_tests;
