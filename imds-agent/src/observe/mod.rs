@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod frames;
 pub mod latency;
+pub mod metrics;
 pub mod requests;
 pub mod trace;
 pub mod unsent;
@@ -11,6 +12,7 @@ pub mod worker_health;
 
 pub use audit::Audit;
 pub use frames::Frames;
+pub use metrics::Metrics;
 pub use requests::Requests;
 pub use trace::Trace;
 pub use unsent::Unsent;
