@@ -204,6 +204,62 @@ fn numbers_are_what_was_sent() -> Result<()> {
 }
 
 #[test]
+fn what_is_no_request_is_counted_apart() -> Result<()> {
+    let (host, guest) = Host::with_guest(|_| ())?;
+    guest.namespace.enter(|| -> Result<_> {
+        let long = "x".repeat(9000);
+        assert_eq!(
+            exchange(&format!("GET / HTTP/1.1\r\nX-Long: {long}\r\n\r\n"))?.status,
+            431
+        );
+        let body = "PUT / HTTP/1.1\r\nContent-Length: 9000\r\n\r\n";
+        assert_eq!(exchange(body)?.status, 413);
+        // The rest of it never comes.
+        assert_eq!(exchange("GET / HTTP/1.1\r\n")?.status, 408);
+        Ok(())
+    })?;
+    let scrape = Scrape::of(&host.files.metrics())?;
+    for status in ["431", "413", "408"] {
+        let counted = scrape.value("imds_requests_malformed_total", &[("status", status)]);
+        assert_eq!(counted, Some(1.0), "{status}");
+    }
+    assert_eq!(scrape.sum("imds_requests_malformed_total", &[]), 3.0);
+    assert_eq!(scrape.sum("imds_requests_total", &[]), 0.0);
+    Ok(())
+}
+
+#[test]
+fn callers_of_the_security_token_service_are_counted() -> Result<()> {
+    let host = Host::new("sts_endpoint.http = [\"127.0.0.1:8980\"]", |_| ())?;
+    let ask = |query: &str| -> Result<String> {
+        host.namespace.enter(|| {
+            let stream = TcpStream::connect_timeout(&"127.0.0.1:8980".parse()?, PATIENCE)?;
+            Ok(scrape::exchange(stream, &format!("GET /?Version=2011-06-15&{query}"))?.0)
+        })
+    };
+    let status = |head: &str| head.split(' ').nth(1).unwrap_or_default().to_owned();
+    let unsigned = status(&ask("Action=GetCallerIdentity")?);
+    let unknown = status(&ask("Action=GetSessionToken")?);
+    assert!(
+        unsigned.starts_with('4') && unknown.starts_with('4'),
+        "{unsigned} {unknown}"
+    );
+    let scrape = Scrape::of(&host.files.metrics())?;
+    assert_eq!(scrape.sum("imds_sts_exchanges_total", &[]), 2.0);
+    let of_unsigned = [("action", "GetCallerIdentity"), ("status", unsigned.as_str())];
+    let of_unknown = [("action", "other"), ("status", unknown.as_str())];
+    for labels in [of_unsigned, of_unknown] {
+        assert_eq!(
+            scrape.value("imds_sts_exchanges_total", &labels),
+            Some(1.0),
+            "{}",
+            scrape.text
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn every_family_of_the_table_is_told_and_no_other() -> Result<()> {
     let expected = |is_per_tap: bool| -> Vec<String> {
         let wanted = FAMILIES

@@ -7,6 +7,7 @@
 //! agent that is long enough to be a session token.
 
 use std::{
+    convert::Infallible,
     fmt,
     sync::{
         Arc, Weak,
@@ -31,7 +32,8 @@ use crate::{
     registry::InstanceId,
 };
 
-/// Requests that wait for one listener: at some three hundred bytes each they take less than a megabyte.
+/// Requests that wait for one listener: an ordinary one takes three hundred bytes, and the longest that a guest can make up two
+/// thousand, so they take four megabytes at most.
 const QUEUE_REQUESTS_MAX: usize = 2048;
 
 /// Listeners at once: every one of them is served by the workers.
@@ -212,10 +214,10 @@ impl Subscription {
 
     /// Everything there is to tell, as lines of JSON, for a response whose body is a stream. A gap is a line of its own:
     /// `{"lost":17}`.
-    pub fn lines(self) -> impl Stream<Item = Bytes> + Send {
+    pub fn lines(self) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
         stream::unfold(self, |mut subscription| async {
             let told = subscription.next().await?;
-            Some((told.line(), subscription))
+            Some((Ok(told.line()), subscription))
         })
     }
 }

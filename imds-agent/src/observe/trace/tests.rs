@@ -90,7 +90,7 @@ async fn lines_are_json() {
     let subscription = trace.subscribe(None).unwrap();
     trace.publish(request("i-1", 200), None);
     let mut lines = std::pin::pin!(subscription.lines());
-    let line = lines.next().await.unwrap();
+    let line = lines.next().await.unwrap().unwrap();
     assert!(line.ends_with(b"\n"));
     let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
     assert_eq!(
