@@ -1,7 +1,7 @@
 //! Composes everything and keeps it running: taps from the kernel, instances from the registry, bindings between the two.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt, io,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -298,8 +298,8 @@ impl Agent {
                 if let Ok(counters) = self.classifier.counters(tap) {
                     self.frames.handle_counters(tap, counters);
                 }
-                self.frames.forget(tap);
                 self.classifier.detach(tap)?;
+                self.frames.forget(tap);
                 log::info!("tap {tap}: detached");
             }
         }
@@ -317,14 +317,18 @@ impl Agent {
 
     /// What nobody else knows, for metrics. Costs a system call for each tap.
     fn tell(&mut self) -> metrics::Told {
-        let mut counted = Vec::new();
+        let mut taps = BTreeMap::new();
+        let names: HashMap<_, _> = self.bindings.taps().map(|(tap, name, _)| (tap, name)).collect();
         for tap in self.classifier.attached() {
-            if let Ok(counters) = self.classifier.counters(tap) {
-                if self.has_metrics_per_tap {
-                    counted.push((self.name(tap), counters.clone()));
-                }
-                self.frames.handle_counters(tap, counters);
+            let Ok(counters) = self.classifier.counters(tap) else {
+                continue;
+            };
+            if self.has_metrics_per_tap
+                && let Some(name) = names.get(&tap)
+            {
+                taps.insert((*name).to_owned(), counters.clone());
             }
+            self.frames.handle_counters(tap, counters);
         }
         metrics::Told {
             hook: self.classifier.hook(),
@@ -332,7 +336,7 @@ impl Agent {
             bound: self.bindings.taps().filter(|(.., bound)| bound.is_some()).count(),
             refused: self.refused.len(),
             frames: self.frames.sum().clone(),
-            taps: counted,
+            taps,
             loaded: self.loaded,
         }
     }

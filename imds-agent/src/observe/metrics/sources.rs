@@ -116,7 +116,7 @@ pub struct Told {
     /// The frames of all taps since the agent started.
     pub frames: Counters,
     /// Those of each tap by its name, where they are wanted.
-    pub taps: Vec<(String, Counters)>,
+    pub taps: BTreeMap<String, Counters>,
     /// When the records in force were taken over.
     pub loaded: Timestamp,
 }
