@@ -66,7 +66,7 @@ fn numbers_are_what_was_sent() -> Result<()> {
     // A tap that is nobody's.
     let other = host.namespace.enter(|| Tap::new("tap9"))?;
     let guest = host.guest()?;
-    let before = Scrape::of(&host.files.metrics())?;
+    let before = host.wait_for_metric("imds_taps_attached", &[], 2.0)?;
     assert_eq!(before.sum("imds_requests_total", &[]), 0.0);
     assert_eq!(
         before.value("imds_request_duration_seconds_count", &[]),
