@@ -1,7 +1,7 @@
 //! Composes everything and keeps it running: taps from the kernel, instances from the registry, bindings between the two.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt, io,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -9,9 +9,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use imds_ebpf::abi::{TapBinding, TapIndex};
+use jiff::Timestamp;
 use rand::{SeedableRng as _, rngs::StdRng};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, watch},
     task::JoinSet,
 };
 
@@ -30,11 +32,14 @@ use crate::{
         token::{TokenKey, TokenKeys},
     },
     keys::{self, Key, Purpose},
-    observe::{Audit, Guests, Requests, audit},
+    observe::{
+        Audit, Fetches, Frames, Guests, Metrics, Panics, Requests, StsExchanges, audit,
+        metrics::{self, Endpoint},
+    },
     privilege,
-    registry::{Directory, Snapshot},
+    registry::{Directory, Problem, Snapshot, role::RoleSource},
     sts,
-    worker::{self, Facts, Panics, Worker},
+    worker::{self, Facts, Worker},
 };
 
 /// How long the kernel is left alone with what it refused.
@@ -47,6 +52,7 @@ enum Event {
     RegistryEnded(io::Error),
     Ended(&'static str),
     Retry,
+    Asked(metrics::Asked),
     Stop(&'static str),
 }
 
@@ -64,6 +70,10 @@ struct Agent {
     guests: Guests,
     audit: Audit,
     panics: Arc<Panics>,
+    frames: Frames,
+    has_metrics_per_tap: bool,
+    /// When the snapshot was taken over.
+    loaded: Timestamp,
 }
 
 /// Serves until SIGTERM or SIGINT. The classifier stays on the taps then, so that the address goes dark and not astray.
@@ -85,8 +95,21 @@ pub async fn run(config: Config) -> Result<()> {
     let keys = config.keys_directory();
     let issuer_keys = IssuerKeys::load_or_create(&keys)?;
     let issuer = Arc::new(Issuer::new(&issuer_keys.newest, &issuer_keys.accepted));
-    let refresher = refresher(&config, &facts, &issuer).watched_by(assumptions(&facts.audit));
+    let fetches = Arc::<Fetches>::default();
+    let settings = config.credentials();
+    let watch = assumptions(&facts.audit, &fetches, settings.default_source);
+    let refresher = refresher(&config, &facts, &issuer).watched_by(watch);
     let signer = signer(&config, &facts)?;
+    let exchanges = Arc::<StsExchanges>::default();
+    let (asks, mut asked) = mpsc::channel(1);
+    let endpoint = match config.metrics() {
+        Some(settings) => {
+            let metrics = metrics(&config, &facts, directory.problems(), &fetches, &exchanges);
+            let endpoint = Endpoint::bind(&settings, metrics, asks).await;
+            Some(endpoint.context("metrics cannot be served")?)
+        }
+        None => None,
+    };
     let mut classifier = Classifier::load(&config.bpf_directory)?;
     let worker = Worker {
         ring: classifier
@@ -113,14 +136,22 @@ pub async fn run(config: Config) -> Result<()> {
         guests: facts.guests.clone(),
         audit: facts.audit.clone(),
         panics: Arc::clone(&facts.panics),
+        frames: Frames::default(),
+        has_metrics_per_tap: config.has_metrics_per_tap(),
+        loaded: Timestamp::now(),
     };
+    agent.adopt_counters();
     // All of it ends with this function.
     let mut upkeep = JoinSet::new();
+    if let Some(endpoint) = endpoint {
+        upkeep.spawn(endpoint.run());
+    }
     if let Some(settings) = config.sts_endpoint() {
         let service = sts::Service::new(Arc::clone(&issuer));
         let registry = Arc::clone(&facts.registry);
         let audit = facts.audit.clone();
         let watch = move |exchange: &sts::Exchange<'_>| {
+            exchanges.count(exchange);
             if let Some(event) = audit::exchange(exchange) {
                 audit.record(event);
             }
@@ -131,7 +162,8 @@ pub async fn run(config: Config) -> Result<()> {
     // Everything is open.
     privilege::capabilities::keep_for_serving()?;
     upkeep.spawn(refresher.run(directory.snapshots()));
-    let refresher = identity_refresher(&config, &facts, &issuer).watched_by(assumptions(&facts.audit));
+    let watch = assumptions(&facts.audit, &fetches, RoleSource::Issuer);
+    let refresher = identity_refresher(&config, &facts, &issuer).watched_by(watch);
     upkeep.spawn(refresher.run(directory.snapshots()));
     upkeep.spawn(issuer_keys::follow(issuer, keys, issuer_keys));
     let mut registry_watch = tokio::spawn(directory.watch(facts.registry));
@@ -145,6 +177,7 @@ pub async fn run(config: Config) -> Result<()> {
             ended = &mut registry_watch => Event::RegistryEnded(ended?),
             _ = &mut worker_ended => Event::Ended("the worker"),
             Some(_) = upkeep.join_next() => Event::Ended("the upkeep of credentials"),
+            Some(asked) = asked.recv() => Event::Asked(asked),
             () = tokio::time::sleep(RETRY_AFTER), if !agent.refused.is_empty() => Event::Retry,
         };
         match event {
@@ -156,6 +189,8 @@ pub async fn run(config: Config) -> Result<()> {
             // What is left would serve nobody: whoever supervises the agent starts a whole one.
             Event::Ended(what) => bail!("{what} ended"),
             Event::Retry => agent.retry(),
+            // Who asked may have gone.
+            Event::Asked(asked) => _ = asked.send(agent.tell()),
             Event::Stop(signal) => {
                 log::info!("{signal}: stopping; the classifier stays on its taps, and the address is dark");
                 upkeep.abort_all();
@@ -215,6 +250,7 @@ impl Agent {
         self.signer.handle_snapshot(Arc::clone(&snapshot));
         let changes = self.bindings.handle_snapshot(&snapshot);
         self.snapshot = snapshot;
+        self.loaded = Timestamp::now();
         self.apply(changes);
     }
 
@@ -268,11 +304,50 @@ impl Agent {
             }
             Change::Detach(tap) => {
                 self.worker.tell(worker::Command::Forget(tap));
+                if let Ok(counters) = self.classifier.counters(tap) {
+                    self.frames.handle_counters(tap, counters);
+                }
                 self.classifier.detach(tap)?;
+                self.frames.forget(tap);
                 log::info!("tap {tap}: detached");
             }
         }
         Ok(())
+    }
+
+    /// What an earlier agent saw happen on taps is not counted as ours.
+    fn adopt_counters(&mut self) {
+        for tap in self.classifier.attached() {
+            if let Ok(counters) = self.classifier.counters(tap) {
+                self.frames.adopt(tap, counters);
+            }
+        }
+    }
+
+    /// What nobody else knows, for metrics. Costs a system call for each tap.
+    fn tell(&mut self) -> metrics::Told {
+        let mut taps = BTreeMap::new();
+        let names: HashMap<_, _> = self.bindings.taps().map(|(tap, name, _)| (tap, name)).collect();
+        for tap in self.classifier.attached() {
+            let Ok(counters) = self.classifier.counters(tap) else {
+                continue;
+            };
+            if self.has_metrics_per_tap
+                && let Some(name) = names.get(&tap)
+            {
+                taps.insert((*name).to_owned(), counters.clone());
+            }
+            self.frames.handle_counters(tap, counters);
+        }
+        metrics::Told {
+            hook: self.classifier.hook(),
+            attached: self.classifier.attached().count(),
+            bound: self.bindings.taps().filter(|(.., bound)| bound.is_some()).count(),
+            refused: self.refused.len(),
+            frames: self.frames.sum().clone(),
+            taps,
+            loaded: self.loaded,
+        }
     }
 
     fn name(&self, tap: TapIndex) -> String {
@@ -331,10 +406,49 @@ fn refresher(config: &Config, facts: &Facts, issuer: &Arc<Issuer>) -> Refresher 
     )
 }
 
-/// Writes down what sources answer.
-fn assumptions(audit: &Audit) -> Watch {
-    let audit = audit.clone();
-    Box::new(move |assumption| audit.record(audit::assumption(assumption)))
+/// Everybody who has metrics to tell, but the agent's own loop, which is asked by the endpoint.
+fn metrics(
+    config: &Config,
+    facts: &Facts,
+    problems: watch::Receiver<Arc<[Problem]>>,
+    fetches: &Arc<Fetches>,
+    exchanges: &Arc<StsExchanges>,
+) -> Metrics {
+    let worker = (Arc::clone(&facts.requests), Arc::clone(&facts.health));
+    Metrics::default()
+        .with(metrics::Workers(vec![worker]))
+        .with(metrics::Records {
+            registry: Arc::clone(&facts.registry),
+            problems,
+        })
+        .with(metrics::Credentials {
+            registry: Arc::clone(&facts.registry),
+            profiles: Arc::clone(&facts.credentials),
+            identities: Arc::clone(&facts.identity_credentials),
+            fetches: Arc::clone(fetches),
+        })
+        .with(metrics::Exchanges(Arc::clone(exchanges)))
+        .with(metrics::Trail {
+            audit: facts.audit.clone(),
+            trace: facts.trace.clone(),
+        })
+        .with(metrics::Limits {
+            packets_per_second: config.packets_per_second(),
+            requests_per_second: facts.requests_per_second,
+            user_data_bytes: config.user_data_bytes_max,
+        })
+        .with(facts.guests.clone())
+        .with(Arc::clone(&facts.panics))
+        .with(metrics::Process::starting())
+}
+
+/// Counts and writes down what sources answer. `host` is the source of roles that name none.
+fn assumptions(audit: &Audit, fetches: &Arc<Fetches>, host: RoleSource) -> Watch {
+    let (audit, fetches) = (audit.clone(), Arc::clone(fetches));
+    Box::new(move |assumption| {
+        fetches.count(assumption, &host);
+        audit.record(audit::assumption(assumption));
+    })
 }
 
 fn identity_refresher(config: &Config, facts: &Facts, issuer: &Arc<Issuer>) -> Refresher {

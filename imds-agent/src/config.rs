@@ -1,6 +1,7 @@
 //! The configuration file, read into a validated [`Config`]. `docs/examples/config.toml` shows every field with its default.
 
 mod credentials;
+mod metrics;
 mod sts_endpoint;
 
 use std::{
@@ -11,11 +12,12 @@ use std::{
 use imds_ebpf::abi::PACKETS_PER_SECOND;
 use serde::{Deserialize, Deserializer, de};
 
-use self::{credentials::Credentials, sts_endpoint::StsEndpoint};
+use self::{credentials::Credentials, metrics::Metrics, sts_endpoint::StsEndpoint};
 use crate::{
     credentials::sources,
     glob,
     imds::ExtendedCredentials,
+    observe,
     registry::{
         HttpEndpoint, HttpProtocolIpv6, HttpTokens, InstanceMetadataTags, InstanceMetadataTagsIndex,
         MetadataOptions, Rules, record::USER_DATA_BYTES_MAX,
@@ -65,6 +67,8 @@ pub struct Config {
     credentials: Credentials,
     /// The security token service for the credentials of the embedded issuer.
     sts_endpoint: StsEndpoint,
+    /// Metrics for Prometheus.
+    metrics: Metrics,
 }
 
 /// Which taps are the agent's business.
@@ -200,6 +204,16 @@ impl Config {
         self.sts_endpoint.settings(&self.keys_directory())
     }
 
+    /// Where metrics are to be had; nothing if nowhere.
+    pub fn metrics(&self) -> Option<observe::metrics::Settings> {
+        self.metrics.settings()
+    }
+
+    /// Whether metrics tell each tap's frames.
+    pub fn has_metrics_per_tap(&self) -> bool {
+        self.metrics.per_tap
+    }
+
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let invalid = |place, field, message| ConfigError::Invalid {
             path: path.to_owned(),
@@ -260,6 +274,7 @@ impl Default for Config {
             metadata_options: MetadataDefaults::default(),
             credentials: Credentials::default(),
             sts_endpoint: StsEndpoint::default(),
+            metrics: Metrics::default(),
         }
     }
 }

@@ -101,7 +101,12 @@ fn start_log(level: LogLevel) {
 /// The process as it is to be while it opens what it serves with; what is root's to do beforehand is done.
 fn reduce_privileges(config: &Config) -> Result<privilege::Reduced> {
     pins::ensure_bpffs(&config.bpf_directory)?;
-    let written: Vec<_> = config.audit_file().into_iter().collect();
+    let metrics = config.metrics().and_then(|metrics| metrics.socket);
+    let written: Vec<_> = config
+        .audit_file()
+        .into_iter()
+        .chain(metrics.as_deref())
+        .collect();
     let reduced = privilege::reduce(&privilege::Settings {
         user: config.user(),
         owned: &[&config.state_directory],

@@ -21,7 +21,7 @@ use std::{
 use imds_ebpf::abi::TapIndex;
 use tokio::sync::oneshot;
 
-pub use self::{answer::Facts, panics::Panics, request_rate::RequestsLeft};
+pub use self::{answer::Facts, request_rate::RequestsLeft};
 use self::{interfaces::Interfaces, panics::TooOften};
 use crate::{
     datapath::{Alarm, Injector, PuntRing},
@@ -173,6 +173,7 @@ impl Worker {
 impl Serving {
     fn run(&mut self) -> io::Result<()> {
         while !self.is_stopped {
+            self.interfaces.report(&self.ring);
             self.is_stopped |= obey_all(&self.inbox, &mut self.interfaces, self.clock);
             let has_more = self.drain()?;
             let now = self.clock.now();
@@ -279,3 +280,6 @@ impl Clock {
         }
     }
 }
+
+#[cfg(test)]
+mod noting_tests;

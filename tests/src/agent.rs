@@ -63,10 +63,11 @@ impl HostFiles {
             fs::create_dir_all(files.state().join(kind))?;
         }
         let config = format!(
-            "user = {user:?}\nstate_directory = {:?}\nbpf_directory = {:?}\naudit_file = {:?}\n{extra}\n",
+            "user = {user:?}\nstate_directory = {:?}\nbpf_directory = {:?}\naudit_file = {:?}\nmetrics.socket = {:?}\n{extra}\n",
             files.state(),
             files.pins,
             files.audit(),
+            files.metrics(),
         );
         fs::write(files.config(), config)?;
         Ok(files)
@@ -103,6 +104,11 @@ impl HostFiles {
     /// The audit trail.
     pub fn audit(&self) -> PathBuf {
         self.directory.path().join("log/audit.jsonl")
+    }
+
+    /// The socket of the agent's metrics.
+    pub fn metrics(&self) -> PathBuf {
+        self.directory.path().join("run/metrics.sock")
     }
 
     /// The directory of the agent's pins.

@@ -7,9 +7,11 @@ use imds_ebpf::abi::MacAddr;
 
 use crate::{
     agent::{Agent, HostFiles},
+    client::wait_for,
     kernel_guest::KernelGuest,
     netns::Namespace,
     records,
+    scrape::Scrape,
     tap::Tap,
 };
 
@@ -73,6 +75,13 @@ impl Host {
             records::guest_mac(2),
             &format!("{ADDRESS}/24"),
         )
+    }
+
+    /// Waits until the agent's metrics say `value` of a series, and returns all of them.
+    pub fn wait_for_metric(&self, name: &str, labels: &[(&str, &str)], value: f64) -> Result<Scrape> {
+        let read = || Scrape::of(&self.files.metrics());
+        let is_so = |scrape: &Scrape| scrape.value(name, labels) == Some(value);
+        Ok(wait_for(name, read, is_so)?.0)
     }
 
     /// Another tap with a guest behind it.

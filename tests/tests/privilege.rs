@@ -145,6 +145,7 @@ fn is_reduced(agent: &Agent, user: u32, bounding: u64) -> Result<()> {
             "imds-agent",
             "imds-audit",
             "imds-control",
+            "imds-guests",
             "imds-identity",
             "imds-worker-0"
         ],

@@ -101,6 +101,24 @@ fn host_may_ask_a_security_token_service() {
 }
 
 #[test]
+fn metrics_are_on_a_socket_and_nowhere_else_unless_told() {
+    let settings = |text: &str| parse(&format!("[metrics]\n{text}")).unwrap().metrics();
+    let default = settings("").unwrap();
+    assert_eq!(default.socket.unwrap(), Path::new("/run/imds-agent/metrics.sock"));
+    assert_eq!(default.addresses, []);
+    assert_eq!(settings("socket = \"\""), None);
+    let address = settings("socket = \"\"\naddresses = [\"[::1]:9254\"]").unwrap();
+    assert_eq!(
+        (address.socket, address.addresses),
+        (None, vec!["[::1]:9254".parse().unwrap()])
+    );
+    assert!(!parse("").unwrap().has_metrics_per_tap());
+    assert!(parse("[metrics]\nper_tap = true").unwrap().has_metrics_per_tap());
+    let error = parse("[metrics]\naddresses = [\"localhost:9254\"]").unwrap_err();
+    assert!(error.contains("metrics.addresses"), "{error}");
+}
+
+#[test]
 fn taps_are_selected_by_pattern() {
     let taps = |text: &str| parse(&format!("taps = {text}")).unwrap().taps;
     assert!(taps("\"auto\"").select("anything"));

@@ -15,7 +15,7 @@ pub mod trust;
 
 use std::{collections::HashMap, net::IpAddr, pin::Pin, sync::Arc};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use jiff::Timestamp;
 use secrecy::SecretString;
 
@@ -114,6 +114,11 @@ impl Published {
     /// The same where an instance is in one role for ever.
     pub fn state_of_instance(&self, instance: &InstanceId, now: Timestamp) -> Option<Arc<RoleState>> {
         self.0.load().get(instance)?.state(now)
+    }
+
+    /// All of them.
+    pub fn sessions(&self) -> Guard<Arc<HashMap<InstanceId, RoleSession>>> {
+        self.0.load()
     }
 
     /// Replaces the set of sessions.

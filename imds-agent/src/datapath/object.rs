@@ -7,16 +7,14 @@ use aya::{
     maps::{Map, MapError, MapInfo},
 };
 use imds_ebpf::abi::{RING_BYTES, TAPS_MAX, TapBinding, TapCounters, TapIndex};
-use nix::{
-    errno::Errno,
-    time::{ClockId, clock_gettime},
-};
+use nix::errno::Errno;
 use thiserror::Error;
 
 use super::{
     PuntRing,
     hook::HookError,
     pins::{Pins, PinsError, remove_pin},
+    punt,
     ring::Ring,
 };
 
@@ -124,8 +122,7 @@ pub(super) fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadE
 
 /// Takes the rings out of the object, one per worker.
 pub(super) fn take_rings(ebpf: &mut Ebpf) -> Result<Vec<PuntRing>, LoadError> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
-    let fresh_from = now.saturating_sub(STALE_AFTER);
+    let fresh_from = punt::clock().saturating_sub(STALE_AFTER);
     let ring = |name| match take_map(ebpf, name)? {
         Map::RingBuf(map) => Ok(PuntRing::new(Ring::new(map)?, fresh_from)),
         _ => Err(LoadError::Incomplete(name)),

@@ -7,6 +7,7 @@ use std::{
 };
 
 use imds_ebpf::abi::{MacAddr, PuntHeader, TapIndex};
+use nix::time::{ClockId, clock_gettime};
 
 use super::ring::Ring;
 
@@ -21,6 +22,11 @@ pub struct Punt<'a> {
     pub arrived: Duration,
     /// The frame, from its Ethernet header on.
     pub frame: &'a [u8],
+}
+
+/// The clock of [`Punt::arrived`].
+pub fn clock() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }
 
 /// One worker's ring. Wait for its descriptor to become readable, then take frames until there are none.

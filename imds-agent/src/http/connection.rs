@@ -137,13 +137,14 @@ impl Connection {
         self.close_if_all_is_answered();
     }
 
-    /// A deadline of [`poll_timeout`](Self::poll_timeout) may have passed.
-    pub fn handle_timeout(&mut self, now: Now) {
+    /// A deadline of [`poll_timeout`](Self::poll_timeout) may have passed. Returns the status of a refusal over it.
+    pub fn handle_timeout(&mut self, now: Now) -> Option<Status> {
         if self
             .request_deadline()
             .is_some_and(|deadline| deadline <= now.monotonic)
         {
             self.refuse(now, Status::RequestTimeout);
+            return Some(Status::RequestTimeout);
         } else if self
             .idle_deadline()
             .is_some_and(|deadline| deadline <= now.monotonic)
@@ -151,6 +152,7 @@ impl Connection {
             self.outbound = Outbound::default();
             self.close();
         }
+        None
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called, on the monotonic clock.
@@ -224,7 +226,10 @@ impl Connection {
                     self.request_began.get_or_insert(now.monotonic);
                     break;
                 }
-                Err(malformed) => self.refuse(now, malformed.status()),
+                Err(malformed) => {
+                    self.refuse(now, malformed.status());
+                    service.handle_malformed(malformed.status());
+                }
             }
         }
         bytes.len().saturating_sub(rest.len())

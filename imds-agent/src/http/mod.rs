@@ -27,4 +27,9 @@ use crate::now::Now;
 pub trait Service {
     /// Fills `response`, which comes in as an empty 200, for one complete request.
     fn respond(&mut self, now: Now, request: &Request<'_>, response: &mut Response);
+
+    /// Is told of what was refused with `status` before it was a request.
+    fn handle_malformed(&mut self, status: Status) {
+        _ = status;
+    }
 }

@@ -27,6 +27,7 @@ use crate::{
     http::Request,
     imds::Outcome,
     now::Now,
+    privilege,
     registry::InstanceId,
     stack::{Sign, Undelivered},
 };
@@ -111,7 +112,10 @@ impl Guests {
         let kept = Arc::clone(&guests.kept);
         thread::Builder::new()
             .name("imds-guests".to_owned())
-            .spawn(move || keep(&sightings, &kept))?;
+            .spawn(move || {
+                privilege::capabilities::give_up();
+                keep(&sightings, &kept);
+            })?;
         Ok(guests)
     }
 

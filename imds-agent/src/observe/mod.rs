@@ -1,13 +1,28 @@
 //! What operators are told about what happens.
 
 pub mod audit;
+pub mod frames;
 pub mod guests;
 pub mod hop_limit;
+pub mod latency;
+pub mod metrics;
+pub mod panics;
 mod recent;
 pub mod requests;
 pub mod tokenless;
+pub mod trace;
+pub mod unsent;
+pub mod upkeep;
 mod warnings;
+pub mod worker_health;
 
 pub use audit::Audit;
+pub use frames::Frames;
 pub use guests::Guests;
+pub use metrics::Metrics;
+pub use panics::Panics;
 pub use requests::Requests;
+pub use trace::Trace;
+pub use unsent::Unsent;
+pub use upkeep::{Fetches, StsExchanges};
+pub use worker_health::WorkerHealth;

@@ -215,7 +215,9 @@ impl Connections {
             if connection.poll_timeout().is_none_or(|due| due > now.monotonic) {
                 continue;
             }
-            connection.parts.http.handle_timeout(now);
+            if let Some(status) = connection.parts.http.handle_timeout(now) {
+                service.handle_malformed(status);
+            }
             connection.drive(now, service);
             if connection
                 .linger_until

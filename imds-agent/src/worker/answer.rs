@@ -1,16 +1,16 @@
 //! Who answers the requests of one interface, and from which facts.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use imds_ebpf::abi::{MacAddr, TapIndex};
 
-use super::{panics::Panics, request_rate::RequestBuckets};
+use super::request_rate::RequestBuckets;
 use crate::{
     credentials::{self, Asked, RoleState},
-    http::{Request, Response, Service},
+    http::{Request, Response, Service, Status},
     imds::{self, Caller, Delivery, Imds, ImdsVersion, Outcome, identity},
     now::Now,
-    observe::{Audit, Guests, Requests, audit},
+    observe::{Audit, Guests, Panics, Requests, Trace, Unsent, WorkerHealth, audit, trace},
     registry::{self, InstanceId},
 };
 
@@ -25,10 +25,14 @@ pub struct Facts {
     pub identity_credentials: Arc<credentials::Published>,
     /// The signed identity documents.
     pub identities: Arc<identity::Published>,
-    /// What became of requests.
+    /// What became of requests: a worker's own.
     pub requests: Arc<Requests>,
     /// What panicked and went on.
     pub panics: Arc<Panics>,
+    /// How the worker fares.
+    pub health: Arc<WorkerHealth>,
+    /// Where requests are told to operators who watch.
+    pub trace: Trace,
     /// Where first deliveries of credentials are written down.
     pub audit: Audit,
     /// What guests do that their operators should know.
@@ -57,6 +61,7 @@ pub struct Answer<'a> {
     imds: &'a mut Imds,
     buckets: &'a mut RequestBuckets,
     origin: Origin<'a>,
+    unsent: Option<(&'a mut Unsent, Option<Duration>)>,
 }
 
 impl<'a> Answer<'a> {
@@ -72,11 +77,28 @@ impl<'a> Answer<'a> {
             imds,
             buckets,
             origin,
+            unsent: None,
+        }
+    }
+
+    /// The same, with what is answered noted in `unsent`: because of a frame that arrived then, or of a timer.
+    pub fn noting(self, unsent: &'a mut Unsent, arrived: Option<Duration>) -> Self {
+        Self {
+            unsent: Some((unsent, arrived)),
+            ..self
         }
     }
 }
 
 impl Answer<'_> {
+    /// Has a request timed, and told to those who watch.
+    fn note(&mut self, now: Now, request: &Request<'_>, outcome: &Outcome) {
+        if let Some((unsent, arrived)) = &mut self.unsent {
+            let tell = || trace::Request::new(now, self.origin.owner, self.origin.mac, request, outcome);
+            unsent.push(*arrived, self.facts.trace.is_on().then(tell));
+        }
+    }
+
     /// Writes down that a set goes to its guest, if it never did before.
     fn hand_over(
         &self,
@@ -153,7 +175,12 @@ impl Service for Answer<'_> {
                 outcome
             }
         };
-        self.facts.requests.count(&outcome);
+        self.facts.requests.count(request, &outcome);
+        self.note(now, request, &outcome);
+    }
+
+    fn handle_malformed(&mut self, status: Status) {
+        self.facts.requests.count_malformed(status);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, hash_map::Entry},
     io,
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,9 +17,13 @@ use super::{
     request_rate::{RequestBuckets, RequestsLeft},
 };
 use crate::{
-    datapath::{Injector, Punt},
+    datapath::{Injector, Punt, PuntRing, punt},
     imds::Imds,
     now::Now,
+    observe::{
+        Unsent,
+        worker_health::{Counted, Report},
+    },
     registry::InstanceId,
     stack::{Spares, Stack, Transmit},
 };
@@ -47,6 +52,9 @@ pub struct Interfaces {
     convalescents: FxHashMap<TapIndex, Convalescent>,
     /// Connections of all stacks, as of the last flush of each.
     connections: usize,
+    /// Requests whose answers are not with the kernel yet.
+    unsent: Unsent,
+    report: Report,
 }
 
 struct InterfaceStack {
@@ -64,6 +72,8 @@ impl Interfaces {
     pub fn new(facts: Facts, imds: Imds, injector: Injector) -> Self {
         Self {
             buckets: RequestBuckets::new(facts.requests_per_second),
+            unsent: Unsent::default(),
+            report: Report::new(Arc::clone(&facts.health)),
             facts,
             imds,
             injector,
@@ -118,7 +128,8 @@ impl Interfaces {
             mac,
             owner: self.owners.get(&tap),
         };
-        let mut service = Answer::new(&self.facts, &mut self.imds, &mut self.buckets, origin);
+        let mut service = Answer::new(&self.facts, &mut self.imds, &mut self.buckets, origin)
+            .noting(&mut self.unsent, Some(punt.arrived));
         let mut transmit = TapTransmit {
             injector: &mut self.injector,
             tap,
@@ -149,7 +160,7 @@ impl Interfaces {
             }
         }
         self.touched = touched;
-        self.injector.flush()
+        self.send()
     }
 
     /// Lets the stacks act whose time has come.
@@ -167,7 +178,8 @@ impl Interfaces {
                 mac: interface.mac,
                 owner: self.owners.get(&tap),
             };
-            let mut service = Answer::new(&self.facts, &mut self.imds, &mut self.buckets, origin);
+            let mut service = Answer::new(&self.facts, &mut self.imds, &mut self.buckets, origin)
+                .noting(&mut self.unsent, None);
             let mut transmit = TapTransmit {
                 injector: &mut self.injector,
                 tap,
@@ -179,7 +191,18 @@ impl Interfaces {
                 None => self.handle_panic(now, tap),
             }
         }
-        self.injector.flush()
+        self.send()
+    }
+
+    /// Tells operators how the worker fares, whose ring is `ring`.
+    pub fn report(&mut self, ring: &PuntRing) {
+        let counted = Counted {
+            malformed: ring.malformed(),
+            stale: ring.stale(),
+            injected: self.injector.sent(),
+            lost: self.injector.lost(),
+        };
+        self.report.tell(counted, self.connections);
     }
 
     /// Whether `tap` is anybody's.
@@ -214,6 +237,7 @@ impl Interfaces {
         self.deadlines.clear();
         self.touched.clear();
         self.connections = 0;
+        self.unsent = Unsent::default();
         self.injector.clear();
     }
 
@@ -232,6 +256,14 @@ impl Interfaces {
     fn rests(&self, now: Now, tap: TapIndex) -> bool {
         let convalescent = self.convalescents.get(&tap);
         convalescent.is_some_and(|convalescent| convalescent.rests(now.monotonic))
+    }
+
+    /// Hands what is queued to the kernel.
+    fn send(&mut self) -> io::Result<()> {
+        self.injector.flush()?;
+        let Facts { requests, trace, .. } = &self.facts;
+        self.unsent.handle_sent(punt::clock, &requests.latency, trace);
+        Ok(())
     }
 
     fn drop_stack(&mut self, tap: TapIndex) {

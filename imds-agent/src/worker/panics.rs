@@ -6,11 +6,11 @@
 
 use std::{
     collections::VecDeque,
-    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
+
+use crate::observe::Panics;
 
 /// How long a panic is held against who caused it.
 const MEMORY: Duration = Duration::from_secs(60);
@@ -26,35 +26,6 @@ const WORKER_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The pause after the first panic of an interface's stack, which doubles with each: one retransmission of its guest's.
 const INTERFACE_PAUSE: Duration = Duration::from_millis(100);
 const INTERFACE_PAUSE_MAX: Duration = Duration::from_secs(10);
-
-/// Panics that were survived.
-#[derive(Default, Debug)]
-pub struct Panics {
-    interfaces: AtomicU64,
-    workers: AtomicU64,
-}
-
-impl Panics {
-    /// Those that cost one interface its connections.
-    pub fn of_interfaces(&self) -> u64 {
-        self.interfaces.load(Ordering::Relaxed)
-    }
-
-    /// Those that cost a worker all of its connections.
-    pub fn of_workers(&self) -> u64 {
-        self.workers.load(Ordering::Relaxed)
-    }
-}
-
-impl fmt::Display for Panics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (interfaces, workers) = (self.of_interfaces(), self.of_workers());
-        write!(
-            f,
-            "{interfaces} panics of interfaces' stacks, {workers} of workers"
-        )
-    }
-}
 
 /// Somebody panicked too often.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -74,7 +45,7 @@ pub fn supervise<S, R>(
         if let Some(result) = survive(|| work(state)) {
             return Ok(result);
         }
-        panics.workers.fetch_add(1, Ordering::Relaxed);
+        panics.count_worker();
         let count = record.add(now());
         if count >= WORKER_PANICS_MAX {
             return Err(TooOften);
@@ -98,7 +69,7 @@ pub struct Convalescent {
 impl Convalescent {
     /// It panicked again. Returns how long its frames are passed over.
     pub fn handle_panic(&mut self, now: Duration, panics: &Panics) -> Duration {
-        panics.interfaces.fetch_add(1, Ordering::Relaxed);
+        panics.count_interface();
         let pause = pause(self.record.add(now), INTERFACE_PAUSE, INTERFACE_PAUSE_MAX);
         self.until = now + pause;
         pause

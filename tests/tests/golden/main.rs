@@ -1,7 +1,8 @@
 //! Golden exchanges: the bytes that a guest sends and gets, with HTTP and its meaning run in process.
 //!
 //! `golden/exchanges/` has conversations, see [`script`]; `golden/trees/` has everything that an instance can see, see
-//! [`crawl`]; `golden/instances/` has the instances; what the documents say of the tree is held by [`features`].
+//! [`crawl`]; `golden/instances/` has the instances; what the documents say of the tree is held by [`features`], and of the metrics by
+//! [`metrics`].
 //! `GOLDEN_BLESS=1` writes what is observed instead of comparing it:
 //! then the difference is to be read against the wire contract.
 
@@ -9,6 +10,7 @@ mod allocations;
 mod contract;
 mod crawl;
 mod features;
+mod metrics;
 mod script;
 mod streams;
 mod world;

@@ -1,0 +1,57 @@
+//! `docs/metrics.md`, written from the table of families in code. `GOLDEN_BLESS=1` writes it anew.
+
+use std::{fmt::Write as _, path::PathBuf};
+
+use imds_agent::observe::metrics::{FAMILIES, Kind};
+
+const PREAMBLE: &str = "\
+# Metrics
+
+Written from the table in `imds-agent/src/observe/metrics/families.rs`, by which the agent tells them: a test compares the two, and
+`GOLDEN_BLESS=1 cargo test --package imds-tests --test golden` writes this file anew.
+
+The agent serves them at `/metrics` in the OpenMetrics text format, on the Unix socket `/run/imds-agent/metrics.sock` (mode 0660)
+and on no address unless `[metrics]` in its configuration names one:
+
+- A loopback address is open to every user of the host, and to guests on QEMU's own user network, where 10.0.2.2 is the host. A
+  socket has a mode and a group, so it is the default. `curl --unix-socket /run/imds-agent/metrics.sock http://localhost/metrics`
+  shows what is there.
+- Prometheus itself reads no sockets: give it `addresses = [\"127.0.0.1:9254\"]`, or a collector that does.
+
+What workers count costs a request three or four additions to memory of the worker's own, some 40 ns; everything else is read at the time of a
+scrape, which costs the agent's own loop a system call for each tap. Counters begin at 0 with the agent, `imds_tap_*` with the tap.
+No label has a value that a guest chooses, none names an instance, and *series* is the most that there can be of them:
+
+- `role` is the ARN of a role. The first 100 by their ARN have series of their own, and the rest is told together as `(other)`; the
+  instance identity role is one for all instances.
+- `tap` is there only with `per_tap = true`, where a host may have 16384 of them; only reasons that occurred are told.
+- `action` and `status` of `imds_sts_exchanges_total` are what the service has and gives.
+
+`dist/prometheus/imds-agent.rules.yml` has alerts over them, `dist/grafana/imds-agent.json` a dashboard.
+
+";
+
+#[test]
+fn the_metrics_are_documented_as_they_are() {
+    let mut document = PREAMBLE.to_owned();
+    document.push_str("| name | type | labels | series | what |\n|---|---|---|---|---|\n");
+    for family in FAMILIES {
+        let kind = match family.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+            Kind::Info => "info",
+        };
+        let labels: Vec<_> = family.labels.iter().map(|label| format!("`{label}`")).collect();
+        _ = writeln!(
+            document,
+            "| `{}` | {kind} | {} | {} | {} |",
+            family.full_name(),
+            labels.join(" "),
+            family.series_max,
+            family.help,
+        );
+    }
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
+    assert_eq!(super::check(&path, &document), None);
+}
