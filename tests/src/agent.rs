@@ -62,6 +62,10 @@ impl HostFiles {
         for kind in ["instances", "roles", "instance-profiles"] {
             fs::create_dir_all(files.state().join(kind))?;
         }
+        // Whoever the agent is.
+        let run = files.directory.path().join("run");
+        fs::create_dir(&run)?;
+        fs::set_permissions(&run, fs::Permissions::from_mode(0o777))?;
         let config = format!(
             "user = {user:?}\nstate_directory = {:?}\nbpf_directory = {:?}\naudit_file = {:?}\nmetrics.socket = {:?}\n{extra}\n",
             files.state(),
