@@ -4,11 +4,12 @@ use std::{
     collections::BTreeSet,
     fmt, io,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, bail};
 use imds_ebpf::abi::{TapBinding, TapIndex};
+use jiff::Timestamp;
 use rand::{SeedableRng as _, rngs::StdRng};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -30,7 +31,7 @@ use crate::{
         token::{TokenKey, TokenKeys},
     },
     keys::{self, Key, Purpose},
-    observe::{Audit, Requests, audit},
+    observe::{Audit, audit},
     registry::{Directory, Snapshot},
     sts,
     worker::{self, Facts, Worker},
@@ -39,6 +40,13 @@ use crate::{
 /// How long the kernel is left alone with what it refused.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// How long after all taps were told the first role credentials are waited for. Frames wait in the ring meanwhile; half of
+/// the second that clients wait for an answer.
+const FIRST_SETS_WITHIN: Duration = Duration::from_millis(500);
+
+/// How often it is looked whether they are there.
+const FIRST_SETS_LOOK: Duration = Duration::from_millis(2);
+
 /// What wakes the agent.
 enum Event {
     Link(LinkEvent),
@@ -46,6 +54,7 @@ enum Event {
     RegistryEnded(io::Error),
     Ended(&'static str),
     Retry,
+    Begin,
     Stop(&'static str),
 }
 
@@ -59,8 +68,9 @@ struct Agent {
     worker: worker::Handle,
     /// Taps on which the kernel refused something that is to be tried again.
     refused: BTreeSet<TapIndex>,
-    requests: Arc<Requests>,
-    audit: Audit,
+    /// When the first credentials are no longer waited for; nothing before all taps were told, and once frames are taken.
+    begins_by: Option<Instant>,
+    facts: Facts,
 }
 
 /// Serves until SIGTERM or SIGINT. The classifier stays on the taps then, so that the address goes dark and not astray.
@@ -104,8 +114,8 @@ pub async fn run(config: Config) -> Result<()> {
         signer,
         worker,
         refused: BTreeSet::new(),
-        requests: Arc::clone(&facts.requests),
-        audit: facts.audit.clone(),
+        begins_by: None,
+        facts: facts.clone(),
     };
     // All of it ends with this function.
     let mut upkeep = JoinSet::new();
@@ -137,6 +147,7 @@ pub async fn run(config: Config) -> Result<()> {
             _ = &mut worker_ended => Event::Ended("the worker"),
             Some(_) = upkeep.join_next() => Event::Ended("the upkeep of credentials"),
             () = tokio::time::sleep(RETRY_AFTER), if !agent.refused.is_empty() => Event::Retry,
+            () = tokio::time::sleep(FIRST_SETS_LOOK), if agent.begins_by.is_some() => Event::Begin,
         };
         match event {
             Event::Link(event) => agent.handle_link(event),
@@ -147,6 +158,7 @@ pub async fn run(config: Config) -> Result<()> {
             // What is left would serve nobody: whoever supervises the agent starts a whole one.
             Event::Ended(what) => bail!("{what} ended"),
             Event::Retry => agent.retry(),
+            Event::Begin => agent.begin(),
             Event::Stop(signal) => {
                 log::info!("{signal}: stopping; the classifier stays on its taps, and the address is dark");
                 upkeep.abort_all();
@@ -190,11 +202,33 @@ impl Agent {
             .filter(|tap| !ours.contains(tap))
             .collect();
         self.apply(others.into_iter().map(Change::Detach));
+        self.begins_by = Some(Instant::now() + FIRST_SETS_WITHIN);
+        self.begin();
+    }
+
+    /// Has frames taken once the first role credentials are there, so that a guest that asks while agents change gets what
+    /// it got from the last one, a moment later, and not that it should ask again.
+    fn begin(&mut self) {
+        if self.begins_by.is_some_and(|by| Instant::now() < by) && !self.has_first_sets() {
+            return;
+        }
+        self.begins_by = None;
+        self.worker.tell(worker::Command::Begin);
         log::info!(
             "ready: {} instances, {} taps",
             self.snapshot.instances.len(),
-            ours.len()
+            self.bindings.taps().count()
         );
+    }
+
+    /// Whether every role session has been answered for once.
+    fn has_first_sets(&self) -> bool {
+        let now = Timestamp::now();
+        let mut sessions = self.snapshot.instances.values().filter_map(|member| {
+            let role = member.role.as_ref()?;
+            Some((&member.instance.instance_id, &role.role_name))
+        });
+        sessions.all(|(instance, role)| self.facts.credentials.state(instance, role, now).is_some())
     }
 
     fn handle_snapshot(&mut self, snapshot: Arc<Snapshot>) {
@@ -278,9 +312,10 @@ impl Agent {
     /// Ends the worker and tells what was counted.
     fn stop(self) {
         self.worker.stop();
-        log::info!("counted: {}", self.requests);
-        self.audit.flush();
-        let (written, lost) = (self.audit.written(), self.audit.lost());
+        log::info!("counted: {}", self.facts.requests);
+        let audit = &self.facts.audit;
+        audit.flush();
+        let (written, lost) = (audit.written(), audit.lost());
         log::info!("counted: {written} events in the audit trail, {lost} lost");
         for (tap, name, _) in self.bindings.taps() {
             match self.classifier.counters(tap) {

@@ -162,6 +162,13 @@ pub struct Agent {
 impl Agent {
     /// Starts `program run --config ...` in `namespace` and waits until it serves.
     pub fn start(program: &Path, namespace: &Namespace, files: &HostFiles) -> Result<Self> {
+        let mut agent = Self::spawn(program, namespace, files)?;
+        agent.wait_until_ready()?;
+        Ok(agent)
+    }
+
+    /// The same without waiting.
+    pub fn spawn(program: &Path, namespace: &Namespace, files: &HostFiles) -> Result<Self> {
         let mut command = namespace.command(program);
         command.arg("run").arg("--config").arg(files.config());
         command
@@ -181,13 +188,22 @@ impl Agent {
                 }
             }
         });
-        let mut agent = Self {
+        Ok(Self {
             child,
             lines,
             log: Vec::new(),
-        };
-        agent.wait_for_log("ready")?;
-        Ok(agent)
+        })
+    }
+
+    /// Waits until it serves.
+    pub fn wait_until_ready(&mut self) -> Result<()> {
+        self.wait_for_log("ready").map(drop)
+    }
+
+    /// Whether it has said by now that it serves.
+    pub fn is_ready(&mut self) -> bool {
+        self.log.extend(self.lines.try_iter());
+        self.log.iter().any(|line| line.contains("ready"))
     }
 
     /// Waits for a line that contains `text`, and returns it.

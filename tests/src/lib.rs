@@ -13,6 +13,7 @@ pub mod moto;
 pub mod netns;
 pub mod qemu;
 pub mod records;
+pub mod sdk;
 pub mod tap;
 pub mod verdicts;
 pub mod vm_host;

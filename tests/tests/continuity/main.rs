@@ -1,0 +1,3 @@
+//! T1: what the real agent's taps get while it runs, hangs, is stopped, killed, replaced, upgraded and taken off.
+
+mod restarts;
