@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use imds_ebpf::abi::{TapBinding, TapIndex};
 use jiff::Timestamp;
 use rand::{SeedableRng as _, rngs::StdRng};
@@ -21,7 +21,7 @@ use crate::{
     config::{Config, Taps},
     credentials::{Issuer, IssuerKeys, Refresher, Sources, issuer_keys, refresh::Watch, schedule::Kind},
     datapath::{
-        Classifier, Injector,
+        self, Classifier, Injector,
         link_watch::{LinkEvent, LinkWatch},
     },
     identity_files,
@@ -171,6 +171,10 @@ pub async fn run(config: Config) -> Result<()> {
 
 impl Agent {
     fn handle_link(&mut self, event: LinkEvent) {
+        if let LinkEvent::Appeared { index, .. } | LinkEvent::Gone { index } = event {
+            // What was refused is out of date.
+            self.refused.remove(&index);
+        }
         match event {
             LinkEvent::Appeared {
                 index,
@@ -278,11 +282,13 @@ impl Agent {
                 }
             }
             Change::Bind(tap, binding, instance) => {
+                self.expect_name(tap)?;
                 self.worker.tell(worker::Command::Serve(tap, instance));
                 self.classifier.bind(tap, binding)?;
                 log::info!("tap {}: bound to {}", self.name(tap), Bound(binding));
             }
             Change::Amend(tap, binding) => {
+                self.expect_name(tap)?;
                 self.classifier.bind(tap, binding)?;
                 log::info!("tap {}: now bound to {}", self.name(tap), Bound(binding));
             }
@@ -297,6 +303,15 @@ impl Agent {
                 log::info!("tap {tap}: detached");
             }
         }
+        Ok(())
+    }
+
+    /// Fails when the tap is not, or no longer, the one that a binding was decided for: links are told of a moment late, and
+    /// another device may have got the index. Once the classifier is attached that is told for certain, because a device
+    /// that takes the index over from here on comes without the classifier, and nothing is served on it.
+    fn expect_name(&self, tap: TapIndex) -> Result<()> {
+        let (known, name) = (self.name(tap), datapath::tap::name_of(tap)?);
+        ensure!(name == known, "tap {known} (index {tap}) is called {name} by now");
         Ok(())
     }
 
