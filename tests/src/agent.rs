@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -227,6 +227,31 @@ impl Agent {
                 ),
             }
         }
+    }
+
+    /// Stops all its threads until [`resume`](Self::resume), as if it hung.
+    pub fn pause(&self) -> Result<()> {
+        kill(self.pid()?, Signal::SIGSTOP)?;
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut are_stopped = true;
+            for task in fs::read_dir(&tasks)? {
+                let stat = fs::read_to_string(task?.path().join("stat"))?;
+                let (_, state) = stat.rsplit_once(") ").context("a state behind the name")?;
+                are_stopped &= state.starts_with('T');
+            }
+            if are_stopped {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "the agent does not stop");
+            thread::yield_now();
+        }
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) -> Result<()> {
+        Ok(kill(self.pid()?, Signal::SIGCONT)?)
     }
 
     /// Asks it to end, and returns how it did.

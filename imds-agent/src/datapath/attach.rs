@@ -13,6 +13,7 @@ use thiserror::Error;
 use super::{
     Classifier, Hook, LoadError,
     hook::HookError,
+    link_watch::{self, LinkWatchError},
     pins::{Pins, PinsError},
     program::AttachError,
     tap::{TapError, describe, index_of},
@@ -30,6 +31,20 @@ pub enum EnsureError {
     /// There is no such tap.
     #[error(transparent)]
     NoTap(#[from] TapError),
+    /// It cannot be told what kind of device it is.
+    #[error("cannot ask the kernel about network device {name:?}")]
+    Kind {
+        /// Its name.
+        name: String,
+        /// Why not.
+        source: LinkWatchError,
+    },
+    /// It is of another kind, behind which is no guest.
+    #[error("network device {name:?} is no tap")]
+    OtherKind {
+        /// Its name.
+        name: String,
+    },
     /// It cannot be told what hangs on a tap.
     #[error(transparent)]
     Hook(#[from] HookError),
@@ -44,27 +59,29 @@ pub enum EnsureError {
     Attach(#[from] AttachError),
     /// The running agent does not.
     #[error(
-        "the agent runs, and has not put the classifier on tap {tap} within {AGENT_MAX:?}: its log says why"
+        "the agent runs, and has not put the classifier on tap {tap} within {agent_max:?}: its log says why"
     )]
     Agent {
         /// The tap's name and index.
         tap: String,
+        /// How long it was waited for.
+        agent_max: Duration,
     },
 }
 
 /// Returns once the classifier is on the taps of these names. A running agent puts it there; without one it is loaded for
 /// them alone, and they are dark until an agent comes, adopts them, and binds them.
 pub fn ensure(root: &Path, names: &[String]) -> Result<(), EnsureError> {
-    ensure_on(root, names, Hook::of_this_kernel()?)
+    ensure_on(root, names, Hook::of_this_kernel()?, AGENT_MAX)
 }
 
-/// The same on a kind of hook that need not be the kernel's best.
-pub fn ensure_on(root: &Path, names: &[String], hook: Hook) -> Result<(), EnsureError> {
+/// The same on a kind of hook that need not be the kernel's best, with so much time for the agent.
+pub fn ensure_on(root: &Path, names: &[String], hook: Hook, agent_max: Duration) -> Result<(), EnsureError> {
     let taps: Vec<_> = names
         .iter()
-        .map(|name| index_of(name))
+        .map(|name| tap_called(name))
         .collect::<Result<_, _>>()?;
-    let by = Instant::now() + AGENT_MAX;
+    let by = Instant::now() + agent_max;
     loop {
         let missing = missing(root, &taps, hook)?;
         let Some(first) = missing.first() else {
@@ -77,11 +94,23 @@ pub fn ensure_on(root: &Path, names: &[String], hook: Hook) -> Result<(), Ensure
             }
             Err(PinsError::InUse { .. }) if Instant::now() < by => thread::sleep(AGENT_LOOK),
             Err(PinsError::InUse { .. }) => {
-                let tap = describe(*first);
-                return Err(EnsureError::Agent { tap });
+                return Err(EnsureError::Agent {
+                    tap: describe(*first),
+                    agent_max,
+                });
             }
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+fn tap_called(name: &str) -> Result<TapIndex, EnsureError> {
+    let tap = index_of(name)?;
+    let name = || name.to_owned();
+    match link_watch::is_now_tap(tap) {
+        Ok(true) => Ok(tap),
+        Ok(false) => Err(EnsureError::OtherKind { name: name() }),
+        Err(source) => Err(EnsureError::Kind { name: name(), source }),
     }
 }
 

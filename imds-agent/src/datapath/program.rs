@@ -240,19 +240,19 @@ impl Classifier {
     }
 
     fn adopt_tap(&mut self, tap: TapIndex) -> Result<(), TapOperationError> {
+        // Before the program that counts there, which may be the first on these maps.
+        self.count_from_now(tap, KEEP_COUNTING)?;
         if !self.adopt_hook(tap, Direction::Outbound)? {
             hook::take_off(tap, &self.pins)?;
             return Ok(self.forget(tap)?);
         }
-        self.count_from_now(tap, KEEP_COUNTING)?;
         self.attached.insert(tap);
         Ok(self.ensure_hook(tap, Direction::Inbound)?)
     }
 
     fn try_attach(&mut self, tap: TapIndex) -> Result<(), TapOperationError> {
-        if self.adopt_hook(tap, Direction::Outbound)? {
-            self.count_from_now(tap, KEEP_COUNTING)?;
-        } else {
+        self.count_from_now(tap, KEEP_COUNTING)?;
+        if !self.adopt_hook(tap, Direction::Outbound)? {
             self.forget(tap)?;
             self.count_from_now(tap, 0)?;
             self.ensure_hook(tap, Direction::Outbound)?;

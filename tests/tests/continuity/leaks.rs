@@ -1,12 +1,11 @@
 //! Whatever state the agent is in: nothing about the address leaves, nothing that claims to come from it goes in, the
 //! neighbours pass untouched, and the counters add up to the frames sent.
 
-use std::{fs, path::Path};
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Map, MapData, PerCpuHashMap};
 use imds_agent::datapath::Counters;
-use imds_ebpf::abi::{ABI_VERSION, Reason, TapCounters, TapIndex};
+use imds_ebpf::abi::{ABI_VERSION, Reason};
 use imds_tests::{
     agent::{Agent, HostFiles},
     frames::GUEST_MAC,
@@ -16,6 +15,8 @@ use imds_tests::{
     records,
 };
 use nix::sys::signal::{Signal, kill};
+
+use crate::{counters, pinned_counters};
 
 /// A host, an agent on it, and what was sent while maps of this version counted.
 struct Host {
@@ -78,27 +79,21 @@ impl Host {
     }
 
     fn counted(&self) -> Result<Counters> {
-        counters(&self.maps(ABI_VERSION).join("COUNTERS"), self.leaks.tap())
+        counters(&self.files, self.leaks.tap())
     }
 
-    fn maps(&self, version: u32) -> std::path::PathBuf {
+    fn maps(&self, version: u32) -> PathBuf {
         self.files.pins().join(format!("v{version}"))
     }
 }
 
-/// The rest of the time a frame that finds the ring full is a punted one.
+/// A frame that finds the ring full, because nobody empties it, would be punted at another time.
 fn is_as_sent(counted: &Counters, sent: &Tally) -> bool {
     let mut dropped = counted.dropped.clone();
     let ring_full = dropped.remove(&Reason::RingFull).unwrap_or(0);
     counted.punted + ring_full == sent.punted
         && counted.hairpinned == sent.hairpinned
         && dropped == sent.dropped
-}
-
-fn counters(pin: &Path, tap: TapIndex) -> Result<Counters> {
-    let map = Map::PerCpuHashMap(MapData::from_pin(pin)?);
-    let map = PerCpuHashMap::<_, u32, TapCounters>::try_from(map)?;
-    Ok(Counters::sum(&map.get(&tap.0, 0)?))
 }
 
 #[test]
@@ -111,9 +106,9 @@ fn nothing_leaks_whatever_becomes_of_the_agent() -> Result<()> {
     let agent = host.start()?;
     host.send("running")?;
 
-    kill(agent.pid()?, Signal::SIGSTOP)?;
+    agent.pause()?;
     host.send("hung")?;
-    kill(agent.pid()?, Signal::SIGCONT)?;
+    agent.resume()?;
 
     let mut second = host.spawn()?;
     host.send_until("a second agent starts beside it", || {
@@ -151,12 +146,11 @@ fn nothing_leaks_while_an_older_version_is_replaced() -> Result<()> {
         fs::rename(newer.join(&name), older.join(&name))?;
     }
     let tap = host.leaks.tap();
-    let map = Map::PerCpuHashMap(MapData::from_pin(older.join("COUNTERS"))?);
-    let map = PerCpuHashMap::<_, u32, TapCounters>::try_from(map)?;
+    let older_counters = pinned_counters(&older.join("COUNTERS"))?;
 
     let mut agent = host.spawn()?;
     host.send_until("upgraded", || Ok(agent.is_ready()))?;
-    let (before, after) = (Counters::sum(&map.get(&tap.0, 0)?), host.counted()?);
+    let (before, after) = (Counters::sum(&older_counters.get(&tap.0, 0)?), host.counted()?);
     println!("older: {before}\nnewer: {after}");
     ensure!(
         before.punted > 0 && after.punted > 0,
