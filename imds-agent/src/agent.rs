@@ -54,7 +54,7 @@ enum Event {
     RegistryEnded(io::Error),
     Ended(&'static str),
     Retry,
-    Begin,
+    Look,
     Stop(&'static str),
 }
 
@@ -147,7 +147,7 @@ pub async fn run(config: Config) -> Result<()> {
             _ = &mut worker_ended => Event::Ended("the worker"),
             Some(_) = upkeep.join_next() => Event::Ended("the upkeep of credentials"),
             () = tokio::time::sleep(RETRY_AFTER), if !agent.refused.is_empty() => Event::Retry,
-            () = tokio::time::sleep(FIRST_SETS_LOOK), if agent.begins_by.is_some() => Event::Begin,
+            () = tokio::time::sleep(FIRST_SETS_LOOK), if agent.begins_by.is_some() => Event::Look,
         };
         match event {
             Event::Link(event) => agent.handle_link(event),
@@ -158,7 +158,7 @@ pub async fn run(config: Config) -> Result<()> {
             // What is left would serve nobody: whoever supervises the agent starts a whole one.
             Event::Ended(what) => bail!("{what} ended"),
             Event::Retry => agent.retry(),
-            Event::Begin => agent.begin(),
+            Event::Look => {}
             Event::Stop(signal) => {
                 log::info!("{signal}: stopping; the classifier stays on its taps, and the address is dark");
                 upkeep.abort_all();
@@ -166,6 +166,7 @@ pub async fn run(config: Config) -> Result<()> {
                 return Ok(());
             }
         }
+        agent.begin_if_ready();
     }
 }
 
@@ -207,13 +208,13 @@ impl Agent {
             .collect();
         self.apply(others.into_iter().map(Change::Detach));
         self.begins_by = Some(Instant::now() + FIRST_SETS_WITHIN);
-        self.begin();
     }
 
     /// Has frames taken once the first role credentials are there, so that a guest that asks while agents change gets what
     /// it got from the last one, a moment later, and not that it should ask again.
-    fn begin(&mut self) {
-        if self.begins_by.is_some_and(|by| Instant::now() < by) && !self.has_first_sets() {
+    fn begin_if_ready(&mut self) {
+        let Some(by) = self.begins_by else { return };
+        if Instant::now() < by && !self.has_first_sets() {
             return;
         }
         self.begins_by = None;
@@ -316,11 +317,7 @@ impl Agent {
     }
 
     fn name(&self, tap: TapIndex) -> String {
-        let name = self
-            .bindings
-            .taps()
-            .find(|(index, ..)| *index == tap)
-            .map(|(_, name, _)| name);
+        let name = self.bindings.name(tap);
         name.map_or_else(|| tap.to_string(), str::to_owned)
     }
 

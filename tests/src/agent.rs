@@ -206,6 +206,12 @@ impl Agent {
         self.log.iter().any(|line| line.contains("ready"))
     }
 
+    /// The first line of all that contains `text`, which may be logged already.
+    pub fn logged(&mut self, text: &str) -> Result<String> {
+        let logged = self.log.iter().find(|line| line.contains(text)).cloned();
+        logged.map_or_else(|| self.wait_for_log(text), Ok)
+    }
+
     /// Waits for a line that contains `text`, and returns it.
     pub fn wait_for_log(&mut self, text: &str) -> Result<String> {
         let deadline = Instant::now() + PATIENCE;

@@ -298,8 +298,10 @@ fn adopt_filter(
             std::mem::forget(program.take_link(id).map_err(HookError::Program)?);
             Ok(true)
         }
+        // What the kernel refuses for another reason is not taken for absent: that would uncover the tap.
         Err(ProgramError::TcError(TcError::NetlinkError(error)))
-            if filters::is_absent(error.raw_os_error()) =>
+            if filters::is_absent(error.raw_os_error())
+                && !filters::is_on(tap, direction).map_err(HookError::Filters)? =>
         {
             Ok(false)
         }

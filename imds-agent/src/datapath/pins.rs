@@ -41,7 +41,7 @@ const BPFFS: &str = "/sys/fs/bpf";
 
 /// How long it may take until another has let go of the directory: a killed agent on its way out, or several
 /// `imds-agent attach` of guests that start at once.
-pub const HELD_MAX: Duration = Duration::from_secs(2);
+const HELD_MAX: Duration = Duration::from_secs(2);
 
 /// How often it is tried meanwhile.
 const HELD_LOOK: Duration = Duration::from_millis(5);
