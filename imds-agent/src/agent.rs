@@ -65,10 +65,14 @@ struct Agent {
     bindings: Bindings,
     snapshot: Arc<Snapshot>,
     signer: Signer,
-    worker: worker::Handle,
+    /// The worker that has not begun, and what it will be told then.
+    waiting: Option<Worker>,
+    told: Vec<worker::Command>,
+    /// The worker that has.
+    worker: Option<worker::Handle>,
     /// Taps on which the kernel refused something that is to be tried again.
     refused: BTreeSet<TapIndex>,
-    /// When the first credentials are no longer waited for; nothing before all taps were told, and once frames are taken.
+    /// When the first credentials are no longer waited for; nothing before all taps were told, and after that.
     begins_by: Option<Instant>,
     facts: Facts,
 }
@@ -105,14 +109,15 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let snapshot = Arc::clone(&snapshots.borrow_and_update());
     signer.handle_snapshot(Arc::clone(&snapshot));
-    let (worker, mut worker_ended) = worker.start(0).context("cannot start a worker")?;
     let mut agent = Agent {
         bindings: Bindings::new(config.packets_per_second()),
         taps: config.taps.clone(),
         classifier,
         snapshot,
         signer,
-        worker,
+        waiting: Some(worker),
+        told: Vec::new(),
+        worker: None,
         refused: BTreeSet::new(),
         begins_by: None,
         facts: facts.clone(),
@@ -137,6 +142,7 @@ pub async fn run(config: Config) -> Result<()> {
     upkeep.spawn(issuer_keys::follow(issuer, keys, issuer_keys));
     let mut registry_watch = tokio::spawn(directory.watch(facts.registry));
     let mut links = LinkWatch::new()?;
+    let mut worker_ended = None;
     loop {
         let event = tokio::select! {
             biased;
@@ -144,7 +150,7 @@ pub async fn run(config: Config) -> Result<()> {
             event = links.next() => Event::Link(event?),
             Ok(()) = snapshots.changed() => Event::Registry(Arc::clone(&snapshots.borrow_and_update())),
             ended = &mut registry_watch => Event::RegistryEnded(ended?),
-            _ = &mut worker_ended => Event::Ended("the worker"),
+            () = ended(&mut worker_ended) => Event::Ended("the worker"),
             Some(_) = upkeep.join_next() => Event::Ended("the upkeep of credentials"),
             () = tokio::time::sleep(RETRY_AFTER), if !agent.refused.is_empty() => Event::Retry,
             () = tokio::time::sleep(FIRST_SETS_LOOK), if agent.begins_by.is_some() => Event::Look,
@@ -166,7 +172,18 @@ pub async fn run(config: Config) -> Result<()> {
                 return Ok(());
             }
         }
-        agent.begin_if_ready();
+        if let Some(begun) = agent.begin_if_ready()? {
+            worker_ended = Some(begun);
+        }
+    }
+}
+
+/// Waits for the end of the worker that there may be.
+async fn ended(worker: &mut Option<worker::Ended>) {
+    match worker {
+        // However it ended.
+        Some(ended) => drop(ended.await),
+        None => std::future::pending().await,
     }
 }
 
@@ -210,20 +227,36 @@ impl Agent {
         self.begins_by = Some(Instant::now() + FIRST_SETS_WITHIN);
     }
 
-    /// Has frames taken once the first role credentials are there, so that a guest that asks while agents change gets what
-    /// it got from the last one, a moment later, and not that it should ask again.
-    fn begin_if_ready(&mut self) {
-        let Some(by) = self.begins_by else { return };
+    /// Starts the worker once the first role credentials are there, so that a guest that asks while agents change gets what
+    /// it got from the last one, a moment later, and not that it should ask again. Frames wait in the ring until then.
+    fn begin_if_ready(&mut self) -> Result<Option<worker::Ended>> {
+        let Some(by) = self.begins_by else {
+            return Ok(None);
+        };
         if Instant::now() < by && !self.has_first_sets() {
-            return;
+            return Ok(None);
         }
         self.begins_by = None;
-        self.worker.tell(worker::Command::Begin);
+        let mut begun = None;
+        if let Some(worker) = self.waiting.take() {
+            let told = std::mem::take(&mut self.told);
+            let (worker, ended) = worker.start(0, told).context("cannot start a worker")?;
+            self.worker = Some(worker);
+            begun = Some(ended);
+        }
         log::info!(
             "ready: {} instances, {} taps",
             self.snapshot.instances.len(),
             self.bindings.taps().count()
         );
+        Ok(begun)
+    }
+
+    fn tell(&mut self, command: worker::Command) {
+        match &self.worker {
+            Some(worker) => worker.tell(command),
+            None => self.told.push(command),
+        }
     }
 
     /// Whether every role session has been answered for once.
@@ -284,7 +317,7 @@ impl Agent {
             }
             Change::Bind(tap, binding, instance) => {
                 self.expect_name(tap)?;
-                self.worker.tell(worker::Command::Serve(tap, instance));
+                self.tell(worker::Command::Serve(tap, instance));
                 self.classifier.bind(tap, binding)?;
                 log::info!("tap {}: bound to {}", self.name(tap), Bound(binding));
             }
@@ -295,11 +328,11 @@ impl Agent {
             }
             Change::Unbind(tap) => {
                 self.classifier.unbind(tap)?;
-                self.worker.tell(worker::Command::Forget(tap));
+                self.tell(worker::Command::Forget(tap));
                 log::info!("tap {}: bound to nobody", self.name(tap));
             }
             Change::Detach(tap) => {
-                self.worker.tell(worker::Command::Forget(tap));
+                self.tell(worker::Command::Forget(tap));
                 self.classifier.detach(tap)?;
                 log::info!("tap {tap}: detached");
             }
@@ -323,7 +356,9 @@ impl Agent {
 
     /// Ends the worker and tells what was counted.
     fn stop(self) {
-        self.worker.stop();
+        if let Some(worker) = self.worker {
+            worker.stop();
+        }
         log::info!("counted: {}", self.facts.requests);
         let audit = &self.facts.audit;
         audit.flush();

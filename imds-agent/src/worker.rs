@@ -45,8 +45,6 @@ pub enum Command {
     Serve(TapIndex, InstanceId),
     /// The tap is nobody's.
     Forget(TapIndex),
-    /// Take frames from here on: all that is needed for answers has been told. Those that came before wait in the ring.
-    Begin,
     /// End.
     Stop,
 }
@@ -84,9 +82,13 @@ pub struct Handle {
 }
 
 impl Worker {
-    /// Starts the thread, numbered `number`.
-    pub fn start(self, number: usize) -> io::Result<(Handle, Ended)> {
+    /// Starts the thread, numbered `number`, with what it is told before its first frame.
+    pub fn start(self, number: usize, told: Vec<Command>) -> io::Result<(Handle, Ended)> {
         let (commands, inbox) = mpsc::unbounded_channel();
+        for command in told {
+            // The inbox is still here.
+            let _ = commands.send(command);
+        }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
@@ -109,7 +111,7 @@ impl Worker {
         let clock = Clock::new();
         let mut ring = self.ring.into_async()?;
         let mut interfaces = Interfaces::new(self.facts, self.imds, self.injector);
-        let (mut has_begun, mut has_more) = (false, false);
+        let mut has_more = false;
         loop {
             // Not by tokio's timer, which stands still for as long as frames keep coming.
             let now = clock.now();
@@ -124,7 +126,7 @@ impl Worker {
                 command = inbox.recv() => Event::Command(command.unwrap_or(Command::Stop)),
                 () = clock.sleep_until(interfaces.deadline()) => Event::Deadline,
                 () = std::future::ready(()), if has_more => Event::Frames,
-                ready = ring.readable(), if has_begun => {
+                ready = ring.readable() => {
                     // The ring is drained from here on, and a frame that comes after that makes it ready again.
                     ready?.clear_ready();
                     Event::Frames
@@ -132,7 +134,6 @@ impl Worker {
             };
             match event {
                 Event::Command(Command::Stop) => return Ok(()),
-                Event::Command(Command::Begin) => has_begun = true,
                 Event::Command(command) => obey(command, &mut interfaces),
                 Event::Deadline => interfaces.handle_deadlines(clock.now())?,
                 Event::Frames => has_more = drain(ring.get_mut(), &mut interfaces, &clock, &mut inbox)?,
@@ -168,12 +169,12 @@ fn obey_all(inbox: &mut Inbox, interfaces: &mut Interfaces) {
     }
 }
 
-/// Does what the worker is told. That it is to begin or to end is the run loop's business.
+/// Does what the worker is told. That it is to end is the run loop's business.
 fn obey(command: Command, interfaces: &mut Interfaces) {
     match command {
         Command::Serve(tap, instance) => interfaces.serve(tap, instance),
         Command::Forget(tap) => interfaces.forget(tap),
-        Command::Begin | Command::Stop => {}
+        Command::Stop => {}
     }
 }
 

@@ -90,7 +90,9 @@ pub fn ensure_on(root: &Path, names: &[String], hook: Hook, agent_max: Duration)
         match Pins::try_open(root) {
             Ok(pins) => {
                 let mut classifier = Classifier::load_beside(pins, hook)?;
-                return Ok(missing.iter().try_for_each(|tap| classifier.attach(*tap))?);
+                let attached = missing.iter().try_for_each(|tap| classifier.attach(*tap));
+                classifier.give_to_owner()?;
+                return Ok(attached?);
             }
             Err(PinsError::InUse { .. }) if Instant::now() < by => thread::sleep(AGENT_LOOK),
             Err(PinsError::InUse { .. }) => {

@@ -12,7 +12,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     io,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, lchown},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -183,6 +183,13 @@ impl Pins {
         Ok(names.iter().filter_map(tap).collect())
     }
 
+    /// Gives all that is in the directory to the directory's owner: who attaches as root pins for an agent that may be
+    /// another user.
+    pub fn give_to_owner(&self) -> Result<(), PinsError> {
+        let owner = fs::metadata(&self.root).map_err(failed("look at", &self.root))?;
+        give(&self.root, owner.uid(), owner.gid())
+    }
+
     /// Removes the maps of agents with other layouts. Their links must have been adopted, because a link holds the maps
     /// of its program anyway.
     pub fn remove_other_versions(&self) -> Result<(), PinsError> {
@@ -301,6 +308,17 @@ fn remove_directory(directory: &Path) -> Result<(), PinsError> {
         }
     }
     fs::remove_dir(directory).map_err(failed("remove", directory))
+}
+
+fn give(directory: &Path, user: u32, group: u32) -> Result<(), PinsError> {
+    for name in names_in(directory).map_err(failed("list", directory))? {
+        let path = directory.join(name);
+        if path.is_dir() {
+            give(&path, user, group)?;
+        }
+        lchown(&path, Some(user), Some(group)).map_err(failed("give away", &path))?;
+    }
+    Ok(())
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinsError {

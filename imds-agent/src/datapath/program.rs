@@ -28,7 +28,7 @@ use super::{
     Counters, DetachError, Hook, PuntRing, detach, filters,
     hook::{self, DIRECTIONS, Direction, HookError},
     object::{self, refused},
-    pins::Pins,
+    pins::{Pins, PinsError},
     tap::describe,
 };
 
@@ -126,6 +126,10 @@ impl Classifier {
             attached: BTreeSet::new(),
             pins,
         })
+    }
+
+    pub(super) fn give_to_owner(&self) -> Result<(), PinsError> {
+        self.pins.give_to_owner()
     }
 
     /// The kind of hook that the classifier hangs on.

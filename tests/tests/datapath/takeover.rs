@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::{MetadataExt as _, lchown},
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -174,12 +175,26 @@ fn tap_is_attached_before_there_is_an_agent() -> Result<()> {
     Ok(())
 }
 
+/// Whom the pins belong to.
+const OWNER: u32 = 4711;
+
+fn give(path: &Path, owner: u32) -> Result<()> {
+    if path.is_dir() {
+        for entry in fs::read_dir(path)? {
+            give(&entry?.path(), owner)?;
+        }
+    }
+    Ok(lchown(path, Some(owner), Some(owner))?)
+}
+
 fn early(root: &Path, hook: Hook) -> Result<()> {
     let (leaks, other) = (Leaks::new()?, Tap::new("other")?);
     let mut classifier = Classifier::load_on(root, hook)?;
     classifier.attach(other.index())?;
     classifier.bind(other.index(), BINDING)?;
     drop(classifier);
+    // The agent is a user of its own.
+    give(root, OWNER)?;
 
     // All at once, as when a host starts its guests.
     let ensure_on = |names: &[&str], agent_max| {
@@ -195,6 +210,18 @@ fn early(root: &Path, hook: Hook) -> Result<()> {
     })?;
     ensure_on(&["guest", "neighbour"], PATIENCE).context("again")?;
     ensure!(!leaks.falls_through()?, "the tap is not dark");
+    for direction in [Direction::Outbound, Direction::Inbound] {
+        let is_filter = filters::is_on(leaks.tap(), direction)?;
+        ensure!(is_filter == (hook == Hook::Clsact));
+    }
+    for pin in fs::read_dir(root.join("links"))?.chain(fs::read_dir(root.join("clsact"))?) {
+        let pin = pin?;
+        ensure!(
+            pin.metadata()?.uid() == OWNER,
+            "the agent cannot use {:?}",
+            pin.path()
+        );
+    }
 
     let mut classifier = Classifier::load_on(root, hook)?;
     ensure!(classifier.attached().count() == 3, "{classifier:?}");
