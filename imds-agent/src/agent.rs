@@ -1,10 +1,12 @@
 //! Composes everything and keeps it running: taps from the kernel, instances from the registry, bindings between the two.
 
+mod work;
+
 use std::{
     collections::BTreeSet,
     fmt, io,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -16,6 +18,7 @@ use tokio::{
     task::JoinSet,
 };
 
+use self::work::Work;
 use crate::{
     bindings::{Bindings, Change},
     config::{Config, Taps},
@@ -40,13 +43,6 @@ use crate::{
 /// How long the kernel is left alone with what it refused.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// How long after all taps were told the first role credentials are waited for. Frames wait in the ring meanwhile; half of
-/// the second that clients wait for an answer.
-const FIRST_SETS_WITHIN: Duration = Duration::from_millis(500);
-
-/// How often it is looked whether they are there.
-const FIRST_SETS_LOOK: Duration = Duration::from_millis(2);
-
 /// What wakes the agent.
 enum Event {
     Link(LinkEvent),
@@ -65,15 +61,9 @@ struct Agent {
     bindings: Bindings,
     snapshot: Arc<Snapshot>,
     signer: Signer,
-    /// The worker that has not begun, and what it will be told then.
-    waiting: Option<Worker>,
-    told: Vec<worker::Command>,
-    /// The worker that has.
-    worker: Option<worker::Handle>,
+    work: Work,
     /// Taps on which the kernel refused something that is to be tried again.
     refused: BTreeSet<TapIndex>,
-    /// When the first credentials are no longer waited for; nothing before all taps were told, and after that.
-    begins_by: Option<Instant>,
     facts: Facts,
 }
 
@@ -115,11 +105,8 @@ pub async fn run(config: Config) -> Result<()> {
         classifier,
         snapshot,
         signer,
-        waiting: Some(worker),
-        told: Vec::new(),
-        worker: None,
+        work: Work::new(worker),
         refused: BTreeSet::new(),
-        begins_by: None,
         facts: facts.clone(),
     };
     // All of it ends with this function.
@@ -142,7 +129,6 @@ pub async fn run(config: Config) -> Result<()> {
     upkeep.spawn(issuer_keys::follow(issuer, keys, issuer_keys));
     let mut registry_watch = tokio::spawn(directory.watch(facts.registry));
     let mut links = LinkWatch::new()?;
-    let mut worker_ended = None;
     loop {
         let event = tokio::select! {
             biased;
@@ -150,10 +136,9 @@ pub async fn run(config: Config) -> Result<()> {
             event = links.next() => Event::Link(event?),
             Ok(()) = snapshots.changed() => Event::Registry(Arc::clone(&snapshots.borrow_and_update())),
             ended = &mut registry_watch => Event::RegistryEnded(ended?),
-            () = ended(&mut worker_ended) => Event::Ended("the worker"),
+            has_ended = agent.work.changed() => if has_ended { Event::Ended("the worker") } else { Event::Look },
             Some(_) = upkeep.join_next() => Event::Ended("the upkeep of credentials"),
             () = tokio::time::sleep(RETRY_AFTER), if !agent.refused.is_empty() => Event::Retry,
-            () = tokio::time::sleep(FIRST_SETS_LOOK), if agent.begins_by.is_some() => Event::Look,
         };
         match event {
             Event::Link(event) => agent.handle_link(event),
@@ -172,18 +157,7 @@ pub async fn run(config: Config) -> Result<()> {
                 return Ok(());
             }
         }
-        if let Some(begun) = agent.begin_if_ready()? {
-            worker_ended = Some(begun);
-        }
-    }
-}
-
-/// Waits for the end of the worker that there may be.
-async fn ended(worker: &mut Option<worker::Ended>) {
-    match worker {
-        // However it ended.
-        Some(ended) => drop(ended.await),
-        None => std::future::pending().await,
+        agent.begin_if_ready()?;
     }
 }
 
@@ -224,49 +198,20 @@ impl Agent {
             .filter(|tap| !ours.contains(tap))
             .collect();
         self.apply(others.into_iter().map(Change::Detach));
-        self.begins_by = Some(Instant::now() + FIRST_SETS_WITHIN);
+        self.work.handle_listed();
     }
 
-    /// Starts the worker once the first role credentials are there, so that a guest that asks while agents change gets what
-    /// it got from the last one, a moment later, and not that it should ask again. Frames wait in the ring until then.
-    fn begin_if_ready(&mut self) -> Result<Option<worker::Ended>> {
-        let Some(by) = self.begins_by else {
-            return Ok(None);
-        };
-        if Instant::now() < by && !self.has_first_sets() {
-            return Ok(None);
+    fn begin_if_ready(&mut self) -> Result<()> {
+        let (snapshot, facts) = (&self.snapshot, &self.facts);
+        let begun = self.work.begin_if(|| has_first_sets(snapshot, facts));
+        if begun.context("cannot start a worker")? {
+            log::info!(
+                "ready: {} instances, {} taps",
+                self.snapshot.instances.len(),
+                self.bindings.taps().count()
+            );
         }
-        self.begins_by = None;
-        let mut begun = None;
-        if let Some(worker) = self.waiting.take() {
-            let told = std::mem::take(&mut self.told);
-            let (worker, ended) = worker.start(0, told).context("cannot start a worker")?;
-            self.worker = Some(worker);
-            begun = Some(ended);
-        }
-        log::info!(
-            "ready: {} instances, {} taps",
-            self.snapshot.instances.len(),
-            self.bindings.taps().count()
-        );
-        Ok(begun)
-    }
-
-    fn tell(&mut self, command: worker::Command) {
-        match &self.worker {
-            Some(worker) => worker.tell(command),
-            None => self.told.push(command),
-        }
-    }
-
-    /// Whether every role session has been answered for once.
-    fn has_first_sets(&self) -> bool {
-        let now = Timestamp::now();
-        let mut sessions = self.snapshot.instances.values().filter_map(|member| {
-            let role = member.role.as_ref()?;
-            Some((&member.instance.instance_id, &role.role_name))
-        });
-        sessions.all(|(instance, role)| self.facts.credentials.state(instance, role, now).is_some())
+        Ok(())
     }
 
     fn handle_snapshot(&mut self, snapshot: Arc<Snapshot>) {
@@ -317,7 +262,7 @@ impl Agent {
             }
             Change::Bind(tap, binding, instance) => {
                 self.expect_name(tap)?;
-                self.tell(worker::Command::Serve(tap, instance));
+                self.work.tell(worker::Command::Serve(tap, instance));
                 self.classifier.bind(tap, binding)?;
                 log::info!("tap {}: bound to {}", self.name(tap), Bound(binding));
             }
@@ -328,11 +273,11 @@ impl Agent {
             }
             Change::Unbind(tap) => {
                 self.classifier.unbind(tap)?;
-                self.tell(worker::Command::Forget(tap));
+                self.work.tell(worker::Command::Forget(tap));
                 log::info!("tap {}: bound to nobody", self.name(tap));
             }
             Change::Detach(tap) => {
-                self.tell(worker::Command::Forget(tap));
+                self.work.tell(worker::Command::Forget(tap));
                 self.classifier.detach(tap)?;
                 log::info!("tap {tap}: detached");
             }
@@ -356,9 +301,7 @@ impl Agent {
 
     /// Ends the worker and tells what was counted.
     fn stop(self) {
-        if let Some(worker) = self.worker {
-            worker.stop();
-        }
+        self.work.stop();
         log::info!("counted: {}", self.facts.requests);
         let audit = &self.facts.audit;
         audit.flush();
@@ -371,6 +314,16 @@ impl Agent {
             }
         }
     }
+}
+
+/// Whether every role session has been answered for once.
+fn has_first_sets(snapshot: &Snapshot, facts: &Facts) -> bool {
+    let now = Timestamp::now();
+    let mut sessions = snapshot.instances.values().filter_map(|member| {
+        let role = member.role.as_ref()?;
+        Some((&member.instance.instance_id, &role.role_name))
+    });
+    sessions.all(|(instance, role)| facts.credentials.state(instance, role, now).is_some())
 }
 
 /// A binding as the log tells it.
