@@ -1,5 +1,7 @@
 //! Composes everything and keeps it running: taps from the kernel, instances from the registry, bindings between the two.
 
+mod work;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt, io,
@@ -7,7 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use imds_ebpf::abi::{TapBinding, TapIndex};
 use jiff::Timestamp;
 use rand::{SeedableRng as _, rngs::StdRng};
@@ -17,12 +19,13 @@ use tokio::{
     task::JoinSet,
 };
 
+use self::work::Work;
 use crate::{
     bindings::{Bindings, Change},
     config::{Config, Taps},
     credentials::{Issuer, IssuerKeys, Refresher, Sources, issuer_keys, refresh::Watch, schedule::Kind},
     datapath::{
-        Classifier, Injector,
+        self, Classifier, Injector,
         link_watch::{LinkEvent, LinkWatch},
     },
     identity_files,
@@ -33,7 +36,7 @@ use crate::{
     },
     keys::{self, Key, Purpose},
     observe::{
-        Audit, Fetches, Frames, Guests, Metrics, Panics, Requests, StsExchanges, audit,
+        Audit, Fetches, Frames, Guests, Metrics, StsExchanges, audit,
         metrics::{self, Endpoint},
     },
     privilege,
@@ -53,6 +56,7 @@ enum Event {
     Ended(&'static str),
     Retry,
     Asked(metrics::Asked),
+    Look,
     Stop(&'static str),
 }
 
@@ -63,13 +67,10 @@ struct Agent {
     bindings: Bindings,
     snapshot: Arc<Snapshot>,
     signer: Signer,
-    worker: worker::Handle,
+    work: Work,
     /// Taps on which the kernel refused something that is to be tried again.
     refused: BTreeSet<TapIndex>,
-    requests: Arc<Requests>,
-    guests: Guests,
-    audit: Audit,
-    panics: Arc<Panics>,
+    facts: Facts,
     frames: Frames,
     has_metrics_per_tap: bool,
     /// When the snapshot was taken over.
@@ -123,19 +124,15 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let snapshot = Arc::clone(&snapshots.borrow_and_update());
     signer.handle_snapshot(Arc::clone(&snapshot));
-    let (worker, mut worker_ended) = worker.start(0).context("cannot start a worker")?;
     let mut agent = Agent {
         bindings: Bindings::new(config.packets_per_second()),
         taps: config.taps.clone(),
         classifier,
         snapshot,
         signer,
-        worker,
+        work: Work::new(worker),
         refused: BTreeSet::new(),
-        requests: Arc::clone(&facts.requests),
-        guests: facts.guests.clone(),
-        audit: facts.audit.clone(),
-        panics: Arc::clone(&facts.panics),
+        facts: facts.clone(),
         frames: Frames::default(),
         has_metrics_per_tap: config.has_metrics_per_tap(),
         loaded: Timestamp::now(),
@@ -175,7 +172,7 @@ pub async fn run(config: Config) -> Result<()> {
             event = links.next() => Event::Link(event?),
             Ok(()) = snapshots.changed() => Event::Registry(Arc::clone(&snapshots.borrow_and_update())),
             ended = &mut registry_watch => Event::RegistryEnded(ended?),
-            _ = &mut worker_ended => Event::Ended("the worker"),
+            has_ended = agent.work.changed() => if has_ended { Event::Ended("the worker") } else { Event::Look },
             Some(_) = upkeep.join_next() => Event::Ended("the upkeep of credentials"),
             Some(asked) = asked.recv() => Event::Asked(asked),
             () = tokio::time::sleep(RETRY_AFTER), if !agent.refused.is_empty() => Event::Retry,
@@ -191,6 +188,7 @@ pub async fn run(config: Config) -> Result<()> {
             Event::Retry => agent.retry(),
             // Who asked may have gone.
             Event::Asked(asked) => _ = asked.send(agent.tell()),
+            Event::Look => {}
             Event::Stop(signal) => {
                 log::info!("{signal}: stopping; the classifier stays on its taps, and the address is dark");
                 upkeep.abort_all();
@@ -198,11 +196,16 @@ pub async fn run(config: Config) -> Result<()> {
                 return Ok(());
             }
         }
+        agent.begin_if_ready()?;
     }
 }
 
 impl Agent {
     fn handle_link(&mut self, event: LinkEvent) {
+        if let LinkEvent::Appeared { index, .. } | LinkEvent::Gone { index } = event {
+            // What was refused is out of date.
+            self.refused.remove(&index);
+        }
         match event {
             LinkEvent::Appeared {
                 index,
@@ -234,11 +237,20 @@ impl Agent {
             .filter(|tap| !ours.contains(tap))
             .collect();
         self.apply(others.into_iter().map(Change::Detach));
-        log::info!(
-            "ready: {} instances, {} taps",
-            self.snapshot.instances.len(),
-            ours.len()
-        );
+        self.work.handle_listed();
+    }
+
+    fn begin_if_ready(&mut self) -> Result<()> {
+        let (snapshot, facts) = (&self.snapshot, &self.facts);
+        let begun = self.work.begin_if(|| has_first_sets(snapshot, facts));
+        if begun.context("cannot start a worker")? {
+            log::info!(
+                "ready: {} instances, {} taps",
+                self.snapshot.instances.len(),
+                self.bindings.taps().count()
+            );
+        }
+        Ok(())
     }
 
     fn handle_snapshot(&mut self, snapshot: Arc<Snapshot>) {
@@ -289,21 +301,23 @@ impl Agent {
                 }
             }
             Change::Bind(tap, binding, instance) => {
-                self.worker.tell(worker::Command::Serve(tap, instance));
+                self.expect_name(tap)?;
+                self.work.tell(worker::Command::Serve(tap, instance));
                 self.classifier.bind(tap, binding)?;
                 log::info!("tap {}: bound to {}", self.name(tap), Bound(binding));
             }
             Change::Amend(tap, binding) => {
+                self.expect_name(tap)?;
                 self.classifier.bind(tap, binding)?;
                 log::info!("tap {}: now bound to {}", self.name(tap), Bound(binding));
             }
             Change::Unbind(tap) => {
                 self.classifier.unbind(tap)?;
-                self.worker.tell(worker::Command::Forget(tap));
+                self.work.tell(worker::Command::Forget(tap));
                 log::info!("tap {}: bound to nobody", self.name(tap));
             }
             Change::Detach(tap) => {
-                self.worker.tell(worker::Command::Forget(tap));
+                self.work.tell(worker::Command::Forget(tap));
                 if let Ok(counters) = self.classifier.counters(tap) {
                     self.frames.handle_counters(tap, counters);
                 }
@@ -350,23 +364,35 @@ impl Agent {
         }
     }
 
+    /// Fails when the tap is not, or no longer, the one that a binding was decided for: links are told of a moment late, and
+    /// another device may have got the index. Once the classifier is attached that is told for certain, because a device
+    /// that takes the index over from here on comes without the classifier, and nothing is served on it.
+    fn expect_name(&self, tap: TapIndex) -> Result<()> {
+        let (known, name) = (self.name(tap), datapath::tap::name_of(tap)?);
+        ensure!(name == known, "tap {known} (index {tap}) is called {name} by now");
+        Ok(())
+    }
+
     fn name(&self, tap: TapIndex) -> String {
-        let name = self
-            .bindings
-            .taps()
-            .find(|(index, ..)| *index == tap)
-            .map(|(_, name, _)| name);
+        let name = self.bindings.name(tap);
         name.map_or_else(|| tap.to_string(), str::to_owned)
     }
 
     /// Ends the worker and tells what was counted.
     fn stop(self) {
-        self.worker.stop();
-        log::info!("counted: {}", self.requests);
-        log::info!("counted: {}", self.guests.totals());
-        log::info!("counted: {}", self.panics);
-        self.audit.flush();
-        let (written, lost) = (self.audit.written(), self.audit.lost());
+        self.work.stop();
+        let Facts {
+            requests,
+            guests,
+            panics,
+            audit,
+            ..
+        } = &self.facts;
+        log::info!("counted: {requests}");
+        log::info!("counted: {}", guests.totals());
+        log::info!("counted: {panics}");
+        audit.flush();
+        let (written, lost) = (audit.written(), audit.lost());
         log::info!("counted: {written} events in the audit trail, {lost} lost");
         for (tap, name, _) in self.bindings.taps() {
             match self.classifier.counters(tap) {
@@ -375,6 +401,16 @@ impl Agent {
             }
         }
     }
+}
+
+/// Whether every role session has been answered for once.
+fn has_first_sets(snapshot: &Snapshot, facts: &Facts) -> bool {
+    let now = Timestamp::now();
+    let mut sessions = snapshot.instances.values().filter_map(|member| {
+        let role = member.role.as_ref()?;
+        Some((&member.instance.instance_id, &role.role_name))
+    });
+    sessions.all(|(instance, role)| facts.credentials.state(instance, role, now).is_some())
 }
 
 /// A binding as the log tells it.

@@ -118,6 +118,11 @@ impl Bindings {
         changes
     }
 
+    /// The name of a tap, if it is known.
+    pub fn name(&self, index: TapIndex) -> Option<&str> {
+        self.taps.get(&index).map(|tap| tap.name.as_str())
+    }
+
     /// Every tap with its name and what is bound to it.
     pub fn taps(&self) -> impl Iterator<Item = (TapIndex, &str, Option<TapBinding>)> {
         self.taps.iter().map(|(index, tap)| {

@@ -138,6 +138,19 @@ impl Config {
         }
     }
 
+    /// The defaults with the `bpf_directory` of a file that is invalid otherwise, as far as that can be made out: for what has
+    /// to work with such a file, too.
+    pub fn with_pins_of(path: &Path) -> Self {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let table: Option<toml::Table> = text.parse().ok();
+        let directory = table.and_then(|table| Some(PathBuf::from(table.get("bpf_directory")?.as_str()?)));
+        let mut config = Self::default();
+        if let Some(directory) = directory.filter(|directory| directory.is_absolute()) {
+            config.bpf_directory = directory;
+        }
+        config
+    }
+
     /// What holds for instance records.
     pub fn rules(&self) -> Rules {
         let options = self.metadata_options;

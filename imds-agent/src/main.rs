@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use imds_agent::{
     agent,
-    config::{Config, DEFAULT_PATH, LogLevel},
-    datapath::{Classifier, pins},
+    config::{Config, ConfigError, DEFAULT_PATH, LogLevel},
+    datapath::{attach, detach, pins},
     privilege,
     registry::{Directory, problem::Severity},
 };
@@ -28,14 +28,37 @@ struct Arguments {
     config: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, Subcommand)]
+#[derive(Subcommand)]
 enum Command {
     /// Serve the instances of this host until SIGTERM
     Run,
     /// Say what is wrong with the configuration and the records, and serve nothing
     Check,
-    /// Take the classifier off every tap and remove what is pinned: the metadata address becomes ordinary traffic
-    Detach,
+    #[command(flatten)]
+    OnTaps(OnTaps),
+}
+
+#[derive(Subcommand)]
+enum OnTaps {
+    /// Put the classifier on taps before their guests run, whether the agent runs or not
+    ///
+    /// Returns once it is there. What the guests ask the metadata address is dropped until the agent serves them.
+    Attach {
+        /// Names of network devices
+        #[arg(value_name = "TAP", required = true)]
+        taps: Vec<String>,
+    },
+    /// Take the classifier off taps while no agent runs
+    ///
+    /// To their guests the metadata address becomes ordinary traffic.
+    Detach {
+        /// Names of network devices
+        #[arg(value_name = "TAP", required_unless_present = "all", conflicts_with = "all")]
+        taps: Vec<String>,
+        /// Off every tap, and remove all that is pinned
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -50,7 +73,15 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
-    let given = file.map_or_else(Config::load_default, |file| Config::load(file).map(Some))?;
+    let loaded = file.map_or_else(Config::load_default, |file| Config::load(file).map(Some));
+    let given = match (&command, loaded) {
+        // What is to be made safe or taken away is so with a file that says something wrong, too.
+        (Command::OnTaps(_), Err(error @ ConfigError::Invalid { .. })) => {
+            eprintln!("imds-agent: {error}");
+            Some(Config::with_pins_of(file.unwrap_or(Path::new(DEFAULT_PATH))))
+        }
+        (_, loaded) => loaded?,
+    };
     let is_given = given.is_some();
     let mut config = given.unwrap_or_default();
     // What `check` finds it prints itself, once.
@@ -84,11 +115,31 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Check => check(&config),
-        Command::Detach => {
-            Classifier::load(&config.bpf_directory)?.detach_all()?;
+        Command::OnTaps(command) => {
+            on_taps(command, &config)?;
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// What is done to taps besides the agent.
+fn on_taps(command: OnTaps, config: &Config) -> Result<()> {
+    let root = &config.bpf_directory;
+    match command {
+        OnTaps::Attach { mut taps } => {
+            taps.retain(|tap| {
+                let is_ours = config.taps.select(tap);
+                if !is_ours {
+                    log::info!("tap {tap}: left alone, as `taps` in the configuration does not select it");
+                }
+                is_ours
+            });
+            attach::ensure(root, &taps)?;
+        }
+        OnTaps::Detach { all: true, .. } => detach::all(root)?,
+        OnTaps::Detach { taps, .. } => detach::these(root, &taps)?,
+    }
+    Ok(())
 }
 
 /// `RUST_LOG` overrules the configuration.

@@ -114,9 +114,13 @@ pub struct Handle {
 }
 
 impl Worker {
-    /// Starts the thread, numbered `number`.
-    pub fn start(self, number: usize) -> io::Result<(Handle, Ended)> {
+    /// Starts the thread, numbered `number`, with what it is told before its first frame.
+    pub fn start(self, number: usize, told: Vec<Command>) -> io::Result<(Handle, Ended)> {
         let (commands, inbox) = mpsc::channel();
+        for command in told {
+            // The inbox is still here.
+            let _ = commands.send(command);
+        }
         let alarm = Alarm::new()?;
         let (ends, ended) = oneshot::channel();
         let sleeps_by = alarm.clone();

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -204,8 +204,19 @@ impl Agent {
         Self::start_by(namespace.command(program), files)
     }
 
+    /// The same without waiting.
+    pub fn spawn(program: &Path, namespace: &Namespace, files: &HostFiles) -> Result<Self> {
+        Self::spawn_by(namespace.command(program), files)
+    }
+
     /// The same by a `command` that ends with the program.
-    pub fn start_by(mut command: Command, files: &HostFiles) -> Result<Self> {
+    pub fn start_by(command: Command, files: &HostFiles) -> Result<Self> {
+        let mut agent = Self::spawn_by(command, files)?;
+        agent.wait_until_ready()?;
+        Ok(agent)
+    }
+
+    fn spawn_by(mut command: Command, files: &HostFiles) -> Result<Self> {
         command.arg("run").arg("--config").arg(files.config());
         command
             .stdin(Stdio::null())
@@ -224,13 +235,28 @@ impl Agent {
                 }
             }
         });
-        let mut agent = Self {
+        Ok(Self {
             child,
             lines,
             log: Vec::new(),
-        };
-        agent.wait_for_log("ready")?;
-        Ok(agent)
+        })
+    }
+
+    /// Waits until it serves.
+    pub fn wait_until_ready(&mut self) -> Result<()> {
+        self.wait_for_log("ready").map(drop)
+    }
+
+    /// Whether it has said by now that it serves.
+    pub fn is_ready(&mut self) -> bool {
+        self.log.extend(self.lines.try_iter());
+        self.log.iter().any(|line| line.contains("ready"))
+    }
+
+    /// The first line of all that contains `text`, which may be logged already.
+    pub fn logged(&mut self, text: &str) -> Result<String> {
+        let logged = self.log.iter().find(|line| line.contains(text)).cloned();
+        logged.map_or_else(|| self.wait_for_log(text), Ok)
     }
 
     /// Waits for a line that contains `text`, and returns it.
@@ -254,6 +280,31 @@ impl Agent {
                 ),
             }
         }
+    }
+
+    /// Stops all its threads until [`resume`](Self::resume), as if it hung.
+    pub fn pause(&self) -> Result<()> {
+        kill(self.pid()?, Signal::SIGSTOP)?;
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut are_stopped = true;
+            for task in fs::read_dir(&tasks)? {
+                let stat = fs::read_to_string(task?.path().join("stat"))?;
+                let (_, state) = stat.rsplit_once(") ").context("a state behind the name")?;
+                are_stopped &= state.starts_with('T');
+            }
+            if are_stopped {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "the agent does not stop");
+            thread::yield_now();
+        }
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) -> Result<()> {
+        Ok(kill(self.pid()?, Signal::SIGCONT)?)
     }
 
     /// Asks it to end, and returns how it did.

@@ -95,7 +95,7 @@ fn a_private_authority_is_trusted_when_the_configuration_says_so() -> Result<()>
     let moto = Moto::start_tls(&namespace)?;
     let config = moto.agent_config();
     let mut stranger = Host::in_namespace(namespace, &config, |_, _| Ok(()))?;
-    let line = stranger.agent.wait_for_log("the source fails")?;
+    let line = stranger.agent.logged("the source fails")?;
     assert!(line.contains("certificate"), "{line}");
     let Host {
         agent,

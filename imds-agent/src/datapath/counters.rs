@@ -17,7 +17,7 @@ pub struct Counters {
 
 impl Counters {
     /// Sums what each CPU counted.
-    pub(super) fn sum(cpus: &[TapCounters]) -> Self {
+    pub fn sum(cpus: &[TapCounters]) -> Self {
         let slot = |slot: u32| -> u64 {
             let counts = cpus.iter().filter_map(|cpu| cpu.get(usize::try_from(slot).ok()?));
             counts.fold(0, |sum, count| sum.wrapping_add(*count))

@@ -22,23 +22,29 @@ use aya::{
         links::{FdLink, Link, LinkError, PinnedLink},
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
     },
-    sys::NetlinkError,
+    util::KernelVersion,
 };
 use imds_ebpf::abi::TapIndex;
 use nix::errno::Errno;
 use thiserror::Error;
 
 use super::{
-    bpf,
-    pins::{PinsError, remove_pin},
+    LoadError, bpf, filters,
+    pins::{Pins, PinsError, link_in, remove_pin},
     tap::{self, TapError},
 };
 
 /// The clsact filter's priority: before everyone who does not insist.
-const CLSACT_PRIORITY: u16 = 1;
+pub(super) const CLSACT_PRIORITY: u16 = 1;
 
 /// The clsact filter's handle under that priority: "a9fe" as in 169.254, which nobody gets by automatic numbering.
-const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0xa9fe);
+pub(super) const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0xa9fe);
+
+/// Ring buffers came with 5.8, memory accounting for maps without `RLIMIT_MEMLOCK` with 5.11.
+const KERNEL_MIN: KernelVersion = KernelVersion::new(5, 11, 0);
+
+/// TCX came with 6.6.
+const KERNEL_TCX: KernelVersion = KernelVersion::new(6, 6, 0);
 
 /// Which of a tap's two hooks, from the guest's point of view.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,6 +54,9 @@ pub enum Direction {
     /// What the guest is sent: the tap's egress.
     Inbound,
 }
+
+/// Both, in the order of being taken care of: the address never leaks before it is guarded.
+pub(super) const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
 
 impl Direction {
     fn attach_type(self) -> TcAttachType {
@@ -85,6 +94,9 @@ pub enum HookError {
     /// The kernel refuses.
     #[error("the kernel refuses to attach the classifier")]
     Program(#[source] ProgramError),
+    /// The kernel does not list its filters, or does not remove what held ours.
+    #[error("cannot list filters, or remove the clsact queueing discipline")]
+    Filters(#[source] io::Error),
     /// The link cannot be pinned.
     #[error("cannot pin the link at {path}")]
     Pin {
@@ -115,6 +127,15 @@ pub enum HookError {
 }
 
 impl Hook {
+    /// The best that this kernel has.
+    pub(super) fn of_this_kernel() -> Result<Self, LoadError> {
+        match KernelVersion::current() {
+            Ok(kernel) if kernel >= KERNEL_TCX => Ok(Self::Tcx),
+            Ok(kernel) if kernel >= KERNEL_MIN => Ok(Self::Clsact),
+            _ => Err(LoadError::KernelTooOld),
+        }
+    }
+
     /// Puts `program` on `tap` in place of the one that hangs there already. False when none does; a dead link's pin is
     /// removed then.
     pub(super) fn adopt(
@@ -122,10 +143,10 @@ impl Hook {
         program: &mut SchedClassifier,
         tap: TapIndex,
         direction: Direction,
-        pin: &Path,
+        pins: &Pins,
     ) -> Result<bool, HookError> {
         match self {
-            Self::Tcx => adopt_link(program, tap, pin),
+            Self::Tcx => adopt_link(program, tap, &pins.link(tap, direction)),
             Self::Clsact => adopt_filter(program, tap, direction),
         }
     }
@@ -136,31 +157,64 @@ impl Hook {
         program: &mut SchedClassifier,
         tap: TapIndex,
         direction: Direction,
-        pin: &Path,
+        pins: &Pins,
     ) -> Result<(), HookError> {
         match self {
-            Self::Tcx => attach_link(program, tap, direction, pin),
-            Self::Clsact => attach_filter(program, tap, direction),
+            Self::Tcx => attach_link(program, tap, direction, &pins.link(tap, direction)),
+            Self::Clsact => attach_filter(program, tap, direction, pins),
         }
     }
 
-    /// Takes the program off `tap`, which may be gone already.
-    pub(super) fn detach(self, tap: TapIndex, direction: Direction, pin: &Path) -> Result<(), HookError> {
-        match self {
-            Self::Tcx => detach_link(pin),
-            Self::Clsact => detach_filter(tap, direction),
+    /// Whether a program of ours hangs on both hooks of `tap`, by what is pinned below `root`, whoever holds that.
+    pub(super) fn is_on(self, root: &Path, tap: TapIndex) -> Result<bool, HookError> {
+        for direction in DIRECTIONS {
+            let is_on = match self {
+                Self::Tcx => pinned_tap(&link_in(root, tap, direction))? == Some(tap),
+                Self::Clsact => filters::is_on(tap, direction).map_err(HookError::Filters)?,
+            };
+            if !is_on {
+                return Ok(false);
+            }
         }
+        Ok(true)
     }
 }
 
-fn adopt_link(program: &mut SchedClassifier, tap: TapIndex, pin: &Path) -> Result<bool, HookError> {
-    match pinned_tap(pin)? {
-        Some(pinned) if pinned == tap => {}
-        _ => {
-            remove_pin(pin)?;
-            return Ok(false);
-        }
+/// Takes the programs off `tap`, which may be gone already, whatever they hang on it by.
+pub(super) fn take_off(tap: TapIndex, pins: &Pins) -> Result<(), HookError> {
+    for direction in DIRECTIONS {
+        detach_link(&pins.link(tap, direction))?;
     }
+    take_filters_off(tap)?;
+    if pins.forget_clsact(tap)? {
+        filters::remove_empty_clsact(tap).map_err(HookError::Filters)?;
+    }
+    Ok(())
+}
+
+/// Takes the filters off `tap`, and nothing else.
+pub(super) fn take_filters_off(tap: TapIndex) -> Result<(), HookError> {
+    DIRECTIONS
+        .into_iter()
+        .try_for_each(|direction| detach_filter(tap, direction))
+}
+
+fn adopt_link(program: &mut SchedClassifier, tap: TapIndex, pin: &Path) -> Result<bool, HookError> {
+    if pinned_tap(pin)? != Some(tap) {
+        remove_pin(pin)?;
+        return Ok(false);
+    }
+    match update_link(program, pin) {
+        // The device went away in between.
+        Err(_) if pinned_tap(pin)? != Some(tap) => {
+            remove_pin(pin)?;
+            Ok(false)
+        }
+        updated => updated.map(|()| true),
+    }
+}
+
+fn update_link(program: &mut SchedClassifier, pin: &Path) -> Result<(), HookError> {
     let foreign = |source| HookError::ForeignPin {
         path: pin.to_owned(),
         source,
@@ -170,7 +224,7 @@ fn adopt_link(program: &mut SchedClassifier, tap: TapIndex, pin: &Path) -> Resul
     let id = program.attach_to_link(link).map_err(HookError::Program)?;
     // Closing our descriptor leaves the link to its pin.
     drop(program.take_link(id).map_err(HookError::Program)?);
-    Ok(true)
+    Ok(())
 }
 
 /// The device that the pinned link hangs on, if there is such a link and such a device.
@@ -244,7 +298,13 @@ fn adopt_filter(
             std::mem::forget(program.take_link(id).map_err(HookError::Program)?);
             Ok(true)
         }
-        Err(ProgramError::TcError(TcError::NetlinkError(error))) if says_absent(&error) => Ok(false),
+        // What the kernel refuses for another reason is not taken for absent: that would uncover the tap.
+        Err(ProgramError::TcError(TcError::NetlinkError(error)))
+            if filters::is_absent(error.raw_os_error())
+                && !filters::is_on(tap, direction).map_err(HookError::Filters)? =>
+        {
+            Ok(false)
+        }
         Err(error) => Err(HookError::Program(error)),
     }
 }
@@ -253,11 +313,13 @@ fn attach_filter(
     program: &mut SchedClassifier,
     tap: TapIndex,
     direction: Direction,
+    pins: &Pins,
 ) -> Result<(), HookError> {
     let name = tap::name_of(tap)?;
     match qdisc_add_clsact(&name) {
         Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(Errno::EEXIST as i32) => {}
-        added => added.map_err(HookError::Clsact)?,
+        Err(error) => return Err(HookError::Clsact(error)),
+        Ok(()) => pins.note_clsact(tap)?,
     }
     let options = NlOptions {
         priority: CLSACT_PRIORITY,
@@ -271,21 +333,12 @@ fn attach_filter(
     Ok(())
 }
 
-/// The queueing discipline stays: others may have filters in it.
 fn detach_filter(tap: TapIndex, direction: Direction) -> Result<(), HookError> {
     match filter_of(tap, direction).map(Link::detach) {
-        Some(Err(ProgramError::NetlinkError(error))) if says_absent(&error) => Ok(()),
+        Some(Err(ProgramError::NetlinkError(error))) if filters::is_absent(error.raw_os_error()) => Ok(()),
         Some(Err(error)) => Err(HookError::Program(error)),
         Some(Ok(())) | None => Ok(()),
     }
-}
-
-/// No such filter, no clsact to have it in, or no such device (any more).
-fn says_absent(error: &NetlinkError) -> bool {
-    matches!(
-        error.raw_os_error().map(Errno::from_raw),
-        Some(Errno::ENOENT | Errno::EINVAL | Errno::ENODEV)
-    )
 }
 
 /// Our filter on `tap`, whether it is there or not. Nothing when the device is gone. Never to be dropped lightly: that

@@ -167,6 +167,18 @@ fn name_of(link: &LinkMessage) -> Option<&String> {
     })
 }
 
+/// Whether the device with this index is a tap. For those who do not watch: it waits, outside of any runtime.
+pub(super) fn is_now_tap(index: TapIndex) -> Result<bool, LinkWatchError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+    runtime.map_err(LinkWatchError::Socket)?.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(LinkWatchError::Socket)?;
+        tokio::spawn(connection);
+        let mut links = handle.link().get().match_index(index.0).execute();
+        let link = links.try_next().await.map_err(LinkWatchError::List)?;
+        Ok(link.is_some_and(|link| is_tap(&link)))
+    })
+}
+
 /// Layer 3 "tun" devices are of the same kind, but carry no Ethernet.
 fn is_tap(link: &LinkMessage) -> bool {
     let is_tun_kind = link.attributes.iter().any(|attribute| match attribute {

@@ -3,11 +3,15 @@
 //! Nothing in here knows what a request is. Besides `privilege`, in two places, the only room with
 //! `unsafe` in it.
 //!
-//! Read in this order: [`program`] (what the agent does with the classifier), [`hook`] (how it hangs on a tap), [`pins`]
-//! (what outlives the agent), [`punt`], [`ring`] and [`inject`] (the frames), [`link_watch`] and [`tap`] (the devices).
+//! Read in this order: [`program`] (what the agent does with the classifier), [`attach`] and [`detach`] (what an operator
+//! does without one), [`hook`] and [`filters`] (how it hangs on a tap), [`pins`] (what outlives the agent), [`punt`],
+//! [`ring`] and [`inject`] (the frames), [`link_watch`] and [`tap`] (the devices).
 
+pub mod attach;
 mod bpf;
 pub mod counters;
+pub mod detach;
+pub mod filters;
 pub mod hook;
 pub mod inject;
 pub mod link_watch;
@@ -20,6 +24,7 @@ pub mod sleep;
 pub mod tap;
 
 pub use counters::Counters;
+pub use detach::DetachError;
 pub use hook::{Direction, Hook};
 pub use inject::Injector;
 pub use link_watch::{LinkEvent, LinkWatch};

@@ -12,7 +12,6 @@ use thiserror::Error;
 
 use super::{
     PuntRing,
-    hook::HookError,
     pins::{Pins, PinsError, remove_pin},
     punt,
     ring::Ring,
@@ -66,14 +65,9 @@ pub enum LoadError {
     /// A map cannot be read or written.
     #[error("cannot use the classifier's maps")]
     Maps(#[from] MapError),
-    /// A tap that carries the classifier already cannot be taken over.
-    #[error("cannot take over the classifier on tap {tap}")]
-    Adopt {
-        /// The tap's name and index.
-        tap: String,
-        /// Why not.
-        source: HookError,
-    },
+    /// The taps that have a filter cannot be told.
+    #[error("cannot list the filters of network devices")]
+    Filters(#[source] io::Error),
 }
 
 /// Makes the maps, or takes the pinned ones, and readies the program for loading.

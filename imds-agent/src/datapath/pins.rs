@@ -4,13 +4,18 @@
 //! <root>/links/<ifindex>           the TCX link of a tap's outbound hook; of no version, so that a newer agent adopts an
 //!                                  older one's
 //! <root>/links/<ifindex>-inbound   that of its inbound hook
+//! <root>/clsact/<ifindex>          a directory with nothing in it: the tap's clsact queueing discipline is the agent's
 //! <root>/v<ABI_VERSION>/           the maps: TAPS, COUNTERS, BUCKETS, RING_<worker>
 //! ```
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
+    os::unix::fs::{MetadataExt as _, lchown},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use imds_ebpf::abi::{ABI_VERSION, TapIndex};
@@ -27,8 +32,19 @@ use super::hook::Direction;
 /// Where the agent pins unless it is told another place.
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/imds-agent";
 
+/// The directories of links and of notes.
+const LINKS: &str = "links";
+const CLSACT: &str = "clsact";
+
 /// Where every distribution mounts its BPF file system.
 const BPFFS: &str = "/sys/fs/bpf";
+
+/// How long it may take until another has let go of the directory: a killed agent on its way out, or several
+/// `imds-agent attach` of guests that start at once.
+const HELD_MAX: Duration = Duration::from_secs(2);
+
+/// How often it is tried meanwhile.
+const HELD_LOOK: Duration = Duration::from_millis(5);
 
 /// The pin directory cannot be used.
 #[derive(Debug, Error)]
@@ -70,22 +86,52 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// Makes the directory if need be and takes hold of it. At the usual place the BPF file system is mounted, too.
+    /// Makes the directory if need be and takes hold of it, which may take a moment. At the usual place the BPF file system is
+    /// mounted, too.
     pub fn open(root: &Path) -> Result<Self, PinsError> {
+        patiently(|| Self::try_open(root))
+    }
+
+    /// The same at once or not at all.
+    pub fn try_open(root: &Path) -> Result<Self, PinsError> {
         ensure_bpffs(root)?;
-        for directory in [root.to_owned(), root.join("links"), root.join(version_name())] {
+        fs::create_dir_all(root).map_err(failed("create", root))?;
+        let pins = Self::hold(root)?;
+        for name in [LINKS, CLSACT, &version_name()] {
+            let directory = root.join(name);
             fs::create_dir_all(&directory).map_err(failed("create", &directory))?;
         }
+        Ok(pins)
+    }
+
+    /// Takes hold of the directory if there is one, which may take a moment, and makes nothing.
+    pub fn open_existing(root: &Path) -> Result<Option<Self>, PinsError> {
+        patiently(|| {
+            if !root.exists() || !is_on_bpffs(root) {
+                return Ok(None);
+            }
+            Self::hold(root).map(Some)
+        })
+    }
+
+    fn hold(root: &Path) -> Result<Self, PinsError> {
+        let in_use = || PinsError::InUse {
+            root: root.to_owned(),
+        };
         let directory = File::open(root).map_err(failed("open", root))?;
-        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-            Ok(held) => Ok(Self {
+        let held = match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(held) => held,
+            Err((_, Errno::EWOULDBLOCK)) => return Err(in_use()),
+            Err((_, errno)) => return Err(failed("lock", root)(errno.into())),
+        };
+        let inode = held.metadata().map_err(failed("look at", root))?.ino();
+        match fs::metadata(root) {
+            Ok(there) if there.ino() == inode => Ok(Self {
                 root: root.to_owned(),
                 _held: held,
             }),
-            Err((_, Errno::EWOULDBLOCK)) => Err(PinsError::InUse {
-                root: root.to_owned(),
-            }),
-            Err((_, errno)) => Err(failed("lock", root)(errno.into())),
+            // Whoever held it removed it.
+            _ => Err(in_use()),
         }
     }
 
@@ -96,42 +142,74 @@ impl Pins {
 
     /// Where the link of one of `tap`'s hooks is pinned.
     pub fn link(&self, tap: TapIndex, direction: Direction) -> PathBuf {
-        let name = match direction {
-            Direction::Outbound => tap.to_string(),
-            Direction::Inbound => format!("{tap}-inbound"),
-        };
-        self.root.join("links").join(name)
+        link_in(&self.root, tap, direction)
     }
 
-    /// The taps that have a pinned outbound link, alive or dead.
-    pub fn links(&self) -> Result<Vec<TapIndex>, PinsError> {
-        let directory = self.root.join("links");
-        let names = names_in(&directory).map_err(failed("list", &directory))?;
-        Ok(names
-            .iter()
-            .filter_map(|name| name.parse().ok().map(TapIndex))
-            .collect())
+    /// The taps that have a pinned link, alive or dead, on either hook.
+    pub fn links(&self) -> Result<BTreeSet<TapIndex>, PinsError> {
+        self.taps_in(LINKS)
+    }
+
+    /// Notes that the clsact queueing discipline of `tap` was made by the agent, so that it goes with the last filter.
+    pub fn note_clsact(&self, tap: TapIndex) -> Result<(), PinsError> {
+        let note = self.root.join(CLSACT).join(tap.to_string());
+        fs::create_dir_all(&note).map_err(failed("create", &note))
+    }
+
+    /// Forgets the note, and says whether there was one.
+    pub fn forget_clsact(&self, tap: TapIndex) -> Result<bool, PinsError> {
+        let note = self.root.join(CLSACT).join(tap.to_string());
+        match fs::remove_dir(&note) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            removed => removed.map(|()| true).map_err(failed("remove", &note)),
+        }
+    }
+
+    /// The taps with such a note.
+    pub fn noted_clsacts(&self) -> Result<BTreeSet<TapIndex>, PinsError> {
+        self.taps_in(CLSACT)
+    }
+
+    fn taps_in(&self, name: &str) -> Result<BTreeSet<TapIndex>, PinsError> {
+        let directory = self.root.join(name);
+        let names = match names_in(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            names => names.map_err(failed("list", &directory))?,
+        };
+        let tap = |name: &String| {
+            let index = name.split('-').next()?.parse().ok()?;
+            Some(TapIndex(index))
+        };
+        Ok(names.iter().filter_map(tap).collect())
+    }
+
+    /// Gives all that is in the directory to the directory's owner: who attaches as root pins for an agent that may be
+    /// another user.
+    pub fn give_to_owner(&self) -> Result<(), PinsError> {
+        let owner = fs::metadata(&self.root).map_err(failed("look at", &self.root))?;
+        give(&self.root, owner.uid(), owner.gid())
     }
 
     /// Removes the maps of agents with other layouts. Their links must have been adopted, because a link holds the maps
     /// of its program anyway.
     pub fn remove_other_versions(&self) -> Result<(), PinsError> {
-        let names = names_in(&self.root).map_err(failed("list", &self.root))?;
-        for name in names {
-            let is_version = name
-                .strip_prefix('v')
-                .is_some_and(|number| number.parse::<u32>().is_ok());
-            if is_version && name != version_name() {
-                remove_directory(&self.root.join(name))?;
+        for version in self.versions()? {
+            if version != version_name() {
+                remove_directory(&self.root.join(version))?;
             }
         }
         Ok(())
     }
 
-    /// Removes everything, the directory included. Links that are still pinned come off their taps.
+    /// Removes everything, of other versions too, and the directory. Links that are still pinned come off their taps.
     pub fn remove_all(self) -> Result<(), PinsError> {
-        remove_directory(&self.root.join("links"))?;
-        remove_directory(&self.root.join(version_name()))?;
+        for name in [LINKS, CLSACT]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(self.versions()?)
+        {
+            remove_directory(&self.root.join(name))?;
+        }
         match fs::remove_dir(&self.root) {
             // Something else lives in it, or it is the mount point itself: not ours to remove.
             Err(error)
@@ -145,6 +223,35 @@ impl Pins {
             removed => removed.map_err(failed("remove", &self.root)),
         }
     }
+
+    fn versions(&self) -> Result<Vec<String>, PinsError> {
+        let mut names = names_in(&self.root).map_err(failed("list", &self.root))?;
+        names.retain(|name| {
+            let number = name.strip_prefix('v');
+            number.is_some_and(|number| number.parse::<u32>().is_ok())
+        });
+        Ok(names)
+    }
+}
+
+/// Tries again for a while as long as another has hold of the directory.
+fn patiently<T>(open: impl Fn() -> Result<T, PinsError>) -> Result<T, PinsError> {
+    let by = Instant::now() + HELD_MAX;
+    loop {
+        match open() {
+            Err(PinsError::InUse { .. }) if Instant::now() < by => thread::sleep(HELD_LOOK),
+            opened => return opened,
+        }
+    }
+}
+
+/// Where the link of one of `tap`'s hooks is pinned below `root`, whoever holds it.
+pub(super) fn link_in(root: &Path, tap: TapIndex, direction: Direction) -> PathBuf {
+    let name = match direction {
+        Direction::Outbound => tap.to_string(),
+        Direction::Inbound => format!("{tap}-inbound"),
+    };
+    root.join(LINKS).join(name)
 }
 
 /// Removes a pin that may be gone already.
@@ -187,12 +294,32 @@ fn names_in(directory: &Path) -> io::Result<Vec<String>> {
         .collect()
 }
 
-/// A directory with pins and no directories in it.
+/// A directory with pins and empty directories in it, that may be gone already.
 fn remove_directory(directory: &Path) -> Result<(), PinsError> {
-    for name in names_in(directory).map_err(failed("list", directory))? {
-        remove_pin(&directory.join(name))?;
+    let names = match names_in(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        names => names.map_err(failed("list", directory))?,
+    };
+    for name in names {
+        let path = directory.join(name);
+        if path.is_dir() {
+            fs::remove_dir(&path).map_err(failed("remove", &path))?;
+        } else {
+            remove_pin(&path)?;
+        }
     }
     fs::remove_dir(directory).map_err(failed("remove", directory))
+}
+
+fn give(directory: &Path, user: u32, group: u32) -> Result<(), PinsError> {
+    for name in names_in(directory).map_err(failed("list", directory))? {
+        let path = directory.join(name);
+        if path.is_dir() {
+            give(&path, user, group)?;
+        }
+        lchown(&path, Some(user), Some(group)).map_err(failed("give away", &path))?;
+    }
+    Ok(())
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinsError {

@@ -19,7 +19,7 @@ use aya::{
     Ebpf,
     maps::{HashMap, MapData, MapError, PerCpuHashMap, PerCpuValues},
     programs::{ProgramError, SchedClassifier},
-    util::{KernelVersion, nr_cpus},
+    util::nr_cpus,
 };
 use imds_ebpf::{
     abi::{COUNTERS, TapBinding, TapCounters, TapIndex},
@@ -30,40 +30,17 @@ use thiserror::Error;
 
 pub use super::object::LoadError;
 use super::{
-    Counters, Hook, PuntRing,
-    hook::{Direction, HookError},
+    Counters, DetachError, Hook, PuntRing, detach, filters,
+    hook::{self, DIRECTIONS, Direction, HookError},
     object::{self, refused},
     pins::{Pins, PinsError},
     tap::describe,
 };
 
-/// The programs, in the order of being attached: the address never leaks before it is guarded.
-const PROGRAMS: [(Direction, &str); 2] = [
-    (Direction::Outbound, "imds_outbound"),
-    (Direction::Inbound, "imds_inbound"),
-];
-
-/// Ring buffers came with 5.8, memory accounting for maps without `RLIMIT_MEMLOCK` with 5.11.
-const KERNEL_MIN: KernelVersion = KernelVersion::new(5, 11, 0);
-
-/// TCX came with 6.6.
-const KERNEL_TCX: KernelVersion = KernelVersion::new(6, 6, 0);
-
 /// The classifier cannot be attached.
 #[derive(Debug, Error)]
 #[error("cannot attach the classifier to tap {tap}")]
 pub struct AttachError {
-    /// The tap's name and index.
-    pub tap: String,
-    /// Why not.
-    #[source]
-    pub source: TapOperationError,
-}
-
-/// The classifier cannot be detached.
-#[derive(Debug, Error)]
-#[error("cannot detach the classifier from tap {tap}")]
-pub struct DetachError {
     /// The tap's name and index.
     pub tap: String,
     /// Why not.
@@ -104,17 +81,6 @@ pub struct CountersError {
     pub source: MapError,
 }
 
-/// The classifier cannot be removed as a whole.
-#[derive(Debug, Error)]
-pub enum DetachAllError {
-    /// It does not come off a tap.
-    #[error(transparent)]
-    Detach(#[from] DetachError),
-    /// Its pins cannot be removed.
-    #[error(transparent)]
-    Pins(#[from] PinsError),
-}
-
 /// The loaded classifier. Dropping it leaves it on its taps, where metadata traffic is then dropped or piles up in the
 /// ring, and never falls through to the network.
 pub struct Classifier {
@@ -132,27 +98,30 @@ impl Classifier {
     /// Loads the classifier, pinned under `root`, and adopts what an earlier agent left there. The taps are those of the
     /// calling thread's network namespace.
     pub fn load(root: &Path) -> Result<Self, LoadError> {
-        let kernel = KernelVersion::current().map_err(|_| LoadError::KernelTooOld)?;
-        let hook = if kernel < KERNEL_TCX {
-            Hook::Clsact
-        } else {
-            Hook::Tcx
-        };
-        if kernel < KERNEL_MIN {
-            return Err(LoadError::KernelTooOld);
-        }
-        Self::load_on(root, hook)
+        Self::load_on(root, Hook::of_this_kernel()?)
     }
 
     /// Like [`Self::load`], on a kind of hook that need not be the kernel's best.
     pub fn load_on(root: &Path, hook: Hook) -> Result<Self, LoadError> {
-        let pins = Pins::open(root)?;
+        let mut classifier = Self::load_beside(Pins::open(root)?, hook)?;
+        classifier.adopt()?;
+        Ok(classifier)
+    }
+
+    /// Loads the classifier and leaves alone what an earlier agent left, of whatever version.
+    pub(super) fn load_beside(pins: Pins, hook: Hook) -> Result<Self, LoadError> {
         let mut ebpf = object::load(&pins)?;
         let taps = object::take_map(&mut ebpf, "TAPS")?.try_into()?;
         let counters = object::take_map(&mut ebpf, "COUNTERS")?.try_into()?;
         let buckets = object::take_map(&mut ebpf, "BUCKETS")?.try_into()?;
         let rings = object::take_rings(&mut ebpf)?;
-        let mut classifier = Self {
+        for name in DIRECTIONS.map(program_name) {
+            let program = ebpf.program_mut(name).ok_or(LoadError::Incomplete(name))?;
+            let program: &mut SchedClassifier =
+                program.try_into().map_err(|_| LoadError::Incomplete(name))?;
+            program.load().map_err(|error| refused(error.into()))?;
+        }
+        Ok(Self {
             hook,
             ebpf,
             taps,
@@ -161,16 +130,11 @@ impl Classifier {
             rings,
             attached: BTreeSet::new(),
             pins,
-        };
-        for (direction, name) in PROGRAMS {
-            let loaded = classifier
-                .program(direction)
-                .ok_or(LoadError::Incomplete(name))?
-                .load();
-            loaded.map_err(|error| refused(error.into()))?;
-        }
-        classifier.adopt()?;
-        Ok(classifier)
+        })
+    }
+
+    pub(super) fn give_to_owner(&self) -> Result<(), PinsError> {
+        self.pins.give_to_owner()
     }
 
     /// The kind of hook that the classifier hangs on.
@@ -178,7 +142,7 @@ impl Classifier {
         self.hook
     }
 
-    /// The taps that the classifier hangs on.
+    /// The taps that the classifier hangs on, as far as it is known: one on which that failed may be among them.
     pub fn attached(&self) -> impl Iterator<Item = TapIndex> {
         self.attached.iter().copied()
     }
@@ -224,18 +188,15 @@ impl Classifier {
     /// Takes the classifier off a tap, which may be gone already, and forgets its binding and counters. From here on the
     /// guest's metadata traffic goes wherever its other traffic goes.
     pub fn detach(&mut self, tap: TapIndex) -> Result<(), DetachError> {
-        self.try_detach(tap).map_err(|source| DetachError {
+        self.try_detach(tap).map_err(|source| DetachError::Tap {
             tap: describe(tap),
             source,
         })
     }
 
     /// Takes the classifier off all taps and removes every trace of it.
-    pub fn detach_all(mut self) -> Result<(), DetachAllError> {
-        for tap in std::mem::take(&mut self.attached) {
-            self.detach(tap)?;
-        }
-        Ok(self.pins.remove_all()?)
+    pub fn detach_all(self) -> Result<(), DetachError> {
+        detach::all_of(self.pins)
     }
 
     /// What happened to a tap's metadata frames since it was attached.
@@ -274,33 +235,50 @@ impl Classifier {
         Ok(program.fd().map_err(|error| refused(error.into()))?.as_fd())
     }
 
-    /// Takes over what an earlier agent left, and clears away what its taps left.
+    /// Takes over what an earlier agent left, and clears away what its taps left. A tap on which that fails costs nobody else
+    /// anything: it counts as attached, so that it is attached or detached again like all others, with an error that is told.
     fn adopt(&mut self) -> Result<(), LoadError> {
-        let mut candidates: BTreeSet<TapIndex> = self.pins.links()?.into_iter().collect();
+        for tap in self.candidates()? {
+            if let Err(error) = self.adopt_tap(tap) {
+                log::debug!("cannot take over tap {}: {error}", describe(tap));
+                self.attached.insert(tap);
+            }
+        }
+        if let Err(error) = self.pins.remove_other_versions() {
+            // They take room, and nobody reads them any more.
+            log::warn!("maps of another version are left: {error}");
+        }
+        Ok(())
+    }
+
+    /// The taps of which anything may be left.
+    fn candidates(&self) -> Result<BTreeSet<TapIndex>, LoadError> {
+        let mut candidates = self.pins.links()?;
+        candidates.append(&mut self.pins.noted_clsacts()?);
+        if self.hook == Hook::Clsact {
+            // These are no pins, and those of another version are in no map of this one.
+            candidates.append(&mut filters::taps().map_err(LoadError::Filters)?);
+        }
         for key in self.counters.keys().chain(self.taps.keys()) {
             candidates.insert(TapIndex(key?));
         }
-        for tap in candidates {
-            let failed = |source| LoadError::Adopt {
-                tap: describe(tap),
-                source,
-            };
-            if self.adopt_hook(tap, Direction::Outbound).map_err(failed)? {
-                self.count_from_now(tap, KEEP_COUNTING)?;
-                self.attached.insert(tap);
-                self.ensure_hook(tap, Direction::Inbound).map_err(failed)?;
-            } else {
-                self.detach_hook(tap, Direction::Inbound).map_err(failed)?;
-                self.forget(tap)?;
-            }
+        Ok(candidates)
+    }
+
+    fn adopt_tap(&mut self, tap: TapIndex) -> Result<(), TapOperationError> {
+        // Before the program that counts there, which may be the first on these maps.
+        self.count_from_now(tap, KEEP_COUNTING)?;
+        if !self.adopt_hook(tap, Direction::Outbound)? {
+            hook::take_off(tap, &self.pins)?;
+            return Ok(self.forget(tap)?);
         }
-        Ok(self.pins.remove_other_versions()?)
+        self.attached.insert(tap);
+        Ok(self.ensure_hook(tap, Direction::Inbound)?)
     }
 
     fn try_attach(&mut self, tap: TapIndex) -> Result<(), TapOperationError> {
-        if self.adopt_hook(tap, Direction::Outbound)? {
-            self.count_from_now(tap, KEEP_COUNTING)?;
-        } else {
+        self.count_from_now(tap, KEEP_COUNTING)?;
+        if !self.adopt_hook(tap, Direction::Outbound)? {
             self.forget(tap)?;
             self.count_from_now(tap, 0)?;
             self.ensure_hook(tap, Direction::Outbound)?;
@@ -310,9 +288,7 @@ impl Classifier {
     }
 
     fn try_detach(&mut self, tap: TapIndex) -> Result<(), TapOperationError> {
-        for (direction, _) in PROGRAMS {
-            self.detach_hook(tap, direction)?;
-        }
+        hook::take_off(tap, &self.pins)?;
         self.attached.remove(&tap);
         Ok(self.forget(tap)?)
     }
@@ -322,17 +298,13 @@ impl Classifier {
         if self.adopt_hook(tap, direction)? {
             return Ok(());
         }
-        let (hook, pin) = (self.hook, self.pins.link(tap, direction));
-        hook.attach(self.loaded(direction)?, tap, direction, &pin)
+        let program = loaded(&mut self.ebpf, direction)?;
+        self.hook.attach(program, tap, direction, &self.pins)
     }
 
     fn adopt_hook(&mut self, tap: TapIndex, direction: Direction) -> Result<bool, HookError> {
-        let (hook, pin) = (self.hook, self.pins.link(tap, direction));
-        hook.adopt(self.loaded(direction)?, tap, direction, &pin)
-    }
-
-    fn detach_hook(&mut self, tap: TapIndex, direction: Direction) -> Result<(), HookError> {
-        self.hook.detach(tap, direction, &self.pins.link(tap, direction))
+        let program = loaded(&mut self.ebpf, direction)?;
+        self.hook.adopt(program, tap, direction, &self.pins)
     }
 
     /// Fills a tap's bucket, and makes room for its counters, all zero, or leaves those that it has.
@@ -354,15 +326,6 @@ impl Classifier {
         removed(self.taps.remove(&tap.0))?;
         removed(self.buckets.remove(&tap.0))?;
         removed(self.counters.remove(&tap.0))
-    }
-
-    fn loaded(&mut self, direction: Direction) -> Result<&mut SchedClassifier, HookError> {
-        self.program(direction)
-            .ok_or(HookError::Program(ProgramError::NotLoaded))
-    }
-
-    fn program(&mut self, direction: Direction) -> Option<&mut SchedClassifier> {
-        self.ebpf.program_mut(program_name(direction))?.try_into().ok()
     }
 }
 
@@ -386,11 +349,16 @@ fn monotonic_ns() -> u64 {
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
+fn loaded(ebpf: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassifier, HookError> {
+    let program = ebpf.program_mut(program_name(direction));
+    let program = program.and_then(|program| program.try_into().ok());
+    program.ok_or(HookError::Program(ProgramError::NotLoaded))
+}
+
 fn program_name(direction: Direction) -> &'static str {
-    let [(_, outbound), (_, inbound)] = PROGRAMS;
     match direction {
-        Direction::Outbound => outbound,
-        Direction::Inbound => inbound,
+        Direction::Outbound => "imds_outbound",
+        Direction::Inbound => "imds_inbound",
     }
 }
 

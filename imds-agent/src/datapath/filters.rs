@@ -1,0 +1,190 @@
+//! The filters of the clsact queueing discipline as the kernel lists them: which taps have ours, and who else has any.
+//!
+//! Read first: rtnetlink(7), "RTM_NEWTFILTER". Aya attaches and replaces filters, but lists none. Of what the kernel tells,
+//! only the fixed head and the kind are read: others' filters may say what nobody here knows.
+
+use std::{collections::BTreeSet, io};
+
+use imds_ebpf::abi::TapIndex;
+use nix::{errno::Errno, net::if_::if_nameindex};
+use rtnetlink::{
+    packet_core::{
+        DecodeError, Emitable as _, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable,
+        NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator,
+    },
+    packet_route::tc::{TcHandle, TcHeader},
+    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
+};
+
+use super::{
+    Direction,
+    hook::{CLSACT_HANDLE, CLSACT_PRIORITY},
+};
+
+const RTM_DELQDISC: u16 = 37;
+const RTM_GETTFILTER: u16 = 46;
+const TCA_KIND: u16 = 1;
+
+/// The kernel's answers come in pieces of at most 32 KiB (`NLMSG_GOODSIZE` of a dump).
+const ANSWER_BYTES_MAX: usize = 1 << 16;
+
+/// `TC_H_CLSACT`, and the two ends of it where filters are.
+const CLSACT: TcHandle = TcHandle {
+    major: 0xffff,
+    minor: 0xfff1,
+};
+const INGRESS_MINOR: u16 = 0xfff2;
+const EGRESS_MINOR: u16 = 0xfff3;
+
+/// The taps that have a filter of ours on either hook, whatever version of the agent put it there.
+pub fn taps() -> io::Result<BTreeSet<TapIndex>> {
+    let mut taps = BTreeSet::new();
+    for device in &if_nameindex()? {
+        let tap = TapIndex(device.index());
+        if filters_of(tap)?.iter().any(Filter::is_ours) {
+            taps.insert(tap);
+        }
+    }
+    Ok(taps)
+}
+
+/// Whether `tap` has a filter of ours on that hook.
+pub fn is_on(tap: TapIndex, direction: Direction) -> io::Result<bool> {
+    Ok(filters(tap, direction)?.iter().any(Filter::is_ours))
+}
+
+/// Takes the queueing discipline off `tap` unless somebody has a filter in it. A tap that is gone has none.
+pub fn remove_empty_clsact(tap: TapIndex) -> io::Result<()> {
+    if !filters_of(tap)?.is_empty() {
+        return Ok(());
+    }
+    let header = TcHeader {
+        index: tap.0.cast_signed(),
+        handle: TcHandle { minor: 0, ..CLSACT },
+        parent: CLSACT,
+        ..TcHeader::default()
+    };
+    let removed = ask(Question {
+        kind: RTM_DELQDISC,
+        flags: NLM_F_ACK,
+        header,
+    });
+    match removed {
+        Err(error) if is_absent(error.raw_os_error()) => Ok(()),
+        removed => removed.map(drop),
+    }
+}
+
+/// No such device (any more), no clsact on it, or no such filter in that.
+pub(super) fn is_absent(errno: Option<i32>) -> bool {
+    matches!(
+        errno.map(Errno::from_raw),
+        Some(Errno::ENOENT | Errno::EINVAL | Errno::ENODEV)
+    )
+}
+
+fn filters_of(tap: TapIndex) -> io::Result<Vec<Filter>> {
+    let mut filters = filters(tap, Direction::Outbound)?;
+    filters.append(&mut self::filters(tap, Direction::Inbound)?);
+    Ok(filters)
+}
+
+fn filters(tap: TapIndex, direction: Direction) -> io::Result<Vec<Filter>> {
+    let minor = match direction {
+        Direction::Outbound => INGRESS_MINOR,
+        Direction::Inbound => EGRESS_MINOR,
+    };
+    let header = TcHeader {
+        index: tap.0.cast_signed(),
+        parent: TcHandle { minor, ..CLSACT },
+        ..TcHeader::default()
+    };
+    let listed = ask(Question {
+        kind: RTM_GETTFILTER,
+        flags: NLM_F_DUMP,
+        header,
+    });
+    match listed {
+        Err(error) if is_absent(error.raw_os_error()) => Ok(Vec::new()),
+        listed => listed,
+    }
+}
+
+/// One filter, or the head of all filters of a priority.
+struct Filter {
+    header: TcHeader,
+    is_bpf: bool,
+}
+
+impl Filter {
+    fn is_ours(&self) -> bool {
+        let handle = u32::from(self.header.handle) == u32::from(CLSACT_HANDLE);
+        self.is_bpf && handle && self.header.info >> 16 == u32::from(CLSACT_PRIORITY)
+    }
+}
+
+struct Question {
+    kind: u16,
+    flags: u16,
+    header: TcHeader,
+}
+
+/// Asks the kernel and waits for all of its answer.
+fn ask(question: Question) -> io::Result<Vec<Filter>> {
+    let socket = Socket::new(NETLINK_ROUTE)?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let flags = NLM_F_REQUEST | question.flags;
+    let mut message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(question));
+    message.header.flags = flags;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let mut filters = Vec::new();
+    bytes.reserve(ANSWER_BYTES_MAX);
+    loop {
+        bytes.clear();
+        socket.recv(&mut bytes, 0)?;
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<Filter>::deserialize(rest).map_err(io::Error::other)?;
+            match message.payload {
+                NetlinkPayload::InnerMessage(filter) => filters.push(filter),
+                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(filters),
+                _ => {}
+            }
+            let length = usize::try_from(message.header.length).map_err(io::Error::other)?;
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}
+
+impl NetlinkSerializable for Question {
+    fn message_type(&self) -> u16 {
+        self.kind
+    }
+
+    fn buffer_len(&self) -> usize {
+        self.header.buffer_len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        self.header.emit(buffer);
+    }
+}
+
+impl NetlinkDeserializable for Filter {
+    type Error = DecodeError;
+
+    fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
+        let header = TcHeader::parse(payload)?;
+        let attributes = payload.get(header.buffer_len()..).unwrap_or_default();
+        let mut is_bpf = false;
+        for attribute in NlasIterator::new(attributes) {
+            let attribute = attribute?;
+            is_bpf |= attribute.kind() == TCA_KIND && attribute.value() == b"bpf\0";
+        }
+        Ok(Self { header, is_bpf })
+    }
+}
