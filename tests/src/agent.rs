@@ -4,7 +4,7 @@ use std::{
     env, fs,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::{Child, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -17,7 +17,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::{netns::Namespace, records};
+use crate::{clock::Clock, netns::Namespace, records};
 
 /// How long the agent may take to say that it serves, or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -162,7 +162,17 @@ pub struct Agent {
 impl Agent {
     /// Starts `program run --config ...` in `namespace` and waits until it serves.
     pub fn start(program: &Path, namespace: &Namespace, files: &HostFiles) -> Result<Self> {
+        Self::start_as(namespace.command(program), files)
+    }
+
+    /// The same by a clock of the test's.
+    pub fn start_by(clock: &Clock, program: &Path, namespace: &Namespace, files: &HostFiles) -> Result<Self> {
         let mut command = namespace.command(program);
+        clock.show_to(&mut command);
+        Self::start_as(command, files)
+    }
+
+    fn start_as(mut command: Command, files: &HostFiles) -> Result<Self> {
         command.arg("run").arg("--config").arg(files.config());
         command
             .stdin(Stdio::null())
