@@ -1,6 +1,7 @@
 //! Guests, namespaces and peers for the integration tests.
 
 pub mod agent;
+pub mod ceph;
 pub mod client;
 pub mod clock;
 pub mod debian;
