@@ -25,7 +25,7 @@ pub use issuer_keys::IssuerKeys;
 pub use refresh::{Assumption, Refresher};
 pub use sources::Sources;
 
-use crate::registry::{InstanceId, Role, RoleName, instance::Tag, snapshot::Member};
+use crate::registry::{InstanceId, Role, instance::Tag, snapshot::Member};
 
 /// One set of temporary credentials of a role session.
 #[derive(Debug)]
@@ -82,8 +82,8 @@ pub type RoleSlot = Arc<ArcSwapOption<RoleState>>;
 /// Which role session a slot belongs to.
 #[derive(Clone, Debug)]
 pub struct RoleSession {
-    /// The role at the time the slot was made: a replaced role gets a new slot.
-    pub role: RoleName,
+    /// The role at the time the slot was published: a role that is replaced, also by one of its name, gets a new slot.
+    pub role: Arc<Role>,
     /// Its state.
     pub state: RoleSlot,
 }
@@ -105,10 +105,11 @@ pub struct Published(ArcSwap<HashMap<InstanceId, RoleSession>>);
 impl Published {
     /// The state of `instance`'s session of `role`: nothing while the first fetch is under way, nor when the source has
     /// been away for so long that the last set has expired.
-    pub fn state(&self, instance: &InstanceId, role: &RoleName, now: Timestamp) -> Option<Arc<RoleState>> {
+    pub fn state(&self, instance: &InstanceId, role: &Role, now: Timestamp) -> Option<Arc<RoleState>> {
         let sessions = self.0.load();
-        let session = sessions.get(instance).filter(|session| session.role == *role)?;
-        session.state(now)
+        let is_its =
+            |session: &&RoleSession| std::ptr::eq(&*session.role, role) || role.is_version_of(&session.role);
+        sessions.get(instance).filter(is_its)?.state(now)
     }
 
     /// The same where an instance is in one role for ever.

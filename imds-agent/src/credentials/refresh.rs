@@ -132,9 +132,7 @@ impl Refresher {
         let now = self.now();
         if let Some(watch) = &self.watch {
             let at = now.timestamp();
-            let served = self
-                .published
-                .state(&request.instance, &request.role.role_name, at);
+            let served = self.published.state(&request.instance, &request.role, at);
             watch(&Assumption {
                 at,
                 request: &request,

@@ -65,6 +65,29 @@ pub enum RoleSource {
     Sts(StsRole),
 }
 
+impl RoleSource {
+    /// The kind of source, and who is asked: the program, or the service's URL.
+    pub fn whom(&self) -> (&'static str, &str) {
+        match self {
+            Self::Issuer => ("issuer", ""),
+            Self::Process { command, .. } => ("process", command.first().map_or("", String::as_str)),
+            Self::Sts(own) => ("sts", own.endpoint.as_deref().unwrap_or_default()),
+        }
+    }
+
+    /// Whether both give the same role's credentials, however they are asked.
+    fn gives_what(&self, other: &Self) -> bool {
+        self.whom() == other.whom()
+            && match (self, other) {
+                (Self::Process { command: ours, .. }, Self::Process { command: theirs, .. }) => {
+                    ours == theirs
+                }
+                (Self::Sts(ours), Self::Sts(theirs)) => ours.role_arn == theirs.role_arn,
+                _ => true,
+            }
+    }
+}
+
 /// *Ours*: what a role's record says about the security token service, where it is not what the host's configuration
 /// says.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Deserialize)]
@@ -121,6 +144,19 @@ pub struct IamArn<'a> {
     /// Begins and ends with `/`.
     pub path: &'a str,
     pub name: &'a str,
+}
+
+impl Role {
+    /// Whether this is another version of `other`, and not another role that has come to its name: IAM's id would differ, or
+    /// the ARN, which has the path, or who gives the credentials.
+    pub fn is_version_of(&self, other: &Self) -> bool {
+        let is_source_same = match (&self.credentials, &other.credentials) {
+            (Some(ours), Some(theirs)) => ours.gives_what(theirs),
+            (None, None) => true,
+            _ => false,
+        };
+        self.arn == other.arn && self.role_id == other.role_id && is_source_same
+    }
 }
 
 impl<'a> IamArn<'a> {

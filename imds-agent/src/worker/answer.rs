@@ -102,7 +102,7 @@ impl Service for Answer<'_> {
                 let instance = &member.instance.instance_id;
                 let role = member.role.as_ref();
                 let sessions = &self.facts.credentials;
-                let state = role.and_then(|role| sessions.state(instance, &role.role_name, now.timestamp()));
+                let state = role.and_then(|role| sessions.state(instance, role, now.timestamp()));
                 let sessions = &self.facts.identity_credentials;
                 let identity_state = sessions.state_of_instance(instance, now.timestamp());
                 let identities = &self.facts.identities;

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     credentials::{Deliveries, Fetch},
     registry::{
-        InstanceId, RoleName, Rules,
+        InstanceId, Role, Rules,
         record::Kind,
         records::{FileKey, Records},
     },
@@ -57,7 +57,8 @@ fn profile(role: &str) -> String {
 
 /// The access key id that the guest is given, once it begins with `prefix`.
 async fn served(published: &Published, role: &str, prefix: &str) -> String {
-    let (instance, role): (InstanceId, RoleName) = ("i-1".parse().unwrap(), role.parse().unwrap());
+    let instance: InstanceId = "i-1".parse().unwrap();
+    let role: Role = serde_json::from_str(&self::role(role)).unwrap();
     let waited = tokio::time::timeout(Duration::from_secs(30), async {
         loop {
             if let Some(state) = published.state(&instance, &role, Timestamp::now())
@@ -103,7 +104,7 @@ async fn follows_snapshots_and_survives_a_panicking_source() {
     put(&mut records, Kind::InstanceProfile, &profile("b"));
     sender.send_replace(records.commit().unwrap());
     served(&published, "b", "b-").await;
-    let (instance, old) = ("i-1".parse().unwrap(), "a".parse().unwrap());
+    let (instance, old) = ("i-1".parse().unwrap(), serde_json::from_str(&role("a")).unwrap());
     assert!(published.state(&instance, &old, Timestamp::now()).is_none());
 
     drop(sender);
