@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -59,7 +59,7 @@ impl Moto {
         server.args(["-p", &address.port().to_string()]);
         prepare(&mut server);
         if is_tls {
-            certify(directory.path())?;
+            certify(directory.path(), address.ip())?;
             server.arg("-c").arg(directory.path().join("server.crt"));
             server.arg("-k").arg(directory.path().join("server.key"));
         }
@@ -141,8 +141,8 @@ impl Drop for Moto {
     }
 }
 
-/// Makes an authority and a certificate of it for 127.0.0.1.
-fn certify(directory: &Path) -> Result<()> {
+/// Makes an authority, `ca.crt`, and a certificate of it for `address`, `server.crt` with `server.key`.
+pub fn certify(directory: &Path, address: IpAddr) -> Result<()> {
     let openssl = |arguments: &str| -> Result<()> {
         let output = Command::new("openssl")
             .args(arguments.split(' '))
@@ -157,11 +157,11 @@ fn certify(directory: &Path) -> Result<()> {
         "req -x509 {key} -keyout ca.key -out ca.crt -days 2 -subj /CN=authority"
     ))?;
     openssl(&format!(
-        "req {key} -keyout server.key -out server.csr -subj /CN=moto"
+        "req {key} -keyout server.key -out server.csr -subj /CN=server"
     ))?;
     fs::write(
         directory.join("extensions"),
-        "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n",
+        format!("subjectAltName=IP:{address}\nbasicConstraints=CA:FALSE\n"),
     )?;
     openssl(
         "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile extensions -out server.crt",

@@ -140,6 +140,9 @@ fn a_whole_run_is_told_in_the_trail_and_shows_no_secret() -> Result<()> {
     assert_eq!(of_role["userIdentity"]["invokedBy"], "ec2.amazonaws.com");
     assert_eq!(of_role["additionalEventData"]["refresh"], false);
     assert_eq!(of_role["recipientAccountId"], ACCOUNT);
+    for event in &events {
+        assert_eq!(event["awsRegion"], "eu-central-1", "{event}");
+    }
 
     // Each of two roles, each of two ways, each once although one was asked for twice.
     let delivered = named("GetRoleCredentials");

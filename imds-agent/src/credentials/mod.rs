@@ -132,6 +132,8 @@ pub struct RoleSessionRequest {
     pub instance: InstanceId,
     /// The instance's private address, as far as its record says one.
     pub address: Option<IpAddr>,
+    /// The instance's region, as far as its record says one.
+    pub region: Option<String>,
     /// The instance's tags.
     pub tags: Vec<Tag>,
     /// When the set is asked for.
@@ -174,6 +176,7 @@ impl RoleSessionRequest {
                 .or_else(v4)
                 .map(IpAddr::V4)
                 .or_else(|| instance.ipv6_address.map(IpAddr::V6)),
+            region: instance.placement.region().map(str::to_owned),
             tags: instance.tags.to_vec(),
             now,
             duration_seconds,
@@ -187,6 +190,7 @@ impl RoleSessionRequest {
             role: Arc::new(serde_json::from_str(role).unwrap()),
             instance: "i-1".parse().unwrap(),
             address: None,
+            region: None,
             tags: Vec::new(),
             now: "2026-11-21T08:00:00Z".parse().unwrap(),
             duration_seconds: 3600,

@@ -84,6 +84,7 @@ impl Answer<'_> {
             role,
             instance: instance.instance_id.as_str(),
             account: instance.owner_id.as_deref(),
+            region: instance.placement.region(),
             asked,
             path: request.target,
             user_agent: request.headers("user-agent").next(),
