@@ -18,7 +18,9 @@ use tokio::{
 use crate::{
     bindings::{Bindings, Change},
     config::{Config, Taps},
-    credentials::{Issuer, IssuerKeys, Refresher, Sources, issuer_keys, refresh::Watch, schedule::Kind},
+    credentials::{
+        Issuer, IssuerKeys, Refresher, Sources, Totals, issuer_keys, refresh::Watch, schedule::Kind,
+    },
     datapath::{
         Classifier, Injector,
         link_watch::{LinkEvent, LinkWatch},
@@ -60,6 +62,8 @@ struct Agent {
     /// Taps on which the kernel refused something that is to be tried again.
     refused: BTreeSet<TapIndex>,
     requests: Arc<Requests>,
+    /// Of the sessions of roles, and of those of the instances' own.
+    fetches: [Arc<Totals>; 2],
     audit: Audit,
 }
 
@@ -81,6 +85,8 @@ pub async fn run(config: Config) -> Result<()> {
     let issuer_keys = IssuerKeys::load_or_create(&keys)?;
     let issuer = Arc::new(Issuer::new(&issuer_keys.newest, &issuer_keys.accepted));
     let refresher = refresher(&config, &facts, &issuer).watched_by(assumptions(&facts.audit));
+    let identity_refresher =
+        identity_refresher(&config, &facts, &issuer).watched_by(assumptions(&facts.audit));
     let signer = signer(&config, &facts)?;
     let mut classifier = Classifier::load(&config.bpf_directory)?;
     let worker = Worker {
@@ -105,6 +111,7 @@ pub async fn run(config: Config) -> Result<()> {
         worker,
         refused: BTreeSet::new(),
         requests: Arc::clone(&facts.requests),
+        fetches: [refresher.totals(), identity_refresher.totals()],
         audit: facts.audit.clone(),
     };
     // All of it ends with this function.
@@ -122,8 +129,7 @@ pub async fn run(config: Config) -> Result<()> {
         upkeep.spawn(endpoint.context("the security token service cannot start")?.run());
     }
     upkeep.spawn(refresher.run(directory.snapshots()));
-    let refresher = identity_refresher(&config, &facts, &issuer).watched_by(assumptions(&facts.audit));
-    upkeep.spawn(refresher.run(directory.snapshots()));
+    upkeep.spawn(identity_refresher.run(directory.snapshots()));
     upkeep.spawn(issuer_keys::follow(issuer, keys, issuer_keys));
     let mut registry_watch = tokio::spawn(directory.watch(facts.registry));
     let mut links = LinkWatch::new()?;
@@ -279,6 +285,8 @@ impl Agent {
     fn stop(self) {
         self.worker.stop();
         log::info!("counted: {}", self.requests);
+        let [of_roles, of_identities] = &self.fetches;
+        log::info!("counted: sets of credentials: {of_roles}; of instance identities: {of_identities}");
         self.audit.flush();
         let (written, lost) = (self.audit.written(), self.audit.lost());
         log::info!("counted: {written} events in the audit trail, {lost} lost");

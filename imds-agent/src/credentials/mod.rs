@@ -11,6 +11,7 @@ pub mod refresh;
 pub mod schedule;
 pub mod sources;
 pub mod sts;
+pub mod totals;
 pub mod trust;
 
 use std::{collections::HashMap, net::IpAddr, pin::Pin, sync::Arc};
@@ -24,8 +25,9 @@ pub use issuer::Issuer;
 pub use issuer_keys::IssuerKeys;
 pub use refresh::{Assumption, Refresher};
 pub use sources::Sources;
+pub use totals::Totals;
 
-use crate::registry::{InstanceId, Role, instance::Tag, snapshot::Member};
+use crate::registry::{InstanceId, Role, instance::Tag, role::SourceKind, snapshot::Member};
 
 /// One set of temporary credentials of a role session.
 #[derive(Debug)]
@@ -220,6 +222,9 @@ pub type Fetch<'a> = Pin<Box<dyn Future<Output = Result<RoleCredentials, FetchEr
 pub trait Source: Send + Sync {
     /// Asks for a new set.
     fn fetch<'a>(&'a self, request: &'a RoleSessionRequest) -> Fetch<'a>;
+
+    /// What stands behind it for `role`.
+    fn kind(&self, role: &Role) -> SourceKind;
 }
 
 /// As EC2 writes times: botocore reads no fractions.

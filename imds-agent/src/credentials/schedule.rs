@@ -22,6 +22,7 @@ use super::{
     FetchError, Refusal, RoleCredentials, RoleSession, RoleSessionRequest, RoleSlot, RoleState,
     health::{Event, Health, Trouble},
     identity_role::identity_role,
+    totals::Troubles,
     whole_seconds,
 };
 use crate::{
@@ -285,6 +286,11 @@ impl<R: Rng> Schedule<R> {
     /// When (monotonic) [`Self::poll_fetch`] has something to give, unless a snapshot or an outcome comes first.
     pub fn poll_timeout(&self) -> Option<Duration> {
         self.queue.first_due()
+    }
+
+    /// The sessions in trouble.
+    pub fn troubles(&self) -> Troubles {
+        self.health.troubles()
     }
 
     fn begin(&mut self, now: Now, member: Arc<Member>, role: Arc<Role>) {

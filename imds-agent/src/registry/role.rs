@@ -65,19 +65,43 @@ pub enum RoleSource {
     Sts(StsRole),
 }
 
-impl RoleSource {
-    /// The kind of source, and who is asked: the program, or the service's URL.
-    pub fn whom(&self) -> (&'static str, &str) {
+impl SourceKind {
+    /// All there are.
+    pub const ALL: [Self; 3] = [Self::Issuer, Self::Process, Self::Sts];
+
+    /// The word in records and in the configuration.
+    pub fn as_str(self) -> &'static str {
         match self {
-            Self::Issuer => ("issuer", ""),
-            Self::Process { command, .. } => ("process", command.first().map_or("", String::as_str)),
-            Self::Sts(own) => ("sts", own.endpoint.as_deref().unwrap_or_default()),
+            Self::Issuer => "issuer",
+            Self::Process => "process",
+            Self::Sts => "sts",
+        }
+    }
+}
+
+impl RoleSource {
+    /// What stands behind.
+    pub fn kind(&self) -> SourceKind {
+        match self {
+            Self::Issuer => SourceKind::Issuer,
+            Self::Process { .. } => SourceKind::Process,
+            Self::Sts(_) => SourceKind::Sts,
+        }
+    }
+
+    /// Who is asked: the program, or the service's URL.
+    pub fn whom(&self) -> &str {
+        match self {
+            Self::Issuer => "",
+            Self::Process { command, .. } => command.first().map_or("", String::as_str),
+            Self::Sts(own) => own.endpoint.as_deref().unwrap_or_default(),
         }
     }
 
     /// Whether both give the same role's credentials, however they are asked.
     fn gives_what(&self, other: &Self) -> bool {
-        self.whom() == other.whom()
+        self.kind() == other.kind()
+            && self.whom() == other.whom()
             && match (self, other) {
                 (Self::Process { command: ours, .. }, Self::Process { command: theirs, .. }) => {
                     ours == theirs
@@ -86,6 +110,17 @@ impl RoleSource {
                 _ => true,
             }
     }
+}
+
+/// What can stand behind a role's credentials.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SourceKind {
+    /// The agent itself.
+    Issuer,
+    /// A program.
+    Process,
+    /// A security token service.
+    Sts,
 }
 
 /// *Ours*: what a role's record says about the security token service, where it is not what the host's configuration

@@ -64,8 +64,8 @@ type Turn = (usize, bool, Duration);
 impl Queue {
     /// The lane of `role` as `source` gives it.
     pub fn lane(&self, source: Option<&RoleSource>, role: &str) -> Lane {
-        let (kind, whom) = source.map_or(("", ""), RoleSource::whom);
-        let source: Arc<str> = format!("{kind} {whom}").into();
+        let name = |source: &RoleSource| format!("{} {}", source.kind().as_str(), source.whom());
+        let source: Arc<str> = source.map_or_else(String::new, name).into();
         // Thousands of sessions share their lane's name.
         let known = self.sources.get_key_value(&source).map(|(source, lanes)| {
             let role = lanes.lanes.get_key_value(role);
