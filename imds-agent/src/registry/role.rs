@@ -65,6 +65,17 @@ pub enum RoleSource {
     Sts(StsRole),
 }
 
+/// What can stand behind a role's credentials.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SourceKind {
+    /// The agent itself.
+    Issuer,
+    /// A program.
+    Process,
+    /// A security token service.
+    Sts,
+}
+
 impl SourceKind {
     /// All there are.
     pub const ALL: [Self; 3] = [Self::Issuer, Self::Process, Self::Sts];
@@ -98,8 +109,8 @@ impl RoleSource {
         }
     }
 
-    /// Whether both give the same role's credentials, however they are asked.
-    fn gives_what(&self, other: &Self) -> bool {
+    /// Whether both give the same, however they are asked.
+    fn is_same_as(&self, other: &Self) -> bool {
         self.kind() == other.kind()
             && self.whom() == other.whom()
             && match (self, other) {
@@ -110,17 +121,6 @@ impl RoleSource {
                 _ => true,
             }
     }
-}
-
-/// What can stand behind a role's credentials.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SourceKind {
-    /// The agent itself.
-    Issuer,
-    /// A program.
-    Process,
-    /// A security token service.
-    Sts,
 }
 
 /// *Ours*: what a role's record says about the security token service, where it is not what the host's configuration
@@ -186,7 +186,7 @@ impl Role {
     /// the ARN, which has the path, or who gives the credentials.
     pub fn is_version_of(&self, other: &Self) -> bool {
         let is_source_same = match (&self.credentials, &other.credentials) {
-            (Some(ours), Some(theirs)) => ours.gives_what(theirs),
+            (Some(ours), Some(theirs)) => ours.is_same_as(theirs),
             (None, None) => true,
             _ => false,
         };

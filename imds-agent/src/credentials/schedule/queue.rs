@@ -2,8 +2,8 @@
 //!
 //! Fetches wait in lanes, one for each role of each source. Of the lanes where one is due, that goes on whose source has
 //! the fewest fetches under way, then that whose role has; then who has no set goes first, then who waits longest. Since one
-//! source never has all places, and one that answers always has fewer under way than one that hangs, neither roles that are
-//! refused for ever nor thousands of first fetches keep a refresh of another source waiting.
+//! source never has all places, and who is answered has fewer under way than who is not, neither a source that hangs nor
+//! thousands of first fetches keep another's refreshes waiting.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,11 +13,11 @@ use std::{
 
 use crate::registry::{InstanceId, role::RoleSource};
 
-/// Fetches under way at once: sources may start a process for each.
-pub const FETCHES_MAX: usize = 16;
+/// Fetches of one source under way at once: it may start a process for each.
+pub const FETCHES_OF_SOURCE_MAX: usize = 16;
 
-/// Fetches of one source under way at once, which leaves others some places even when all of these hang.
-pub const FETCHES_OF_SOURCE_MAX: usize = 12;
+/// Fetches under way at once, which leaves others some places when all of one source hang.
+pub const FETCHES_MAX: usize = 24;
 
 /// Who is asked for a session, and for which role.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -27,9 +27,9 @@ pub(super) struct Lane {
 }
 
 /// A session in its lane.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Waiting {
-    /// Sorts those without a set before those with one.
+    /// Who has none goes first.
     pub has_set: bool,
     /// Monotonic.
     pub due: Duration,
@@ -146,9 +146,12 @@ impl Queue {
         let after = places.first();
         let is_empty = after.is_none() && places.under_way == 0;
         if before != after {
-            let entry = |due| (due, Arc::clone(&lane.role));
-            before.map(|due| source.by_due.remove(&entry(due)));
-            after.map(|due| source.by_due.insert(entry(due)));
+            if let Some(due) = before {
+                source.by_due.remove(&(due, Arc::clone(&lane.role)));
+            }
+            if let Some(due) = after {
+                source.by_due.insert((due, Arc::clone(&lane.role)));
+            }
         }
         if is_empty {
             source.lanes.remove(&lane.role);
