@@ -13,6 +13,9 @@ use imds_tests::{
 };
 use serde_json::{Value, json};
 
+/// The name of the files with the role and the instance profile. There are others of the same name in an account.
+const FILE: &str = "of-ceph";
+
 /// The role's document as the guest sees it, once there is one.
 fn document(guest: &KernelGuest, is_it: impl Fn(&Value) -> bool) -> Result<Value> {
     let ask = || {
@@ -66,18 +69,15 @@ fn sets_refusals_and_outages_of_a_service_that_is_not_aws() -> Result<()> {
     let namespace = Namespace::new()?;
     let mut ceph = Ceph::start(&namespace)?;
     let config = ceph.agent_config();
-    let profile_arn = format!("arn:aws:iam:::instance-profile/{}", records::INSTANCE_PROFILE);
-    let mut host = Host::in_namespace(namespace, &config, |_, instance| {
-        instance["IamInstanceProfile"]["Arn"] = profile_arn.as_str().into();
-        Ok(())
+    let mut profile = records::instance_profile();
+    profile["Arn"] = format!("arn:aws:iam:::instance-profile/{}", records::INSTANCE_PROFILE).into();
+    let mut host = Host::in_namespace(namespace, &config, |files, instance| {
+        instance["IamInstanceProfile"]["Arn"] = profile["Arn"].clone();
+        files.put("instance-profiles", FILE, &profile)?;
+        files.put("roles", FILE, &role(Value::Null))
     })?;
     host.namespace.ip("address add 10.0.0.1/24 dev tap0")?;
     let guest = host.guest()?;
-    let mut profile = records::instance_profile();
-    profile["Arn"] = profile_arn.into();
-    host.files.put("roles", records::ROLE, &role(Value::Null))?;
-    host.files
-        .put("instance-profiles", records::INSTANCE_PROFILE, &profile)?;
 
     let set = document(&guest, is_success)?;
     // Normalised where it differs from AWS, and nothing made up where it says nothing.
@@ -103,12 +103,12 @@ fn sets_refusals_and_outages_of_a_service_that_is_not_aws() -> Result<()> {
         ("arn:aws:iam:::role/absent", "404 NoSuchEntity"),
     ] {
         let record = role(json!({"Source": "sts", "RoleArn": wrong}));
-        host.files.put("roles", records::ROLE, &record)?;
+        host.files.put("roles", FILE, &record)?;
         let line = host.agent.wait_for_log("the role is refused")?;
         assert!(line.ends_with(complaint), "{line}");
         let refused = document(&guest, |document| !is_success(document))?;
         assert_eq!(refused["Code"], "AssumeRoleUnauthorizedAccess");
-        host.files.put("roles", records::ROLE, &role(Value::Null))?;
+        host.files.put("roles", FILE, &role(Value::Null))?;
         document(&guest, is_success)?;
     }
 
@@ -117,7 +117,7 @@ fn sets_refusals_and_outages_of_a_service_that_is_not_aws() -> Result<()> {
     ceph.kill_gateway()?;
     let mut changed = role(Value::Null);
     changed["MaxSessionDuration"] = 7200.into();
-    host.files.put("roles", records::ROLE, &changed)?;
+    host.files.put("roles", FILE, &changed)?;
     host.agent.wait_for_log("the source fails")?;
     assert_eq!(document(&guest, is_success)?, before);
     ceph.start_gateway(&host.namespace)?;

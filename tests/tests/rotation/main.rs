@@ -223,6 +223,7 @@ fn clients_work_through_ten_rotations_an_outage_and_a_role_replacement_without_a
     call(&cloud, records::ROLE)?;
 
     // Another role. A client learns of it when it asks again.
+    let before = cloud.sets()?.len();
     let mut role = records::role();
     role["RoleName"] = moto::SECOND_ROLE.into();
     role["Arn"] = format!("arn:aws:iam::{ACCOUNT}:role/{}", moto::SECOND_ROLE).into();
@@ -234,20 +235,23 @@ fn clients_work_through_ten_rotations_an_outage_and_a_role_replacement_without_a
         .put("instance-profiles", records::INSTANCE_PROFILE, &profile)?;
     wait_for(
         "no set of the other role",
-        || sdk_clients::aws_cli(&cloud.guest, &cloud.clock),
-        |call| call.arn.contains(moto::SECOND_ROLE),
+        || cloud.sets(),
+        |sets| sets.len() > before,
     )?;
     cloud.check(
         "the AWS CLI",
         moto::SECOND_ROLE,
         &sdk_clients::aws_cli(&cloud.guest, &cloud.clock)?,
     )?;
-    // The longest that a client keeps a set is its life.
+    // The longest that a client keeps a set is its life; until then it may be the old role.
     let end = cloud.now()? + Duration::from_secs(3600);
     while cloud.now()? < end {
         cloud.advance_supplied(STEP)?;
-        for (_, client, _) in &mut clients {
-            client.call()?;
+        for (name, client, _) in &mut clients {
+            let call = client.call()?;
+            let is_new = call.arn.contains(moto::SECOND_ROLE);
+            let role = if is_new { moto::SECOND_ROLE } else { records::ROLE };
+            cloud.check(name, role, &call)?;
         }
     }
     for (name, client, _) in &mut clients {
