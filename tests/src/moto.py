@@ -1,4 +1,4 @@
-"""Fills a moto server: a user who may assume roles, roles, and then every signature and policy is checked."""
+"""Fills a moto server: a user, roles that it may assume and one that it may not, and then all signatures and policies are checked."""
 
 import json
 import ssl
