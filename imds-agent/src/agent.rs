@@ -23,7 +23,9 @@ use self::work::Work;
 use crate::{
     bindings::{Bindings, Change},
     config::{Config, Taps},
-    credentials::{Issuer, IssuerKeys, Refresher, Sources, issuer_keys, refresh::Watch, schedule::Kind},
+    credentials::{
+        Issuer, IssuerKeys, Refresher, Sources, Totals, issuer_keys, refresh::Watch, schedule::Kind,
+    },
     datapath::{
         self, Classifier, Injector,
         link_watch::{LinkEvent, LinkWatch},
@@ -36,11 +38,11 @@ use crate::{
     },
     keys::{self, Key, Purpose},
     observe::{
-        Audit, Fetches, Frames, Guests, Metrics, StsExchanges, audit,
+        Audit, Frames, Guests, Metrics, StsExchanges, audit,
         metrics::{self, Endpoint},
     },
     privilege,
-    registry::{Directory, Problem, Snapshot, role::RoleSource},
+    registry::{Directory, Problem, Snapshot},
     sts,
     worker::{self, Facts, Worker},
 };
@@ -71,6 +73,8 @@ struct Agent {
     /// Taps on which the kernel refused something that is to be tried again.
     refused: BTreeSet<TapIndex>,
     facts: Facts,
+    /// Of the sessions of roles, and of those of the instances' own.
+    fetches: [Arc<Totals>; 2],
     frames: Frames,
     has_metrics_per_tap: bool,
     /// When the snapshot was taken over.
@@ -96,10 +100,10 @@ pub async fn run(config: Config) -> Result<()> {
     let keys = config.keys_directory();
     let issuer_keys = IssuerKeys::load_or_create(&keys)?;
     let issuer = Arc::new(Issuer::new(&issuer_keys.newest, &issuer_keys.accepted));
-    let fetches = Arc::<Fetches>::default();
-    let settings = config.credentials();
-    let watch = assumptions(&facts.audit, &fetches, settings.default_source);
-    let refresher = refresher(&config, &facts, &issuer).watched_by(watch);
+    let refresher = refresher(&config, &facts, &issuer).watched_by(assumptions(&facts.audit));
+    let identity_refresher =
+        identity_refresher(&config, &facts, &issuer).watched_by(assumptions(&facts.audit));
+    let fetches = [refresher.totals(), identity_refresher.totals()];
     let signer = signer(&config, &facts)?;
     let exchanges = Arc::<StsExchanges>::default();
     let (asks, mut asked) = mpsc::channel(1);
@@ -133,6 +137,7 @@ pub async fn run(config: Config) -> Result<()> {
         work: Work::new(worker),
         refused: BTreeSet::new(),
         facts: facts.clone(),
+        fetches,
         frames: Frames::default(),
         has_metrics_per_tap: config.has_metrics_per_tap(),
         loaded: Timestamp::now(),
@@ -159,9 +164,7 @@ pub async fn run(config: Config) -> Result<()> {
     // Everything is open.
     privilege::capabilities::keep_for_serving()?;
     upkeep.spawn(refresher.run(directory.snapshots()));
-    let watch = assumptions(&facts.audit, &fetches, RoleSource::Issuer);
-    let refresher = identity_refresher(&config, &facts, &issuer).watched_by(watch);
-    upkeep.spawn(refresher.run(directory.snapshots()));
+    upkeep.spawn(identity_refresher.run(directory.snapshots()));
     upkeep.spawn(issuer_keys::follow(issuer, keys, issuer_keys));
     let mut registry_watch = tokio::spawn(directory.watch(facts.registry));
     let mut links = LinkWatch::new()?;
@@ -391,6 +394,8 @@ impl Agent {
         log::info!("counted: {requests}");
         log::info!("counted: {}", guests.totals());
         log::info!("counted: {panics}");
+        let [of_roles, of_identities] = &self.fetches;
+        log::info!("counted: sets of credentials: {of_roles}; of instance identities: {of_identities}");
         audit.flush();
         let (written, lost) = (audit.written(), audit.lost());
         log::info!("counted: {written} events in the audit trail, {lost} lost");
@@ -408,7 +413,7 @@ fn has_first_sets(snapshot: &Snapshot, facts: &Facts) -> bool {
     let now = Timestamp::now();
     let mut sessions = snapshot.instances.values().filter_map(|member| {
         let role = member.role.as_ref()?;
-        Some((&member.instance.instance_id, &role.role_name))
+        Some((&member.instance.instance_id, role))
     });
     sessions.all(|(instance, role)| facts.credentials.state(instance, role, now).is_some())
 }
@@ -447,7 +452,7 @@ fn metrics(
     config: &Config,
     facts: &Facts,
     problems: watch::Receiver<Arc<[Problem]>>,
-    fetches: &Arc<Fetches>,
+    fetches: &[Arc<Totals>; 2],
     exchanges: &Arc<StsExchanges>,
 ) -> Metrics {
     let worker = (Arc::clone(&facts.requests), Arc::clone(&facts.health));
@@ -458,10 +463,9 @@ fn metrics(
             problems,
         })
         .with(metrics::Credentials {
-            registry: Arc::clone(&facts.registry),
             profiles: Arc::clone(&facts.credentials),
             identities: Arc::clone(&facts.identity_credentials),
-            fetches: Arc::clone(fetches),
+            fetches: fetches.clone(),
         })
         .with(metrics::Exchanges(Arc::clone(exchanges)))
         .with(metrics::Trail {
@@ -478,13 +482,10 @@ fn metrics(
         .with(metrics::Process::starting())
 }
 
-/// Counts and writes down what sources answer. `host` is the source of roles that name none.
-fn assumptions(audit: &Audit, fetches: &Arc<Fetches>, host: RoleSource) -> Watch {
-    let (audit, fetches) = (audit.clone(), Arc::clone(fetches));
-    Box::new(move |assumption| {
-        fetches.count(assumption, &host);
-        audit.record(audit::assumption(assumption));
-    })
+/// Writes down what sources answer.
+fn assumptions(audit: &Audit) -> Watch {
+    let audit = audit.clone();
+    Box::new(move |assumption| audit.record(audit::assumption(assumption)))
 }
 
 fn identity_refresher(config: &Config, facts: &Facts, issuer: &Arc<Issuer>) -> Refresher {

@@ -18,7 +18,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::{netns::Namespace, records};
+use crate::{clock::Clock, netns::Namespace, records};
 
 /// How long the agent may take to say that it serves, or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -202,6 +202,13 @@ impl Agent {
     /// Starts `program run --config ...` in `namespace` and waits until it serves.
     pub fn start(program: &Path, namespace: &Namespace, files: &HostFiles) -> Result<Self> {
         Self::start_by(namespace.command(program), files)
+    }
+
+    /// The same by a clock of the test's.
+    pub fn start_at(clock: &Clock, program: &Path, namespace: &Namespace, files: &HostFiles) -> Result<Self> {
+        let mut command = namespace.command(program);
+        clock.show_to(&mut command);
+        Self::start_by(command, files)
     }
 
     /// The same without waiting.

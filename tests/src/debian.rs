@@ -8,7 +8,7 @@ use crate::{netns::Namespace, qemu};
 
 /// Mounts what programs want to see, for this one process, and becomes the program. `/sys` shows the guest's network,
 /// and `/tmp` is empty.
-const ENTER: &str = r#"
+pub(crate) const ENTER: &str = r#"
 set -e
 mount -t proc proc "$0/proc"
 mount -t sysfs sysfs "$0/sys"

@@ -1,7 +1,9 @@
 //! Guests, namespaces and peers for the integration tests.
 
 pub mod agent;
+pub mod ceph;
 pub mod client;
+pub mod clock;
 pub mod debian;
 pub mod dhcp;
 pub mod frames;

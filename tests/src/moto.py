@@ -1,4 +1,4 @@
-"""Fills a moto server: a user who may assume roles, two roles, and then every signature and policy is checked."""
+"""Fills a moto server: a user, roles that it may assume and one that it may not, and then all signatures and policies are checked."""
 
 import json
 import ssl
@@ -36,6 +36,7 @@ iam.put_user_policy(
     UserName="host", PolicyName="assume", PolicyDocument=policy(Action="sts:*", Resource="*")
 )
 iam.create_role(RoleName="web-server", AssumeRolePolicyDocument=trust("host"))
+iam.create_role(RoleName="batch", AssumeRolePolicyDocument=trust("host"))
 iam.create_role(RoleName="of-others", AssumeRolePolicyDocument=trust("nobody"))
 with open(credentials_file, "w") as file:
     file.write(

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::netns::Namespace;
+use crate::{clock::Clock, netns::Namespace};
 
 /// Python has a lot to import.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -20,7 +20,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The external id that the roles of the server ask for.
 pub const EXTERNAL_ID: &str = "of-the-host";
 
-/// A role of the server that the host may not assume. [`crate::records::ROLE`] it may.
+/// A role of the server that the host may assume, as it may [`crate::records::ROLE`].
+pub const SECOND_ROLE: &str = "batch";
+
+/// A role of the server that the host may not assume.
 pub const FOREIGN_ROLE: &str = "of-others";
 
 /// A running server. Killed when dropped.
@@ -33,23 +36,30 @@ pub struct Moto {
 }
 
 impl Moto {
-    /// Starts one on the loopback of `namespace`, with a user for the host and two roles.
+    /// Starts one at all addresses of `namespace`, with a user for the host and three roles.
     pub fn start(namespace: &Namespace) -> Result<Self> {
-        Self::start_with(namespace, false)
+        Self::start_with(namespace, false, |_| ())
     }
 
     /// The same over TLS, with a certificate of an authority that nobody knows.
     pub fn start_tls(namespace: &Namespace) -> Result<Self> {
-        Self::start_with(namespace, true)
+        Self::start_with(namespace, true, |_| ())
     }
 
-    fn start_with(namespace: &Namespace, is_tls: bool) -> Result<Self> {
+    /// The same by a clock of the test's.
+    pub fn start_by(clock: &Clock, namespace: &Namespace) -> Result<Self> {
+        Self::start_with(namespace, false, |server| clock.show_to(server))
+    }
+
+    fn start_with(namespace: &Namespace, is_tls: bool, prepare: impl FnOnce(&mut Command)) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("imds-moto-").tempdir()?;
         let address = SocketAddr::from(([127, 0, 0, 1], 5000));
         let mut server = clean(namespace.command(python()?));
-        server.args(["-m", "moto.server", "-p", &address.port().to_string()]);
+        server.args(["-m", "moto.server", "-H", "0.0.0.0"]);
+        server.args(["-p", &address.port().to_string()]);
+        prepare(&mut server);
         if is_tls {
-            certify(directory.path())?;
+            certify(directory.path(), address.ip())?;
             server.arg("-c").arg(directory.path().join("server.crt"));
             server.arg("-k").arg(directory.path().join("server.key"));
         }
@@ -79,7 +89,7 @@ impl Moto {
         Ok(moto)
     }
 
-    /// Where it listens.
+    /// Where it is to be reached from its own host.
     pub fn url(&self) -> String {
         let scheme = if self.is_tls { "https" } else { "http" };
         format!("{scheme}://{}", self.address)
@@ -97,10 +107,15 @@ impl Moto {
 
     /// The lines that make it the agent's source of role credentials; the last of them is in the source's own table.
     pub fn agent_config(&self) -> String {
+        self.agent_config_at(&self.url())
+    }
+
+    /// The same for an agent that reaches it at another address.
+    pub fn agent_config_at(&self, url: &str) -> String {
         format!(
             "[credentials]\nsource = \"sts\"\n[credentials.sts]\nendpoint = {:?}\nprofile = \"imds\"\n\
              shared_credentials_file = {:?}\nexternal_id = {EXTERNAL_ID:?}\n",
-            self.url(),
+            url,
             self.credentials_file(),
         )
     }
@@ -126,8 +141,8 @@ impl Drop for Moto {
     }
 }
 
-/// Makes an authority and a certificate of it for 127.0.0.1.
-fn certify(directory: &Path) -> Result<()> {
+/// Makes an authority, `ca.crt`, and a certificate of it for `address`, `server.crt` with `server.key`.
+pub fn certify(directory: &Path, address: IpAddr) -> Result<()> {
     let openssl = |arguments: &str| -> Result<()> {
         let output = Command::new("openssl")
             .args(arguments.split(' '))
@@ -142,11 +157,11 @@ fn certify(directory: &Path) -> Result<()> {
         "req -x509 {key} -keyout ca.key -out ca.crt -days 2 -subj /CN=authority"
     ))?;
     openssl(&format!(
-        "req {key} -keyout server.key -out server.csr -subj /CN=moto"
+        "req {key} -keyout server.key -out server.csr -subj /CN=server"
     ))?;
     fs::write(
         directory.join("extensions"),
-        "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n",
+        format!("subjectAltName=IP:{address}\nbasicConstraints=CA:FALSE\n"),
     )?;
     openssl(
         "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile extensions -out server.crt",

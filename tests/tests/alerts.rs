@@ -100,7 +100,7 @@ fn expressions(value: &serde_json::Value, all: &mut Vec<String>) {
 #[test]
 fn rules_and_dashboard_ask_for_what_there_is() -> Result<()> {
     let host = Host::new("", |_| ())?;
-    let issuer = [("source", "issuer"), ("outcome", "ready")];
+    let issuer = [("source", "issuer"), ("outcome", "supplied")];
     let scrape = host.wait_for_metric("imds_role_credentials_fetches_total", &issuer, 2.0)?;
 
     let path = dist("prometheus/imds-agent.rules.yml");

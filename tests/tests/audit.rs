@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::process::ExitStatusExt as _,
+    os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -95,6 +95,12 @@ fn with_v1(extra: &str, namespace: Namespace) -> Result<(Host, KernelGuest)> {
 fn stop_and_search(host: Host, secrets: &[String]) -> Result<Vec<Value>> {
     let mut written = Vec::new();
     texts(&host.files.state(), &mut written)?;
+    let process = Path::new("/proc").join(host.agent.pid()?.to_string());
+    for name in ["cmdline", "environ"] {
+        let text = fs::read(process.join(name)).with_context(|| format!("the agent's {name}"))?;
+        ensure!(!text.is_empty(), "the agent's {name} is empty");
+        written.push((format!("its {name}"), String::from_utf8_lossy(&text).into_owned()));
+    }
     let audit = host.files.audit();
     let Host { agent, files, .. } = host;
     let (status, log) = agent.stop()?;
@@ -140,6 +146,9 @@ fn a_whole_run_is_told_in_the_trail_and_shows_no_secret() -> Result<()> {
     assert_eq!(of_role["userIdentity"]["invokedBy"], "ec2.amazonaws.com");
     assert_eq!(of_role["additionalEventData"]["refresh"], false);
     assert_eq!(of_role["recipientAccountId"], ACCOUNT);
+    for event in &events {
+        assert_eq!(event["awsRegion"], "eu-central-1", "{event}");
+    }
 
     // Each of two roles, each of two ways, each once although one was asked for twice.
     let delivered = named("GetRoleCredentials");
@@ -192,6 +201,68 @@ fn secrets_of_a_security_token_service_are_shown_nowhere() -> Result<()> {
             .find_map(|line| line.strip_prefix("aws_secret_access_key = ").map(str::to_owned)),
     );
     stop_and_search(host, &secrets)?;
+    Ok(())
+}
+
+/// Prints a set, a piece of one, or nothing good at all, as a file beside it says; and always more than it should.
+const PROGRAM: &str = r#"#!/bin/sh
+echo "complaint about $VAULT_TOKEN, output-of-a-program-that-fails" >&2
+case $(cat "$(dirname "$0")/mood") in
+good) end='"}' ;;
+torn) end='' ;;
+failing) echo "output-of-a-program-that-fails"; exit 1 ;;
+esac
+printf '{"Version": 1, "AccessKeyId": "ASIAEXAMPLEEXAMPLE00", "SecretAccessKey": "secret-key-of-a-program",
+    "SessionToken": "session-token-of-a-program", "Expiration": "%s%s' "$(date -u -d '+1 hour' +%FT%TZ)" "$end"
+"#;
+
+#[test]
+fn secrets_of_a_program_are_shown_nowhere_however_it_fails() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let program = directory.path().join("program");
+    fs::write(&program, PROGRAM)?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let mood = |mood: &str| fs::write(directory.path().join("mood"), mood);
+    mood("good")?;
+    let config = format!(
+        "[credentials]\nsource = \"process\"\n[credentials.process]\ncommand = [{program:?}]\n\
+         environment = {{ VAULT_TOKEN = \"what-the-program-logs-in-with\" }}\n"
+    );
+    let (mut host, guest) = with_v1(&config, Namespace::new()?)?;
+    let mut role = records::role();
+    for (now, line) in [
+        ("torn", "the source fails"),
+        ("good", "every session is supplied again"),
+        ("failing", "the source fails"),
+    ] {
+        mood(now)?;
+        // A changed record asks for another set.
+        role["MaxSessionDuration"] = (role["MaxSessionDuration"].as_u64().unwrap_or_default() + 1).into();
+        host.files.put("roles", records::ROLE, &role)?;
+        host.agent.wait_for_log(line)?;
+    }
+    let mut secrets = secrets_of(&guest, &[])?;
+    for secret in [
+        "secret-key-of-a-program",
+        "session-token-of-a-program",
+        "what-the-program-logs-in-with",
+        "output-of-a-program-that-fails",
+    ] {
+        secrets.push(secret.to_owned());
+    }
+    ensure!(
+        secrets
+            .iter()
+            .filter(|secret| secret.ends_with("-of-a-program"))
+            .count()
+            > 2,
+        "it was not served"
+    );
+    let events = stop_and_search(host, &secrets)?;
+    let failures = events
+        .iter()
+        .filter(|event| event["errorCode"] == "ServiceUnavailable");
+    assert!(failures.count() >= 2, "{events:?}");
     Ok(())
 }
 

@@ -187,7 +187,7 @@ fn numbers_are_what_was_sent() -> Result<()> {
     let (remaining, age) = (remaining.context("it expires")?, age.context("it has an age")?);
     assert!((3500.0..=3600.0).contains(&remaining), "{remaining}");
     assert!((0.0..60.0).contains(&age), "{age}");
-    let fetched = [("source", "issuer"), ("outcome", "ready")];
+    let fetched = [("source", "issuer"), ("outcome", "supplied")];
     assert_eq!(
         after.value("imds_role_credentials_fetches_total", &fetched),
         Some(2.0)
@@ -391,7 +391,7 @@ fn what_is_wrong_with_records_and_sources_is_told() -> Result<()> {
         files.put("instances", "third", &instance)
     })?;
     host.wait_for_metric("imds_registry_problems", &[("severity", "error")], 1.0)?;
-    let failed = [("source", "process"), ("outcome", "unavailable")];
+    let failed = [("source", "process"), ("outcome", "failed")];
     host.wait_for_metric("imds_role_credentials_fetches_total", &failed, 1.0)?;
     let scrape = Scrape::of(&host.files.metrics())?;
     let second = format!("arn:aws:iam::{ACCOUNT}:role/second");

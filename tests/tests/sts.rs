@@ -1,6 +1,7 @@
 //! The security token service that the agent is, asked by the AWS CLI and boto3 in a guest and on the host.
 
 use std::{
+    fs,
     io::{Read as _, Write as _},
     net::TcpStream,
     process::Command,
@@ -9,13 +10,14 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use imds_tests::{
+    client,
     host::{Host, INSTANCE_ID},
     kernel_guest::KernelGuest,
     moto,
     netns::Namespace,
     records::{self, ACCOUNT},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Where the agent listens: on the host's side of the tap, which the guest can reach.
 const ENDPOINT: &str = "http://10.0.0.1:8980";
@@ -23,10 +25,14 @@ const ENDPOINT: &str = "http://10.0.0.1:8980";
 const CONFIG: &str = "[sts_endpoint]\nhttp = [\"10.0.0.1:8980\"]\nhttps = [\"10.0.0.1:8943\"]\n";
 
 fn host() -> Result<(Host, KernelGuest)> {
+    host_with(CONFIG)
+}
+
+fn host_with(config: &str) -> Result<(Host, KernelGuest)> {
     let namespace = Namespace::new()?;
     // The address is there before the tap is, so that the agent can listen at it.
     namespace.ip("address add 10.0.0.1/32 dev lo")?;
-    let host = Host::in_namespace(namespace, CONFIG, |files, _| {
+    let host = Host::in_namespace(namespace, config, |files, _| {
         let mut deploy = records::role();
         deploy["RoleName"] = "deploy".into();
         deploy["RoleId"] = "AROADEPLOYDEPLOYDEPLO".into();
@@ -90,7 +96,7 @@ fn aws_cli_in_a_guest_is_told_who_it_is() -> Result<()> {
     ];
     let arguments = ["sts", "get-caller-identity", "--output", "json"];
     let output = run(guest.command(&aws.to_string_lossy()), &arguments, &variables)?;
-    let identity: serde_json::Value = serde_json::from_str(&output)?;
+    let identity: Value = serde_json::from_str(&output)?;
     assert_eq!(identity["Arn"], session_arn());
     assert_eq!(identity["Account"], ACCOUNT);
     assert_eq!(identity["UserId"], format!("AROAABCDEFGHIJKLMNOPQ:{INSTANCE_ID}"));
@@ -162,7 +168,7 @@ print(json.dumps([
     )?;
     let arn = format!("arn:aws:sts::{ACCOUNT}:assumed-role/deploy/nightly");
     assert_eq!(
-        serde_json::from_str::<serde_json::Value>(&output)?,
+        serde_json::from_str::<Value>(&output)?,
         json!([
             arn,
             arn,
@@ -198,6 +204,84 @@ fn https_shows_a_certificate_of_its_own() -> Result<()> {
 }
 
 #[test]
+fn https_shows_a_given_certificate_and_none_of_its_own() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    moto::certify(directory.path(), "10.0.0.1".parse()?)?;
+    let file = |name: &str| directory.path().join(name);
+    let (host, guest) = host_with(&format!(
+        "[sts_endpoint]\nhttps = [\"10.0.0.1:8943\"]\ncertificate_file = {:?}\nprivate_key_file = {:?}\n",
+        file("server.crt"),
+        file("server.key")
+    ))?;
+    let ask = |authority: &str| {
+        let authority = file(authority);
+        let variables = [
+            ("AWS_ENDPOINT_URL_STS", "https://10.0.0.1:8943"),
+            ("AWS_DEFAULT_REGION", "eu-central-1"),
+            ("AWS_CA_BUNDLE", &*authority.to_string_lossy()),
+        ];
+        let program = "import boto3\nprint(boto3.client('sts').get_caller_identity()['Arn'])";
+        let python = moto::python()?;
+        run(
+            guest.command(&python.to_string_lossy()),
+            &["-c", program],
+            &variables,
+        )
+    };
+    assert_eq!(ask("ca.crt")?.trim(), session_arn());
+    let directory_of_another = tempfile::tempdir()?;
+    moto::certify(directory_of_another.path(), "10.0.0.1".parse()?)?;
+    fs::copy(directory_of_another.path().join("ca.crt"), file("other.crt"))?;
+    let error = ask("other.crt").expect_err("another authority").to_string();
+    assert!(error.contains("CERTIFICATE_VERIFY_FAILED"), "{error}");
+    assert!(!host.files.state().join("keys/sts-endpoint.pem").exists());
+    Ok(())
+}
+
+#[test]
+fn issuer_keys_are_rotated_while_the_agent_runs_and_no_set_is_refused() -> Result<()> {
+    let (mut host, guest) = host()?;
+    let keys = host.files.state().join("keys");
+    let accepted = keys.join("issuer-accepted");
+    // The access key id and what the service says to it, of the set that the guest has now or had.
+    let set = || -> Result<Value> {
+        let path = format!("meta-data/iam/security-credentials/{}", records::ROLE);
+        let ask = || guest.namespace.enter(|| client::get(&client::token()?, &path));
+        let (response, _) = client::wait_for("a set", ask, |response| response.status == 200)?;
+        Ok(serde_json::from_slice(&response.body)?)
+    };
+    let says = |set: &Value| {
+        let program = format!(
+            "import boto3, botocore\n\
+             sts = boto3.client('sts', aws_access_key_id={}, aws_secret_access_key={}, aws_session_token={})\n\
+             try: print(sts.get_caller_identity()['Arn'])\n\
+             except botocore.exceptions.ClientError as error: print(error.response['Error']['Code'])",
+            set["AccessKeyId"], set["SecretAccessKey"], set["Token"]
+        );
+        Ok::<_, anyhow::Error>(python(&guest, &program)?.trim().to_owned())
+    };
+    let old = set()?;
+    assert_eq!(says(&old)?, session_arn());
+
+    // As docs/credentials.md says, on a cloud of one host: the agent makes the new key.
+    fs::create_dir(&accepted)?;
+    fs::rename(keys.join("issuer"), accepted.join("old"))?;
+    host.agent.wait_for_log("issuer keys:")?;
+    assert_eq!(says(&old)?, session_arn(), "its key is still accepted");
+    let mut role = records::role();
+    role["MaxSessionDuration"] = 7200.into();
+    host.files.put("roles", records::ROLE, &role)?;
+    let (new, _) = client::wait_for("a new set", set, |new| *new != old)?;
+    assert_eq!(says(&new)?, session_arn());
+
+    fs::remove_file(accepted.join("old"))?;
+    host.agent.wait_for_log("issuer keys:")?;
+    assert_eq!(says(&old)?, "InvalidClientTokenId");
+    assert_eq!(says(&new)?, session_arn());
+    Ok(())
+}
+
+#[test]
 fn every_instance_proves_what_it_is_with_its_identity_role() -> Result<()> {
     let (_host, guest) = host()?;
     let output = python(
@@ -218,7 +302,7 @@ identity = sts.get_caller_identity()
 print(json.dumps([get('security-credentials/'), set['Code'], identity['Arn'], identity['UserId']]))",
     )?;
     assert_eq!(
-        serde_json::from_str::<serde_json::Value>(&output)?,
+        serde_json::from_str::<Value>(&output)?,
         json!([
             "ec2-instance",
             "Success",

@@ -1,7 +1,8 @@
-//! Two stock Debians for the tests: one to boot as a guest, one for the clients that come with a newer release.
+//! Stock Debians for the tests: one to boot as a guest, one for the clients that come with a newer release, and one for a
+//! private cloud's security token service.
 //!
-//! Both are directories whose programs run in a guest's network without a machine; the first is a disk too. Nothing in
-//! them is ours: what a test adds to a guest, the guest's initramfs brings along.
+//! All are directories whose programs run in a guest's or a host's network without a machine; the first is a disk too.
+//! Nothing in them is ours: what a test adds to a guest, the guest's initramfs brings along.
 
 use std::{
     fs, io,
@@ -59,6 +60,13 @@ pub const ROOTS: &[Root] = &[
             "php-async-aws-core",
             "ruby-aws-sdk-core",
         ],
+        disk_size: None,
+    },
+    // Ceph's gateway, and the least of a cluster that it starts on.
+    Root {
+        name: "ceph",
+        release: "bookworm",
+        packages: &["ceph-mon", "ceph-osd", "radosgw"],
         disk_size: None,
     },
 ];

@@ -64,6 +64,9 @@ const UNPACKED: &[(&str, &str)] = &[
     ("nginx", "nginx"),
 ];
 
+/// The same, for the tests alone: what lets a program see a clock of the test's.
+const UNPACKED_FOR_TESTS: &[(&str, &str)] = &[("libfaketime", "faketime")];
+
 /// The clients that come from Python's package index.
 const PYTHON_CLIENTS: &str = "awscli boto3 cloudbase-init moto[server]";
 
@@ -151,7 +154,11 @@ fn missing(extent: Extent) -> Result<Vec<Item>> {
             install: Box::new(install_bpf_linker),
         });
     }
-    for (package, directory) in UNPACKED {
+    let for_tests = match extent {
+        Extent::Product => &[],
+        Extent::Tests => UNPACKED_FOR_TESTS,
+    };
+    for (package, directory) in UNPACKED.iter().chain(for_tests) {
         let directory = target().join(directory);
         if !stamp(&directory).exists() {
             missing.push(Item {

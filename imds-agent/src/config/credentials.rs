@@ -147,7 +147,9 @@ fn command<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D:
 }
 
 fn environment<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Environment, D::Error> {
-    let environment = BTreeMap::<String, String>::deserialize(deserializer)?;
+    // What is there instead is not told: it may be a secret all the same.
+    let environment = BTreeMap::<String, String>::deserialize(deserializer)
+        .map_err(|_| de::Error::custom("is not a table of texts"))?;
     let legal = |(name, value): (&String, &String)| {
         !name.is_empty() && !name.contains(['=', '\0']) && !name.starts_with("IMDS_") && !value.contains('\0')
     };

@@ -78,6 +78,26 @@ fn all_that_can_be_said() {
 }
 
 #[test]
+fn what_programs_log_in_with_is_in_no_error() {
+    for wrong in [
+        r#"environment = "hunter2""#,
+        r#"environment = ["hunter2"]"#,
+        r#"environment = { IMDS_X = "hunter2" }"#,
+        r#"environment = { A = { B = "hunter2" } }"#,
+        r#"environment = { "A=B" = "hunter2", N = 1 }"#,
+        r#"environment = { A = "hunter2""#,
+    ] {
+        let error = parse(&format!("[credentials.process]\n{wrong}"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("c.toml:2:") && !error.contains("hunter2"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn host_may_ask_a_security_token_service() {
     let text = r#"
         [credentials]

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use super::totals::Troubles;
+
 /// Something that an operator should learn, told once for each role and not for each session or try.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
@@ -45,6 +47,15 @@ struct Counts {
 }
 
 impl Health {
+    /// All sessions in trouble.
+    pub fn troubles(&self) -> Troubles {
+        let sum = |of: fn(&Counts) -> usize| self.0.values().map(of).sum::<usize>() as u64;
+        Troubles {
+            failing: sum(|counts| counts.failing),
+            refused: sum(|counts| counts.refused),
+        }
+    }
+
     /// Takes note that a session of `role` went from one trouble, or none, to another.
     pub fn handle_change(
         &mut self,
@@ -115,5 +126,20 @@ mod tests {
         assert_eq!(change(Some(Failing), None), None);
         assert_eq!(change(Some(Refused), None), Some(Event::Recovered { role }));
         assert!(health.0.is_empty());
+    }
+
+    #[test]
+    fn sessions_in_trouble_are_counted_over_all_roles() {
+        let mut health = Health::default();
+        let mut change = |role: &str, before, after| {
+            health.handle_change(role, before, after, String::new());
+            let Troubles { failing, refused } = health.troubles();
+            (failing, refused)
+        };
+        assert_eq!(change("a", None, Some(Failing)), (1, 0));
+        assert_eq!(change("a", None, Some(Failing)), (2, 0));
+        assert_eq!(change("b", None, Some(Refused)), (2, 1));
+        assert_eq!(change("a", Some(Failing), Some(Refused)), (1, 2));
+        assert_eq!(change("b", Some(Refused), None), (1, 1));
     }
 }

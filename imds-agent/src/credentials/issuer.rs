@@ -10,7 +10,10 @@ use super::{
     capsule::{self, CapsuleKey, Claims, Delivery, NONCE_BYTES, OpenError, Opened},
     whole_seconds,
 };
-use crate::keys::IssuerKey;
+use crate::{
+    keys::IssuerKey,
+    registry::{Role, role::SourceKind},
+};
 
 /// Mints sets under its newest key, and opens what any of its keys sealed.
 #[derive(Debug)]
@@ -69,6 +72,10 @@ fn capsule_keys(newest: &IssuerKey, older: &[IssuerKey]) -> Vec<CapsuleKey> {
 }
 
 impl Source for Issuer {
+    fn kind(&self, _: &Role) -> SourceKind {
+        SourceKind::Issuer
+    }
+
     fn fetch<'a>(&'a self, request: &'a RoleSessionRequest) -> Fetch<'a> {
         let issued = whole_seconds(request.now);
         let account = request.role.arn.split(':').nth(4).unwrap_or_default();

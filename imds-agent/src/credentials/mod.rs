@@ -11,6 +11,7 @@ pub mod refresh;
 pub mod schedule;
 pub mod sources;
 pub mod sts;
+pub mod totals;
 pub mod trust;
 
 use std::{collections::HashMap, net::IpAddr, pin::Pin, sync::Arc};
@@ -24,8 +25,9 @@ pub use issuer::Issuer;
 pub use issuer_keys::IssuerKeys;
 pub use refresh::{Assumption, Refresher};
 pub use sources::Sources;
+pub use totals::Totals;
 
-use crate::registry::{InstanceId, Role, RoleName, instance::Tag, snapshot::Member};
+use crate::registry::{InstanceId, Role, instance::Tag, role::SourceKind, snapshot::Member};
 
 /// One set of temporary credentials of a role session.
 #[derive(Debug)]
@@ -82,8 +84,8 @@ pub type RoleSlot = Arc<ArcSwapOption<RoleState>>;
 /// Which role session a slot belongs to.
 #[derive(Clone, Debug)]
 pub struct RoleSession {
-    /// The role at the time the slot was made: a replaced role gets a new slot.
-    pub role: RoleName,
+    /// The role at the time the slot was published: a role that is replaced, also by one of its name, gets a new slot.
+    pub role: Arc<Role>,
     /// Its state.
     pub state: RoleSlot,
 }
@@ -105,10 +107,11 @@ pub struct Published(ArcSwap<HashMap<InstanceId, RoleSession>>);
 impl Published {
     /// The state of `instance`'s session of `role`: nothing while the first fetch is under way, nor when the source has
     /// been away for so long that the last set has expired.
-    pub fn state(&self, instance: &InstanceId, role: &RoleName, now: Timestamp) -> Option<Arc<RoleState>> {
+    pub fn state(&self, instance: &InstanceId, role: &Role, now: Timestamp) -> Option<Arc<RoleState>> {
         let sessions = self.0.load();
-        let session = sessions.get(instance).filter(|session| session.role == *role)?;
-        session.state(now)
+        let is_its =
+            |session: &&RoleSession| std::ptr::eq(&*session.role, role) || role.is_version_of(&session.role);
+        sessions.get(instance).filter(is_its)?.state(now)
     }
 
     /// The same where an instance is in one role for ever.
@@ -136,6 +139,8 @@ pub struct RoleSessionRequest {
     pub instance: InstanceId,
     /// The instance's private address, as far as its record says one.
     pub address: Option<IpAddr>,
+    /// The instance's region, as far as its record says one.
+    pub region: Option<String>,
     /// The instance's tags.
     pub tags: Vec<Tag>,
     /// When the set is asked for.
@@ -178,6 +183,7 @@ impl RoleSessionRequest {
                 .or_else(v4)
                 .map(IpAddr::V4)
                 .or_else(|| instance.ipv6_address.map(IpAddr::V6)),
+            region: instance.placement.region().map(str::to_owned),
             tags: instance.tags.to_vec(),
             now,
             duration_seconds,
@@ -191,6 +197,7 @@ impl RoleSessionRequest {
             role: Arc::new(serde_json::from_str(role).unwrap()),
             instance: "i-1".parse().unwrap(),
             address: None,
+            region: None,
             tags: Vec::new(),
             now: "2026-11-21T08:00:00Z".parse().unwrap(),
             duration_seconds: 3600,
@@ -220,6 +227,9 @@ pub type Fetch<'a> = Pin<Box<dyn Future<Output = Result<RoleCredentials, FetchEr
 pub trait Source: Send + Sync {
     /// Asks for a new set.
     fn fetch<'a>(&'a self, request: &'a RoleSessionRequest) -> Fetch<'a>;
+
+    /// What stands behind it for `role`.
+    fn kind(&self, role: &Role) -> SourceKind;
 }
 
 /// As EC2 writes times: botocore reads no fractions.

@@ -17,6 +17,7 @@ use super::{
     FetchError, Published, RoleCredentials, RoleSessionRequest, RoleState, Source,
     health::Event,
     schedule::{Kind, Schedule, Ticket},
+    totals::{FetchOutcome, Totals},
 };
 use crate::{now::Now, registry::Snapshot};
 
@@ -32,6 +33,7 @@ pub struct Refresher {
     fetches: JoinSet<Outcome>,
     tickets: HashMap<Id, (Ticket, Arc<RoleSessionRequest>)>,
     watch: Option<Watch>,
+    totals: Arc<Totals>,
 }
 
 /// A source was asked for a set, and this is what came of it.
@@ -68,6 +70,7 @@ impl Refresher {
             fetches: JoinSet::new(),
             tickets: HashMap::new(),
             watch: None,
+            totals: Arc::default(),
         }
     }
 
@@ -77,6 +80,11 @@ impl Refresher {
             watch: Some(watch),
             ..self
         }
+    }
+
+    /// What is counted, to be read at any time.
+    pub fn totals(&self) -> Arc<Totals> {
+        Arc::clone(&self.totals)
     }
 
     /// Follows `snapshots` until their sender is gone. Fetches that are under way when the future is dropped are dropped with it.
@@ -106,6 +114,7 @@ impl Refresher {
         if self.schedule.handle_snapshot(self.now(), snapshot) {
             self.published.publish(self.schedule.sessions());
         }
+        self.totals.set_troubles(self.schedule.troubles());
     }
 
     fn begin_fetches(&mut self) {
@@ -132,9 +141,7 @@ impl Refresher {
         let now = self.now();
         if let Some(watch) = &self.watch {
             let at = now.timestamp();
-            let served = self
-                .published
-                .state(&request.instance, &request.role.role_name, at);
+            let served = self.published.state(&request.instance, &request.role, at);
             watch(&Assumption {
                 at,
                 request: &request,
@@ -142,7 +149,11 @@ impl Refresher {
                 outcome: &outcome,
             });
         }
-        match self.schedule.handle_fetched(now, &ticket, outcome) {
+        self.totals
+            .count(self.source.kind(&request.role), FetchOutcome::of(&outcome));
+        let event = self.schedule.handle_fetched(now, &ticket, outcome);
+        self.totals.set_troubles(self.schedule.troubles());
+        match event {
             None => {}
             Some(Event::Failing { role, why }) => {
                 log::warn!("credentials of {role}: the source fails: {why}");

@@ -8,13 +8,12 @@
 //!    [`BACKOFF_FIRST`], then twice as long each time up to [`BACKOFF_MAX`].
 //! 4. The source refuses: as 3, but repeated only after [`REFUSED_RETRY`]. The guest gets the refusal once it has no set
 //!    left, or at once if the role was changed since the set was made.
-//! 5. The role is detached or replaced: the session is gone, and what is still under way for it is thrown away.
+//! 5. The role is detached or replaced, be it by another of the same name: the session is gone, and what is still under way
+//!    for it is thrown away.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+mod queue;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use rand::{Rng, RngExt as _};
@@ -23,12 +22,15 @@ use super::{
     FetchError, Refusal, RoleCredentials, RoleSession, RoleSessionRequest, RoleSlot, RoleState,
     health::{Event, Health, Trouble},
     identity_role::identity_role,
+    totals::Troubles,
     whole_seconds,
 };
 use crate::{
     now::Now,
     registry::{InstanceId, Role, Snapshot, snapshot::Member},
 };
+pub use queue::{FETCHES_MAX, FETCHES_OF_SOURCE_MAX};
+use queue::{Lane, Queue, Waiting};
 
 /// SDKs begin to complain when less than ten minutes are left (wire contract, fact 12).
 pub const LEFT_MIN: Duration = Duration::from_secs(15 * 60);
@@ -45,9 +47,6 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(120);
 /// The wait after a refusal. A change of the role's own record does not wait for it.
 pub const REFUSED_RETRY: Duration = Duration::from_secs(300);
 
-/// Fetches under way at once: sources may start a process for each.
-pub const FETCHES_MAX: usize = 16;
-
 /// A step of the wall clock that is not just the two clocks being read one after the other.
 const CLOCK_STEP: Duration = Duration::from_secs(5);
 
@@ -59,10 +58,7 @@ pub struct Schedule<R> {
     /// A role's own maximum caps it.
     duration_seconds: u32,
     sessions: HashMap<InstanceId, Session>,
-    /// Sessions without a set, by when (monotonic) their next fetch is due: they go first.
-    due_without_set: BTreeSet<(Duration, InstanceId)>,
-    due_with_set: BTreeSet<(Duration, InstanceId)>,
-    fetches: usize,
+    queue: Queue,
     generations: u64,
     health: Health,
     /// The wall clock ahead of the monotonic one, at the last look.
@@ -91,6 +87,7 @@ impl Kind {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Ticket {
     instance: InstanceId,
+    lane: Lane,
     generation: u64,
 }
 
@@ -98,10 +95,11 @@ pub struct Ticket {
 struct Session {
     member: Arc<Member>,
     role: Arc<Role>,
+    lane: Lane,
     slot: RoleSlot,
     generation: u64,
-    /// When the next fetch is due (monotonic); nothing while one is under way.
-    due: Option<Duration>,
+    /// Since when and how it waits for its next fetch; nothing while one is under way.
+    waiting: Option<Waiting>,
     /// When the set in the slot ends, and since when (wall clock) it should be refreshed.
     set: Option<SetTimes>,
     failures: u32,
@@ -124,9 +122,7 @@ impl<R: Rng> Schedule<R> {
             random,
             duration_seconds,
             sessions: HashMap::new(),
-            due_without_set: BTreeSet::new(),
-            due_with_set: BTreeSet::new(),
-            fetches: 0,
+            queue: Queue::default(),
             generations: 0,
             health: Health::default(),
             clock_offset: None,
@@ -141,7 +137,7 @@ impl<R: Rng> Schedule<R> {
         let mut changed: Vec<(InstanceId, Arc<Role>)> = Vec::new();
         for (instance, session) in &self.sessions {
             match role_of(instance) {
-                Some(role) if is_same_role(&role, &session.role) => {
+                Some(role) if role.is_version_of(&session.role) => {
                     if *role != *session.role {
                         changed.push((instance.clone(), role));
                     }
@@ -179,7 +175,7 @@ impl<R: Rng> Schedule<R> {
             (
                 instance.clone(),
                 RoleSession {
-                    role: session.role.role_name.clone(),
+                    role: Arc::clone(&session.role),
                     state: Arc::clone(&session.slot),
                 },
             )
@@ -190,19 +186,9 @@ impl<R: Rng> Schedule<R> {
     /// A fetch to begin now, if one is due and there is room for it. Call until there is none.
     pub fn poll_fetch(&mut self, now: Now) -> Option<(Ticket, RoleSessionRequest)> {
         self.handle_clock_step(now);
-        if self.fetches >= FETCHES_MAX {
-            return None;
-        }
-        let is_due = |(due, _): &&(Duration, InstanceId)| *due <= now.monotonic;
-        let first = self
-            .due_without_set
-            .first()
-            .filter(is_due)
-            .or_else(|| self.due_with_set.first().filter(is_due));
-        let (_, instance) = first?.clone();
-        self.set_due(&instance, None);
-        let session = self.sessions.get(&instance)?;
-        self.fetches += 1;
+        let instance = self.queue.begin(now.monotonic)?;
+        let session = self.sessions.get_mut(&instance)?;
+        session.waiting = None;
         let duration_seconds = session
             .role
             .max_session_duration
@@ -216,6 +202,7 @@ impl<R: Rng> Schedule<R> {
         Some((
             Ticket {
                 instance,
+                lane: session.lane.clone(),
                 generation: session.generation,
             },
             request,
@@ -229,7 +216,7 @@ impl<R: Rng> Schedule<R> {
         ticket: &Ticket,
         outcome: Result<RoleCredentials, FetchError>,
     ) -> Option<Event> {
-        self.fetches = self.fetches.saturating_sub(1);
+        self.queue.end(&ticket.lane);
         let session = self.sessions.get_mut(&ticket.instance)?;
         if session.generation != ticket.generation {
             return None;
@@ -298,14 +285,12 @@ impl<R: Rng> Schedule<R> {
 
     /// When (monotonic) [`Self::poll_fetch`] has something to give, unless a snapshot or an outcome comes first.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        if self.fetches >= FETCHES_MAX {
-            return None;
-        }
-        let first = |due: &BTreeSet<(Duration, InstanceId)>| due.first().map(|(due, _)| *due);
-        [first(&self.due_without_set), first(&self.due_with_set)]
-            .into_iter()
-            .flatten()
-            .min()
+        self.queue.first_due()
+    }
+
+    /// The sessions in trouble.
+    pub fn troubles(&self) -> Troubles {
+        self.health.troubles()
     }
 
     fn begin(&mut self, now: Now, member: Arc<Member>, role: Arc<Role>) {
@@ -313,10 +298,11 @@ impl<R: Rng> Schedule<R> {
         self.generations += 1;
         let session = Session {
             member,
+            lane: self.lane(&role),
             role,
             slot: RoleSlot::default(),
             generation: self.generations,
-            due: None,
+            waiting: None,
             set: None,
             failures: 0,
             trouble: None,
@@ -329,8 +315,11 @@ impl<R: Rng> Schedule<R> {
     /// The same role in a new version: its set goes on being served until there is word from the source.
     fn renew(&mut self, now: Now, instance: &InstanceId, role: Arc<Role>) {
         self.generations += 1;
+        self.set_due(instance, None);
+        let lane = self.lane(&role);
         if let Some(session) = self.sessions.get_mut(instance) {
             session.role = role;
+            session.lane = lane;
             session.generation = self.generations;
             session.failures = 0;
             session.outdated = true;
@@ -352,20 +341,27 @@ impl<R: Rng> Schedule<R> {
         let Some(session) = self.sessions.get_mut(instance) else {
             return;
         };
-        if let Some(before) = session.due {
-            let entry = (before, instance.clone());
-            self.due_without_set.remove(&entry);
-            self.due_with_set.remove(&entry);
+        if let Some(before) = session.waiting.take() {
+            self.queue.remove(&session.lane, &before);
         }
-        session.due = due;
         if let Some(due) = due {
-            let queue = if session.set.is_some() {
-                &mut self.due_with_set
-            } else {
-                &mut self.due_without_set
+            let waiting = Waiting {
+                has_set: session.set.is_some(),
+                due,
+                instance: instance.clone(),
             };
-            queue.insert((due, instance.clone()));
+            self.queue.insert(&session.lane, &waiting);
+            session.waiting = Some(waiting);
         }
+    }
+
+    /// Every instance has an identity role of its own, and they share a lane.
+    fn lane(&self, role: &Role) -> Lane {
+        let name = match self.kind {
+            Kind::InstanceProfile => &role.arn,
+            Kind::InstanceIdentity => role.role_name.as_str(),
+        };
+        self.queue.lane(role.credentials.as_ref(), name)
     }
 
     fn set_trouble(&mut self, instance: &InstanceId, trouble: Option<Trouble>, why: String) -> Option<Event> {
@@ -385,7 +381,7 @@ impl<R: Rng> Schedule<R> {
         let waiting: Vec<_> = self
             .sessions
             .iter()
-            .filter(|(_, session)| session.due.is_some() && session.trouble.is_none())
+            .filter(|(_, session)| session.waiting.is_some() && session.trouble.is_none())
             .filter_map(|(instance, session)| Some((instance.clone(), session.set?.refresh_unix)))
             .collect();
         for (instance, refresh_unix) in waiting {
@@ -395,11 +391,6 @@ impl<R: Rng> Schedule<R> {
             );
         }
     }
-}
-
-/// A role that was deleted and made anew has another id.
-fn is_same_role(a: &Role, b: &Role) -> bool {
-    a.arn == b.arn && a.role_id == b.role_id
 }
 
 /// How long a set with this much life is left alone; `chance` is three quarters to one.

@@ -8,7 +8,10 @@ use super::{
     sts::{self, Sts},
     trust,
 };
-use crate::registry::role::RoleSource;
+use crate::registry::{
+    Role,
+    role::{RoleSource, SourceKind},
+};
 
 /// What the host's configuration says about credentials.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,7 +47,17 @@ impl Sources {
     }
 }
 
+impl Sources {
+    fn source_of<'a>(&'a self, role: &'a Role) -> &'a RoleSource {
+        role.credentials.as_ref().unwrap_or(&self.settings.default_source)
+    }
+}
+
 impl Source for Sources {
+    fn kind(&self, role: &Role) -> SourceKind {
+        self.source_of(role).kind()
+    }
+
     fn fetch<'a>(&'a self, request: &'a RoleSessionRequest) -> Fetch<'a> {
         let role = &request.role;
         if role
@@ -55,7 +68,7 @@ impl Source for Sources {
             let refused = FetchError::unauthorized(role, "its trust policy does not let EC2 assume it");
             return Box::pin(std::future::ready(Err(refused)));
         }
-        match role.credentials.as_ref().unwrap_or(&self.settings.default_source) {
+        match self.source_of(role) {
             RoleSource::Issuer => self.issuer.fetch(request),
             RoleSource::Process {
                 command,

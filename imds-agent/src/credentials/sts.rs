@@ -252,7 +252,9 @@ impl Complaint {
         Some(Self {
             status: response.status().as_u16(),
             code: code.or_else(|| element(body, "Code")),
-            message: message.or_else(|| element(body, "Message")),
+            message: message
+                .or_else(|| element(body, "Message"))
+                .filter(|message| !message.is_empty()),
         })
     }
 

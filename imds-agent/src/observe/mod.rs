@@ -9,10 +9,10 @@ pub mod metrics;
 pub mod panics;
 mod recent;
 pub mod requests;
+pub mod sts_exchanges;
 pub mod tokenless;
 pub mod trace;
 pub mod unsent;
-pub mod upkeep;
 mod warnings;
 pub mod worker_health;
 
@@ -22,7 +22,8 @@ pub use guests::Guests;
 pub use metrics::Metrics;
 pub use panics::Panics;
 pub use requests::Requests;
+pub use sts_exchanges::StsExchanges;
 pub use trace::Trace;
 pub use unsent::Unsent;
-pub use upkeep::{Fetches, StsExchanges};
+
 pub use worker_health::WorkerHealth;

@@ -246,6 +246,18 @@ pub struct Placement {
     pub partition_number: Option<u32>,
 }
 
+impl Placement {
+    /// The region: as said, else the zone without its last letter.
+    pub fn region(&self) -> Option<&str> {
+        let said = self.region.as_deref().filter(|region| !region.is_empty());
+        said.or_else(|| {
+            let zone = self.availability_zone.as_deref()?;
+            zone.strip_suffix(|last: char| last.is_ascii_lowercase())
+                .filter(|region| region.ends_with(|last: char| last.is_ascii_digit()))
+        })
+    }
+}
+
 /// `MetadataOptions` as a record says it: what is not said is taken from the host's defaults.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]

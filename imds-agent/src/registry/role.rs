@@ -65,6 +65,64 @@ pub enum RoleSource {
     Sts(StsRole),
 }
 
+/// What can stand behind a role's credentials.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SourceKind {
+    /// The agent itself.
+    Issuer,
+    /// A program.
+    Process,
+    /// A security token service.
+    Sts,
+}
+
+impl SourceKind {
+    /// All there are.
+    pub const ALL: [Self; 3] = [Self::Issuer, Self::Process, Self::Sts];
+
+    /// The word in records and in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Issuer => "issuer",
+            Self::Process => "process",
+            Self::Sts => "sts",
+        }
+    }
+}
+
+impl RoleSource {
+    /// What stands behind.
+    pub fn kind(&self) -> SourceKind {
+        match self {
+            Self::Issuer => SourceKind::Issuer,
+            Self::Process { .. } => SourceKind::Process,
+            Self::Sts(_) => SourceKind::Sts,
+        }
+    }
+
+    /// Who is asked: the program, or the service's URL.
+    pub fn whom(&self) -> &str {
+        match self {
+            Self::Issuer => "",
+            Self::Process { command, .. } => command.first().map_or("", String::as_str),
+            Self::Sts(own) => own.endpoint.as_deref().unwrap_or_default(),
+        }
+    }
+
+    /// Whether both give the same, however they are asked.
+    fn is_same_as(&self, other: &Self) -> bool {
+        self.kind() == other.kind()
+            && self.whom() == other.whom()
+            && match (self, other) {
+                (Self::Process { command: ours, .. }, Self::Process { command: theirs, .. }) => {
+                    ours == theirs
+                }
+                (Self::Sts(ours), Self::Sts(theirs)) => ours.role_arn == theirs.role_arn,
+                _ => true,
+            }
+    }
+}
+
 /// *Ours*: what a role's record says about the security token service, where it is not what the host's configuration
 /// says.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Deserialize)]
@@ -121,6 +179,19 @@ pub struct IamArn<'a> {
     /// Begins and ends with `/`.
     pub path: &'a str,
     pub name: &'a str,
+}
+
+impl Role {
+    /// Whether this is another version of `other`, and not another role that has come to its name: IAM's id would differ, or
+    /// the ARN, which has the path, or who gives the credentials.
+    pub fn is_version_of(&self, other: &Self) -> bool {
+        let is_source_same = match (&self.credentials, &other.credentials) {
+            (Some(ours), Some(theirs)) => ours.is_same_as(theirs),
+            (None, None) => true,
+            _ => false,
+        };
+        self.arn == other.arn && self.role_id == other.role_id && is_source_same
+    }
 }
 
 impl<'a> IamArn<'a> {

@@ -54,6 +54,8 @@ pub struct Told {
     pub action: Option<&'static str>,
     /// Who called, once that is sure.
     pub caller: Option<Claims>,
+    /// The region that the caller signed for, once that is sure.
+    pub region: Option<String>,
     /// The code and the message of the error.
     pub error: Option<(&'static str, String)>,
     /// The session that was made, and its access key id.
@@ -102,6 +104,7 @@ impl Service {
             body: Body::default(),
             action: None,
             caller: None,
+            region: None,
             error: None,
             assumed: None,
             access_key_id: None,
@@ -165,6 +168,7 @@ impl Service {
         let secret = secrecy::ExposeSecret::expose_secret(&opened.secret_access_key);
         claim.verify(received, secret, now)?;
         told.caller = Some(opened.claims.clone());
+        told.region = Some(claim.region().to_owned());
         Ok(opened.claims)
     }
 

@@ -94,6 +94,11 @@ impl Claim {
         }
     }
 
+    /// The region that the request is signed for, which is the caller's choice.
+    pub fn region(&self) -> &str {
+        &self.region
+    }
+
     /// Whether `secret` made the signature, over just this request, and about `now`.
     pub fn verify(
         &self,

@@ -125,6 +125,7 @@ impl Answer<'_> {
             role,
             instance: instance.instance_id.as_str(),
             account: instance.owner_id.as_deref(),
+            region: instance.placement.region(),
             asked,
             path: request.target,
             user_agent: request.headers("user-agent").next(),
@@ -147,7 +148,7 @@ impl Service for Answer<'_> {
                 let instance = &member.instance.instance_id;
                 let role = member.role.as_ref();
                 let sessions = &self.facts.credentials;
-                let state = role.and_then(|role| sessions.state(instance, &role.role_name, now.timestamp()));
+                let state = role.and_then(|role| sessions.state(instance, role, now.timestamp()));
                 let sessions = &self.facts.identity_credentials;
                 let identity_state = sessions.state_of_instance(instance, now.timestamp());
                 let identities = &self.facts.identities;

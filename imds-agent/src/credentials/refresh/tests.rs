@@ -4,11 +4,12 @@ use jiff::SignedDuration;
 
 use super::*;
 use crate::{
-    credentials::{Deliveries, Fetch},
+    credentials::{Deliveries, Fetch, totals::Troubles},
     registry::{
-        InstanceId, RoleName, Rules,
+        InstanceId, Role, Rules,
         record::Kind,
         records::{FileKey, Records},
+        role::SourceKind,
     },
 };
 
@@ -20,6 +21,10 @@ struct Scripted {
 }
 
 impl Source for Scripted {
+    fn kind(&self, _: &Role) -> SourceKind {
+        SourceKind::Process
+    }
+
     fn fetch<'a>(&'a self, request: &'a RoleSessionRequest) -> Fetch<'a> {
         Box::pin(async move {
             let number = self.fetches.fetch_add(1, Ordering::SeqCst);
@@ -57,7 +62,8 @@ fn profile(role: &str) -> String {
 
 /// The access key id that the guest is given, once it begins with `prefix`.
 async fn served(published: &Published, role: &str, prefix: &str) -> String {
-    let (instance, role): (InstanceId, RoleName) = ("i-1".parse().unwrap(), role.parse().unwrap());
+    let instance: InstanceId = "i-1".parse().unwrap();
+    let role: Role = serde_json::from_str(&self::role(role)).unwrap();
     let waited = tokio::time::timeout(Duration::from_secs(30), async {
         loop {
             if let Some(state) = published.state(&instance, &role, Timestamp::now())
@@ -91,6 +97,7 @@ async fn follows_snapshots_and_survives_a_panicking_source() {
         Arc::clone(&published),
         3600,
     );
+    let totals = refresher.totals();
     let running = tokio::spawn(refresher.run(receiver));
     while source.fetches.load(Ordering::SeqCst) == 0 {
         tokio::task::yield_now().await;
@@ -98,12 +105,16 @@ async fn follows_snapshots_and_survives_a_panicking_source() {
     source.panics.store(false, Ordering::SeqCst);
     let set = served(&published, "a", "a-").await;
     assert_ne!(set, "a-0", "the first fetch panicked");
+    let answers = |outcome| totals.answers(SourceKind::Process, outcome);
+    assert!(answers(FetchOutcome::Failed) >= 1);
+    assert_eq!(answers(FetchOutcome::Supplied), 1);
+    assert_eq!(totals.troubles(), Troubles::default());
 
     put(&mut records, Kind::Role, &role("b"));
     put(&mut records, Kind::InstanceProfile, &profile("b"));
     sender.send_replace(records.commit().unwrap());
     served(&published, "b", "b-").await;
-    let (instance, old) = ("i-1".parse().unwrap(), "a".parse().unwrap());
+    let (instance, old) = ("i-1".parse().unwrap(), serde_json::from_str(&role("a")).unwrap());
     assert!(published.state(&instance, &old, Timestamp::now()).is_none());
 
     drop(sender);

@@ -12,6 +12,9 @@ use crate::registry::{
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// After this a source that does not answer is given up.
+const HANGS_FOR: Duration = Duration::from_secs(30);
+
 /// What the simulated source does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Source {
@@ -77,9 +80,15 @@ impl Simulation {
     }
 
     fn role(&mut self, name: &str, id: &str, max_session_seconds: u32) {
-        let role = format!(
-            r#"{{"RoleName":"{name}","RoleId":"{id}","Arn":"arn:aws:iam::1:role/{name}","MaxSessionDuration":{max_session_seconds}}}"#
+        self.role_with(
+            name,
+            &format!(r#""RoleId":"{id}","MaxSessionDuration":{max_session_seconds}"#),
         );
+    }
+
+    /// A role with an instance profile of its name, and `more` members in its record.
+    fn role_with(&mut self, name: &str, more: &str) {
+        let role = format!(r#"{{"RoleName":"{name}","Arn":"arn:aws:iam::1:role/{name}",{more}}}"#);
         self.put(record::Kind::Role, name, &role);
         let profile = format!(
             r#"{{"InstanceProfileName":"{name}","Arn":"arn:aws:iam::1:instance-profile/{name}","Roles":[{{"RoleName":"{name}"}}]}}"#
@@ -100,8 +109,9 @@ impl Simulation {
     fn begin(&mut self) {
         while let Some((ticket, request)) = self.schedule.poll_fetch(self.now) {
             self.fetches.push((self.now.monotonic, request.instance.clone()));
+            let latency = if hangs(&request) { HANGS_FOR } else { self.latency };
             self.under_way
-                .push((self.now.monotonic + self.latency, ticket, request));
+                .push((self.now.monotonic + latency, ticket, request));
             self.under_way_max = self.under_way_max.max(self.under_way.len());
         }
     }
@@ -137,8 +147,13 @@ impl Simulation {
             .partition(|(ends, ..)| *ends <= now);
         self.under_way = under_way;
         let ended: Vec<(Duration, Ticket, RoleSessionRequest)> = ended;
-        for (_, ticket, _) in ended {
-            let outcome = match self.source {
+        for (_, ticket, request) in ended {
+            let source = if hangs(&request) {
+                Source::Fails
+            } else {
+                self.source
+            };
+            let outcome = match source {
                 Source::Fails => Err(FetchError::Unavailable("away".to_owned())),
                 Source::Refuses => Err(FetchError::Refused {
                     code: "No",
@@ -199,6 +214,11 @@ impl Simulation {
             .map(|(when, _)| *when)
             .collect()
     }
+}
+
+/// Whether nobody answers for this role.
+fn hangs(request: &RoleSessionRequest) -> bool {
+    request.role.role_name.as_str() == "hangs"
 }
 
 /// One instance, supplied.
@@ -395,13 +415,88 @@ fn replaced_role_loses_its_set_at_once() {
             .next()
             .unwrap()
             .role
+            .role_name
             .as_str(),
         "other"
     );
-    // Deleted and made anew under the same name.
-    simulation.role("other", "AROA3", 43200);
-    assert!(simulation.commit());
-    assert!(simulation.served(1).is_none());
+}
+
+#[test]
+fn another_role_under_the_same_name_starts_without_a_set() {
+    let mut simulation = settled(Source::Gives(6 * HOUR));
+    let id = r#""RoleId":"AROA2","MaxSessionDuration":43200"#;
+    let sts = |more: &str| format!(r#"{id},"Credentials":{{"Source":"sts"{more}}}"#);
+    let process = |more: &str| format!(r#"{id},"Credentials":{{"Source":"process","Command":["/p"{more}}}"#);
+    for another in [
+        id.to_owned(),
+        sts(""),
+        sts(r#","Endpoint":"http://a""#),
+        sts(r#","Endpoint":"http://a","RoleArn":"arn:aws:iam::2:role/web""#),
+        process("]"),
+        process(r#","x"]"#),
+        format!(r#"{id},"Credentials":{{"Source":"issuer"}}"#),
+    ] {
+        let old = simulation.served(1);
+        assert!(old.is_some());
+        simulation.role_with("web", &another);
+        assert!(simulation.commit(), "{another}");
+        assert!(simulation.served(1).is_none(), "{another}");
+        simulation.run(MINUTE, |_| {});
+        assert!(simulation.left(1).is_some(), "{another}");
+    }
+    // Asked in another way it is still the same.
+    simulation.role_with("web", &sts(""));
+    simulation.commit();
+    simulation.run(MINUTE, |_| {});
+    for same in [r#","ExternalId":"e""#, r#","Region":"r","SourceIdentity":"s""#] {
+        simulation.role_with("web", &sts(same));
+        assert!(!simulation.commit(), "{same}");
+        assert!(simulation.left(1).is_some(), "{same}");
+        simulation.run(MINUTE, |_| {});
+    }
+}
+
+#[test]
+fn workers_tell_the_old_role_from_another_of_its_name() {
+    let mut simulation = settled(Source::Gives(6 * HOUR));
+    let published = crate::credentials::Published::default();
+    published.publish(simulation.schedule.sessions());
+    let instance: InstanceId = "i-1".parse().unwrap();
+    // The registry is ahead of the schedule for a moment.
+    let mut state = |id: &str, max_session_seconds| {
+        simulation.role("web", id, max_session_seconds);
+        let snapshot = simulation.records.commit().unwrap();
+        let role = snapshot.instances[&instance].role.clone().unwrap();
+        published.state(&instance, &role, timestamp(simulation.now))
+    };
+    assert!(state("AROA1", 3600).is_some(), "the same role in another version");
+    assert!(state("AROA2", 3600).is_none(), "another role");
+}
+
+#[test]
+fn a_source_that_hangs_keeps_nobody_elses_refreshes_waiting() {
+    // Of another source than the rest, and then of the same.
+    for own_source in [
+        r#""Credentials":{"Source":"process","Command":["/hangs"]}"#,
+        r#""Path":"/""#,
+    ] {
+        let mut simulation = Simulation::new(Source::Gives(HOUR));
+        simulation.role("web", "AROA1", 43200);
+        simulation.role_with("hangs", own_source);
+        for number in 0..150 {
+            simulation.attach(number, if number < 50 { "web" } else { "hangs" });
+        }
+        simulation.commit();
+        for _ in 0..60 {
+            simulation.run(5 * MINUTE, |_| {});
+            for number in [0, 20, 49] {
+                let left = simulation.left(number).expect("no set");
+                assert!(left > 38 * MINUTE, "{left:?} left of {number}, {own_source}");
+            }
+        }
+        assert!(simulation.left(100).is_none());
+        assert!(simulation.under_way_max <= FETCHES_MAX);
+    }
 }
 
 #[test]
@@ -437,10 +532,10 @@ fn thousands_are_supplied_quickly_by_few_fetches_at_a_time_and_drift_apart() {
         simulation.attach(number, "web");
     }
     simulation.commit();
-    let seconds = simulation.latency.as_secs_f64() * 2000.0 / FETCHES_MAX as f64 + 1.0;
+    let seconds = simulation.latency.as_secs_f64() * 2000.0 / FETCHES_OF_SOURCE_MAX as f64 + 1.0;
     simulation.run(Duration::from_secs_f64(seconds), |_| {});
     assert_eq!(simulation.made, 2000);
-    assert_eq!(simulation.under_way_max, FETCHES_MAX);
+    assert_eq!(simulation.under_way_max, FETCHES_OF_SOURCE_MAX);
     simulation.fetches.clear();
     simulation.run(20 * HOUR, |_| {});
     let mut by_second: HashMap<u64, usize> = HashMap::new();
@@ -449,7 +544,7 @@ fn thousands_are_supplied_quickly_by_few_fetches_at_a_time_and_drift_apart() {
     }
     let busiest = by_second.values().max().unwrap();
     assert!(*busiest < 20, "{busiest} refreshes in one second");
-    assert_eq!(simulation.under_way_max, FETCHES_MAX);
+    assert_eq!(simulation.under_way_max, FETCHES_OF_SOURCE_MAX);
 }
 
 #[test]

@@ -168,13 +168,9 @@ impl<'v> View<'v> {
         said(self.instance.placement.availability_zone.as_deref())
     }
 
-    /// The region: as said, else the zone without its last letter.
+    /// The region.
     pub fn region(&self) -> Option<&'v str> {
-        said(self.instance.placement.region.as_deref()).or_else(|| {
-            let zone = self.availability_zone()?;
-            zone.strip_suffix(|last: char| last.is_ascii_lowercase())
-                .filter(|region| region.ends_with(|last: char| last.is_ascii_digit()))
-        })
+        self.instance.placement.region()
     }
 
     /// The partition that EC2 has the region in, and its domain.

@@ -28,6 +28,8 @@ pub struct Handover<'a> {
     pub instance: &'a str,
     /// The account of the instance.
     pub account: Option<&'a str>,
+    /// The region of the instance.
+    pub region: Option<&'a str>,
     /// How the guest asked.
     pub asked: Asked,
     /// The request's target.
@@ -41,7 +43,12 @@ pub struct Handover<'a> {
 /// A source was asked for a set.
 pub fn assumption(assumption: &Assumption<'_>) -> Event {
     let request = assumption.request;
-    let mut event = begin("AssumeRole", assumption.at, account_of(&request.role.arn));
+    let mut event = begin(
+        "AssumeRole",
+        assumption.at,
+        account_of(&request.role.arn),
+        request.region.as_deref(),
+    );
     event.insert(
         "userIdentity".to_owned(),
         json!({"type": "AWSService", "invokedBy": "ec2.amazonaws.com"}),
@@ -72,7 +79,12 @@ pub fn assumption(assumption: &Assumption<'_>) -> Event {
 
 /// A guest got a set.
 pub fn handover(handover: &Handover<'_>) -> Event {
-    let mut event = begin("GetRoleCredentials", handover.at, handover.account);
+    let mut event = begin(
+        "GetRoleCredentials",
+        handover.at,
+        handover.account,
+        handover.region,
+    );
     event.insert("eventSource".to_owned(), "imds.amazonaws.com".into());
     event.insert("readOnly".to_owned(), true.into());
     event.insert(
@@ -122,7 +134,7 @@ pub fn exchange(exchange: &Exchange<'_>) -> Option<Event> {
     let action = told.action?;
     let caller = told.caller.as_ref();
     let account = caller.map(|caller| caller.account.as_str());
-    let mut event = begin(action, exchange.at, account);
+    let mut event = begin(action, exchange.at, account, told.region.as_deref());
     event.insert("requestID".to_owned(), exchange.request_id.into());
     event.insert("readOnly".to_owned(), true.into());
     event.insert(
@@ -162,12 +174,13 @@ pub fn exchange(exchange: &Exchange<'_>) -> Option<Event> {
     Some(event)
 }
 
-fn begin(name: &str, at: Timestamp, account: Option<&str>) -> Event {
+fn begin(name: &str, at: Timestamp, account: Option<&str>, region: Option<&str>) -> Event {
     let fields = [
         ("eventVersion", json!("1.11")),
         ("eventTime", time(at)),
         ("eventSource", json!("sts.amazonaws.com")),
         ("eventName", json!(name)),
+        ("awsRegion", json!(region.map(clipped))),
         ("eventID", json!(uuid::Uuid::new_v4().to_string())),
         ("readOnly", json!(false)),
         ("eventType", json!("AwsApiCall")),

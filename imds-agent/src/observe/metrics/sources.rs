@@ -13,15 +13,15 @@ use tokio::sync::watch;
 
 use super::{Samples, Source, families as f};
 use crate::{
-    credentials::{self, RoleState, schedule::Kind},
+    credentials::{self, RoleState, Totals, schedule::Kind, totals::FetchOutcome},
     datapath::{Counters, Hook},
     observe::{
-        Audit, Fetches, Guests, Panics, Requests, StsExchanges, Trace, WorkerHealth,
+        Audit, Guests, Panics, Requests, StsExchanges, Trace, WorkerHealth,
         latency::Observed,
         requests::{METHODS, REFUSALS, STATUSES, VERSIONS},
         worker_health::Counted,
     },
-    registry::{self, Problem, problem::Severity},
+    registry::{self, Problem, problem::Severity, role::SourceKind},
     stack::CONNECTIONS_MAX,
 };
 
@@ -207,14 +207,12 @@ impl Source for Records {
 /// The role sessions, and the sources of their credentials.
 #[derive(Debug)]
 pub struct Credentials {
-    /// Which instance is in which role.
-    pub registry: Arc<registry::Published>,
     /// The sessions of roles in instance profiles.
     pub profiles: Arc<credentials::Published>,
     /// The sessions of the instance identity role.
     pub identities: Arc<credentials::Published>,
     /// What sources answered.
-    pub fetches: Arc<Fetches>,
+    pub fetches: [Arc<Totals>; 2],
 }
 
 /// The sessions of one role.
@@ -258,15 +256,10 @@ impl Sessions {
 impl Credentials {
     /// All sessions by kind and role, with as many roles as there may be.
     fn sessions(&self, now: Timestamp) -> Vec<([String; 2], Sessions)> {
-        let snapshot = self.registry.load();
         let mut by_role = BTreeMap::<String, Sessions>::new();
-        for (instance, session) in self.profiles.sessions().iter() {
-            let member = snapshot.instances.get(instance);
-            let role = member.and_then(|member| member.role.as_ref());
-            // A session whose role was just replaced goes under its name until its own end is published.
-            let role = role.map_or_else(|| session.role.to_string(), |role| role.arn.clone());
+        for session in self.profiles.sessions().values() {
             by_role
-                .entry(role)
+                .entry(session.role.arn.clone())
                 .or_default()
                 .add(session.state.load().as_deref(), now);
         }
@@ -286,7 +279,7 @@ impl Credentials {
         let mut identity = Sessions::default();
         let mut name = None;
         for session in self.identities.sessions().values() {
-            name.get_or_insert_with(|| session.role.to_string());
+            name.get_or_insert_with(|| session.role.role_name.to_string());
             identity.add(session.state.load().as_deref(), now);
         }
         sessions
@@ -318,7 +311,16 @@ impl Source for Credentials {
             Some((labels.each_ref(), first.duration_since(now).as_secs_f64()))
         });
         samples.many(f::CREDENTIALS_REMAINING, remaining)?;
-        samples.many(f::FETCHES, self.fetches.counted())
+        let cells = SourceKind::ALL
+            .into_iter()
+            .flat_map(|source| FetchOutcome::ALL.map(|outcome| (source, outcome)));
+        samples.many(
+            f::FETCHES,
+            cells.map(|(source, outcome)| {
+                let answers = self.fetches.iter().map(|totals| totals.answers(source, outcome));
+                ([source.as_str(), outcome.as_str()], answers.sum::<u64>())
+            }),
+        )
     }
 }
 

@@ -54,7 +54,7 @@ fn what_stands_in_a_label_is_escaped() {
 
 fn session(role: &str, state: Option<RoleState>) -> RoleSession {
     RoleSession {
-        role: role.parse().unwrap(),
+        role: Arc::new(serde_json::from_value(serde_json::json!({ "RoleName": role, "Arn": role })).unwrap()),
         state: Arc::new(ArcSwapOption::new(state.map(Arc::new))),
     }
 }
@@ -74,10 +74,9 @@ fn ready(seconds_left: i64) -> Option<RoleState> {
 
 fn told(sessions: HashMap<registry::InstanceId, RoleSession>) -> String {
     let source = Credentials {
-        registry: Arc::default(),
         profiles: Arc::default(),
         identities: Arc::<credentials::Published>::default(),
-        fetches: Arc::default(),
+        fetches: Default::default(),
     };
     source.profiles.publish(sessions);
     Metrics::default().with(source).encode().unwrap()

@@ -1,0 +1,30 @@
+//! What callers of the security token service were told, counted.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
+
+use crate::sts::Exchange;
+
+/// Requests to the security token service, by action and status: the actions that it has, and the statuses that it gives.
+#[derive(Default, Debug)]
+pub struct StsExchanges(Mutex<BTreeMap<(&'static str, u16), u64>>);
+
+impl StsExchanges {
+    /// Counts one.
+    pub fn count(&self, exchange: &Exchange<'_>) {
+        let key = (exchange.told.action.unwrap_or("other"), exchange.told.status);
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts.entry(key).or_default() += 1;
+    }
+
+    /// The counts.
+    pub fn counted(&self) -> Vec<([String; 2], u64)> {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let labelled = |((action, status), count): (&(&str, u16), &u64)| {
+            ([(*action).to_owned(), status.to_string()], *count)
+        };
+        counts.iter().map(labelled).collect()
+    }
+}
