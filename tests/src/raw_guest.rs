@@ -130,7 +130,7 @@ impl RawGuest {
         let flow = self.flows.iter_mut().find(|flow| flow.port == port)?;
         if flags & SYN != 0 {
             flow.expects = sequence.wrapping_add(1);
-        } else if sequence == flow.expects {
+        } else if sequence == flow.expects && usize::from(flow.window) >= payload.len() {
             let length = payload.len() as u32 + u32::from(flags & FIN);
             flow.expects = flow.expects.wrapping_add(length);
         }

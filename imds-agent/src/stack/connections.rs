@@ -20,6 +20,10 @@ const PEER_TIMEOUT: smoltcp::time::Duration = smoltcp::time::Duration::from_secs
 /// How long a peer may leave its half of the connection open after we closed ours (FIN-WAIT-2).
 const LINGER: Duration = Duration::from_secs(10);
 
+/// How long a peer may take none of what is left once our half is closed. TCP itself waits for ever for one that keeps its window
+/// shut and acknowledges every probe of it.
+const TAKES_NOTHING: Duration = http::connection::IDLE_TIMEOUT;
+
 /// How soon a FIN is sent again that alone is not acknowledged. smoltcp 0.14 takes three equal acknowledgements for a loss
 /// of data, finds none to send again, and forgets its timer over it; its keep-alive brings the FIN back.
 const FIN_AGAIN: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(1);
@@ -34,8 +38,9 @@ struct Connection {
     http: http::Connection,
     last_heard: Duration,
     end_is_told: bool,
-    /// Set once our half is closed and acknowledged, and only the peer's is open.
-    linger_until: Option<Duration>,
+    /// What the peer has yet to take once our half is closed, and until when; with nothing left, until when it has to close
+    /// its own half.
+    linger: Option<(usize, Duration)>,
 }
 
 /// All connections, and the sockets that smoltcp walks.
@@ -90,7 +95,7 @@ impl Connections {
             http: http::Connection::new(now).of(SocketAddr::new(peer.remote.addr.into(), peer.remote.port)),
             last_heard: now.monotonic,
             end_is_told: false,
-            linger_until: None,
+            linger: None,
         });
     }
 
@@ -166,9 +171,8 @@ impl Connections {
             let socket = self.sockets.get_mut::<Socket<'_>>(connection.handle);
             connection.http.handle_timeout(now);
             connection.drive(now, socket, service);
-            if connection
-                .linger_until
-                .is_some_and(|until| until <= now.monotonic)
+            // A FIN would pass a response that is cut for a whole one.
+            if connection.http.is_cut() || connection.linger.is_some_and(|(_, until)| until <= now.monotonic)
             {
                 socket.abort();
             }
@@ -179,7 +183,10 @@ impl Connections {
     pub fn poll_timeout(&self) -> Option<Duration> {
         let timeouts = self.connections.iter();
         timeouts
-            .filter_map(|connection| connection.linger_until.or_else(|| connection.http.poll_timeout()))
+            .filter_map(|connection| match connection.linger {
+                Some((_, until)) => Some(until),
+                None => connection.http.poll_timeout(),
+            })
             .min()
     }
 
@@ -224,8 +231,20 @@ impl Connection {
         {
             socket.set_keep_alive(Some(FIN_AGAIN));
         }
-        if socket.state() == State::FinWait2 && self.linger_until.is_none() {
-            self.linger_until = Some(now.monotonic.saturating_add(LINGER));
+        self.linger(now, socket);
+    }
+
+    fn linger(&mut self, now: Now, socket: &Socket<'_>) {
+        let (left, patience) = match socket.state() {
+            // The FIN itself counts as a byte.
+            State::FinWait1 | State::Closing | State::LastAck => {
+                (socket.send_queue().saturating_add(1), TAKES_NOTHING)
+            }
+            State::FinWait2 => (0, LINGER),
+            _ => return,
+        };
+        if self.linger.is_none_or(|(before, _)| before != left) {
+            self.linger = Some((left, now.monotonic.saturating_add(patience)));
         }
     }
 

@@ -217,3 +217,32 @@ fn what_a_greedy_guest_can_make_it_hold_is_bounded() {
 fn a_guest_harms_nobody_but_itself() {
     seeds::each(play);
 }
+
+/// It acknowledges every probe of its closed window, so that TCP itself has no reason to give it up.
+#[test]
+fn a_peer_that_takes_nothing_is_given_up() {
+    for length in [1000, 100_000] {
+        let mut siege = Siege {
+            now: Duration::from_secs(1),
+            stack: Stack::new(at_second(1), 1),
+            guest: RawGuest::new(false, vec![get(&format!("/{length}"))]),
+        };
+        // Opens, closes its window, asks.
+        for mut step in [&[0, 0, 0, 0, 0, 0, 0, 0][..], &[9, 0, 0], &[2, 0, 0]] {
+            for packet in siege.guest.act(&mut step).unwrap().packets {
+                siege.feed(&packet);
+            }
+        }
+        let begin = siege.now;
+        while !siege.stack.is_idle() {
+            assert!(
+                siege.now < begin + Duration::from_secs(100),
+                "{length} bytes are kept for it for ever"
+            );
+            siege.wait(Duration::from_millis(500));
+            for packet in siege.guest.act(&mut &[5, 0][..]).unwrap().packets {
+                siege.feed(&packet);
+            }
+        }
+    }
+}
