@@ -4,6 +4,7 @@ pub mod agent;
 pub mod client;
 pub mod debian;
 pub mod dhcp;
+pub mod exchange;
 pub mod frames;
 pub mod host;
 pub mod kernel;
