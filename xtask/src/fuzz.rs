@@ -54,7 +54,7 @@ pub struct Options {
     #[arg(long, default_value_t = SEEDS)]
     seeds: u64,
     /// Play one seed of the simulation, packet by packet
-    #[arg(long, requires = "target")]
+    #[arg(long)]
     seed: Option<u64>,
 }
 
@@ -70,6 +70,10 @@ pub fn smoke() -> Result<()> {
 /// Runs what is asked for, and fails with the first thing that is found.
 pub fn run(options: &Options) -> Result<()> {
     let asked = options.target.as_deref();
+    ensure!(
+        options.seed.is_none() || asked == Some(SIMULATION),
+        "only the {SIMULATION} has seeds: `cargo xtask fuzz {SIMULATION} --seed <seed>`"
+    );
     if asked == Some(SIMULATION) || (asked.is_none() && !options.smoke) {
         simulate(options)?;
     }
@@ -113,11 +117,10 @@ fn simulate(options: &Options) -> Result<()> {
         None => 0..options.seeds,
     };
     println!("== simulation, seeds {seeds:?}");
-    let tests = "cargo test --quiet --package imds-agent --lib -- --nocapture";
     run_shown(
         cargo()
-            .args(tests.split(' ').skip(1))
-            .args(["simulation::every_exchange", "hostile::a_guest"])
+            .args(["test", "--quiet", "--package", "imds-agent", "--lib", "--"])
+            .args(["--nocapture", "simulation::every_exchange", "hostile::a_guest"])
             .env(
                 "IMDS_AGENT_SIMULATION_SEEDS",
                 format!("{}..{}", seeds.start, seeds.end),

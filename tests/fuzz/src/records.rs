@@ -1,7 +1,7 @@
 //! Record files of instances, roles and instance profiles.
 
 use imds_agent::{
-    imds::path::VERSIONS,
+    imds::path::{LATEST, VERSIONS},
     registry::{
         record::{self, Kind, Rules},
         records::{FileKey, Records},
@@ -18,13 +18,14 @@ use crate::{
 const ROLE: &str = include_str!("../../../docs/examples/roles/web.json");
 const INSTANCE_PROFILE: &str = include_str!("../../../docs/examples/instance-profiles/web-servers.json");
 
-/// The first byte of `data` says the kind, the rest is the file. An instance that is good gets a whole tree: nothing is
-/// listed, in any version, that is not there.
+/// The first byte of `data` says the kind and a version of the tree, the rest is the file. An instance that is good gets a whole
+/// tree: nothing is listed, in that version or the latest, that is not there.
 pub fn run(data: &[u8]) {
-    let Some((&kind, file)) = data.split_first() else {
+    let Some((&how, file)) = data.split_first() else {
         return;
     };
-    let kind = Kind::ALL[usize::from(kind) % Kind::ALL.len()];
+    let how = usize::from(how);
+    let kind = Kind::ALL[how % Kind::ALL.len()];
     let is_good = record::parse(kind, file, &Rules::default()).is_ok();
     let mut records = Records::new(Rules::default());
     let files = [
@@ -53,7 +54,7 @@ pub fn run(data: &[u8]) {
     assert_eq!(snapshot.instances.len(), usize::from(is_good));
     for member in snapshot.instances.values() {
         let world = World::of((**member).clone());
-        for version in VERSIONS {
+        for version in [LATEST, VERSIONS[how / Kind::ALL.len() % VERSIONS.len()]] {
             crawl(&world, &format!("/{version}"), 0);
         }
     }

@@ -72,14 +72,17 @@ pub fn run(data: &[u8]) {
                 1 => SignatureLocation::Headers,
                 _ => SignatureLocation::QueryParams,
             };
-            if request.sign(location).is_some() {
+            // Signers disagree about a plus sign that is not encoded, so none is sent.
+            let is_sure = !request.query.contains('+');
+            if is_sure && request.sign(location).is_some() {
                 assert_ne!(request.tell().1, Some("SignatureDoesNotMatch"));
             }
         }
         _ => {
             if request.sign(SignatureLocation::Headers).is_some() {
                 request.change(how);
-                assert_eq!(request.tell().0, 403);
+                let told = request.tell();
+                assert!(told.0 == 400 || told.0 == 403, "{told:?}");
             }
         }
     }

@@ -18,8 +18,13 @@ pub fn run(data: &[u8]) {
             offered[place] ^= change;
         }
     }
-    // What ends the header field would begin something else.
-    if offered.iter().any(|byte| matches!(byte, b'\r' | b'\n')) || offered.trim_ascii().is_empty() {
+    // White space around a field value is no part of it (RFC 9110, section 5.6.3).
+    let is_space = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let begin = offered.iter().take_while(|byte| is_space(byte)).count();
+    let end = offered.iter().rev().take_while(|byte| is_space(byte)).count();
+    let value = offered.get(begin..offered.len() - end).unwrap_or_default();
+    // What ends the field would begin something else.
+    if value.is_empty() || offered.iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
         return;
     }
     let request = [
@@ -32,7 +37,7 @@ pub fn run(data: &[u8]) {
     let mut connection = Connection::new(now());
     connection.handle_bytes(now(), &request, &mut answer);
     drain(&mut connection, &mut answer, &mut Runs::new());
-    let is_good = offered.trim_ascii() == token().as_bytes();
+    let is_good = value == token().as_bytes();
     match *answer.statuses {
         // Bytes that no header field may have, or a field that is too long.
         [] => assert!(!is_good),

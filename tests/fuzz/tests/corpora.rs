@@ -27,6 +27,26 @@ fn all_inputs_keep_their_promises() {
 }
 
 #[test]
+fn every_target_has_its_program_and_seeds() {
+    let mut programs: Vec<_> = fs::read_dir(root().join("targets"))
+        .unwrap()
+        .map(|entry| {
+            entry
+                .unwrap()
+                .path()
+                .file_stem()
+                .unwrap()
+                .to_string_lossy()
+                .into_owned()
+        })
+        .collect();
+    programs.sort();
+    let targets: Vec<_> = TARGETS.iter().map(|(target, _)| *target).collect();
+    assert_eq!(targets, programs);
+    assert_eq!(targets, Vec::from_iter(all().into_keys()));
+}
+
+#[test]
 fn seeds_are_those_of_today() {
     let remedy = "cargo run --package imds-fuzz --example seeds";
     for (target, seeds) in all() {

@@ -170,7 +170,6 @@ fn play(seed: u64, is_traced: bool) {
 
 fn check_held(stack: Stack) {
     let held = measure(|| drop(stack)).bytes_current.unsigned_abs();
-    println!("{held} bytes held");
     assert!(
         held <= HELD_BYTES_MAX as u64,
         "{held} bytes held, more than {HELD_BYTES_MAX}"
