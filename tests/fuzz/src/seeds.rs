@@ -18,7 +18,7 @@ use secrecy::ExposeSecret as _;
 use crate::{capsules, service};
 
 /// Inputs longer than this only slow the fuzzer down.
-const SEED_BYTES_MAX: usize = 4096;
+const SEED_BYTES_MAX: usize = 8192;
 
 /// Inputs of one target, by name.
 pub type Seeds = BTreeMap<String, Vec<u8>>;
