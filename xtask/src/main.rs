@@ -1,8 +1,8 @@
 //! Everything a developer runs: `cargo xtask <command>`.
 //!
 //! Read in this order: [`setup`] and [`debian_roots`] (what the machine needs), [`build_ebpf`](mod@build_ebpf),
-//! [`guest_image`] and [`prepare`] (what is built of it), [`demo`] and [`vm`] (the product at work), [`test`](mod@test), [`fuzz`],
-//! [`tidy`] and [`ci`] (what keeps it right), [`bench`](mod@bench) (how fast it is).
+//! [`guest_image`] and [`prepare`] (what is built of it), [`demo`] and [`vm`] (the product at work), [`test`](mod@test),
+//! [`fuzz`], [`tidy`] and [`ci`] (what keeps it right), [`bench`](mod@bench) (how fast it is).
 
 mod bench;
 mod build_ebpf;

@@ -38,9 +38,9 @@ const HELD_BYTES_MAX: usize = CONNECTIONS_MAX
     + backlog::BACKLOG_MAX * (backlog::PACKET_BYTES_MAX + 128)
     + 16 * 1024;
 
-/// How often the stack may want to be woken in a second: every connection has a few timers, of which none is due twice in
-/// some milliseconds.
-const WAKES_PER_SECOND_MAX: u32 = 2000;
+/// How often the stack may want to be woken in a second: once for each connection. A timer that is due again and again would
+/// have it a thousand times.
+const WAKES_PER_SECOND_MAX: u32 = 64;
 
 /// A stack and its guest.
 struct Siege {
