@@ -13,14 +13,9 @@ use imds_agent::{
     registry::{MetadataOptions, snapshot::Member},
     stack::{Spares, Stack, Transmit},
 };
+use imds_tests::segment::{ACK, FIN, PSH, SYN, Segment};
 use rand::{SeedableRng as _, rngs::StdRng};
-use smoltcp::{
-    phy::ChecksumCapabilities,
-    wire::{IpProtocol, IpRepr, Ipv4Address, Ipv4Packet, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber},
-};
-
-const GUEST: Ipv4Address = Ipv4Address::new(10, 0, 0, 2);
-const IMDS: Ipv4Address = Ipv4Address::new(169, 254, 169, 254);
+use smoltcp::wire::{Ipv4Packet, TcpPacket};
 
 fn main() {
     divan::main();
@@ -144,38 +139,26 @@ impl Guest {
         };
         self.now += Duration::from_micros(10);
         self.inbound.packets = 0;
-        self.send(TcpControl::Syn, 1000, None, b"");
+        self.send(SYN, 1000, 0, b"");
         let ours = self.inbound.next;
-        self.send(TcpControl::None, 1001, Some(ours), b"");
-        self.send(TcpControl::Psh, 1001, Some(ours), request);
+        self.send(ACK, 1001, ours, b"");
+        self.send(ACK | PSH, 1001, ours, request);
         let end = 1001 + u32::try_from(request.len()).expect("a short request");
-        self.send(TcpControl::Fin, end, Some(self.inbound.next), b"");
+        self.send(ACK | FIN, end, self.inbound.next, b"");
         // SYN-ACK, the response with our FIN, the last acknowledgement.
         assert_eq!(self.inbound.packets, 3);
     }
 
-    fn send(&mut self, control: TcpControl, sequence: u32, acknowledges: Option<u32>, payload: &[u8]) {
-        let tcp = TcpRepr {
-            src_port: self.port,
-            dst_port: 80,
-            control,
-            seq_number: TcpSeqNumber(sequence.cast_signed()),
-            ack_number: acknowledges.map(|number| TcpSeqNumber(number.cast_signed())),
-            window_len: 64_000,
-            window_scale: None,
-            max_seg_size: None,
-            sack_permitted: false,
-            sack_ranges: [None; 3],
-            timestamp: None,
+    fn send(&mut self, flags: u8, sequence: u32, acknowledges: u32, payload: &[u8]) {
+        let segment = Segment {
+            port: self.port,
+            sequence,
+            acknowledges,
+            flags,
             payload,
+            ..Segment::default()
         };
-        let mut checksums = ChecksumCapabilities::default();
-        checksums.tcp = smoltcp::phy::Checksum::None;
-        let ip = IpRepr::new(GUEST.into(), IMDS.into(), IpProtocol::Tcp, tcp.buffer_len(), 64);
-        self.packet.resize(ip.buffer_len(), 0);
-        ip.emit(&mut self.packet[..], &checksums);
-        let mut segment = TcpPacket::new_unchecked(&mut self.packet[ip.header_len()..]);
-        tcp.emit(&mut segment, &GUEST.into(), &IMDS.into(), &checksums);
+        segment.write_ipv4(&mut self.packet);
         let now = at(self.now);
         self.stack
             .handle_packet(now, &self.packet, &mut self.answer, &mut self.inbound);

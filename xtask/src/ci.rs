@@ -3,11 +3,12 @@
 use anyhow::Result;
 
 use crate::{
+    fuzz,
     host_command::{cargo, run_shown},
     tidy,
 };
 
-/// Fails when anything is not as it should be. The compiler's findings come last: they take longest.
+/// Fails when anything is not as it should be. What takes longest comes last.
 pub fn run() -> Result<()> {
     run_shown(cargo().args(["fmt", "--all", "--check"]))?;
     tidy::run()?;
@@ -28,5 +29,6 @@ pub fn run() -> Result<()> {
         "--no-deps",
         "--document-private-items",
         "--locked",
-    ]))
+    ]))?;
+    fuzz::smoke()
 }

@@ -2,13 +2,14 @@
 //!
 //! Read in this order: [`setup`] and [`debian_roots`] (what the machine needs), [`build_ebpf`](mod@build_ebpf),
 //! [`guest_image`] and [`prepare`] (what is built of it), [`demo`] and [`vm`] (the product at work), [`test`](mod@test),
-//! [`tidy`] and [`ci`] (what keeps it right), [`bench`](mod@bench) (how fast it is).
+//! [`fuzz`], [`tidy`] and [`ci`] (what keeps it right), [`bench`](mod@bench) (how fast it is).
 
 mod bench;
 mod build_ebpf;
 mod ci;
 mod debian_roots;
 mod demo;
+mod fuzz;
 mod guest_image;
 mod host_command;
 mod prepare;
@@ -44,11 +45,13 @@ enum Command {
     Vm,
     /// Run the tests
     Test(test::Options),
+    /// Look for inputs that break a promise: ten minutes of each target, and 100,000 seeds of the simulation
+    Fuzz(fuzz::Options),
     /// Measure the agent beside nginx
     Bench(bench::Options),
     /// Check the rules of the code that no compiler checks
     Tidy,
-    /// Check format, lints and tidiness: all that CI runs besides `test`
+    /// Check format, lints and tidiness, and fuzz for a moment: all that CI runs besides `test`
     Ci,
 }
 
@@ -69,6 +72,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo => demo::run(),
         Command::Vm => vm::run(),
         Command::Test(options) => test::run(&options),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench(options) => bench::run(
             &options,
             &prepare::release("cargo xtask bench")?,

@@ -146,7 +146,7 @@ fn missing(extent: Extent) -> Result<Vec<Item>> {
             install: Box::new(|| Ok(())),
         });
     }
-    if !bpf_linker_is_there() {
+    if !is_tool_there("bpf-linker", BPF_LINKER) {
         missing.push(Item {
             what: format!(
                 "bpf-linker {BPF_LINKER} in target/tools, built against LLVM 22 (takes a minute or two)"
@@ -263,9 +263,22 @@ fn install_packages(packages: &[&str]) -> Result<()> {
     )
 }
 
-fn bpf_linker_is_there() -> bool {
+/// Installs a program from the registry in `target/tools`, unless it is there.
+pub fn install_tool(name: &str, version: &str) -> Result<()> {
+    if is_tool_there(name, version) {
+        return Ok(());
+    }
+    println!("setup: {name} {version} in target/tools");
+    run_shown(
+        cargo()
+            .args(["install", name, "--version", version, "--locked", "--root"])
+            .arg(target().join("tools")),
+    )
+}
+
+fn is_tool_there(name: &str, version: &str) -> bool {
     let crates = fs::read_to_string(target().join("tools/.crates.toml")).unwrap_or_default();
-    crates.contains(&format!("\"bpf-linker {BPF_LINKER} ")) && target().join("tools/bin/bpf-linker").exists()
+    crates.contains(&format!("\"{name} {version} ")) && target().join("tools/bin").join(name).exists()
 }
 
 fn install_bpf_linker() -> Result<()> {

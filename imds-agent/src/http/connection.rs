@@ -52,6 +52,8 @@ pub struct Connection {
     is_ended: bool,
     /// Nothing is answered any more.
     is_closing: bool,
+    /// The peer was given up while bytes waited for it.
+    is_cut: bool,
     peer: Option<SocketAddr>,
 }
 
@@ -79,6 +81,7 @@ impl Connection {
             last_moved: now.monotonic,
             is_ended: false,
             is_closing: false,
+            is_cut: false,
             peer: None,
         }
     }
@@ -149,6 +152,7 @@ impl Connection {
             .idle_deadline()
             .is_some_and(|deadline| deadline <= now.monotonic)
         {
+            self.is_cut = self.outbound.front().is_some();
             self.outbound = Outbound::default();
             self.close();
         }
@@ -182,6 +186,11 @@ impl Connection {
     /// Nothing will follow what [`poll_transmit`](Self::poll_transmit) still returns: the stream can be closed after it.
     pub fn is_last(&self) -> bool {
         self.is_closing
+    }
+
+    /// Whether the last response ends before its end, because the peer took no more of it.
+    pub fn is_cut(&self) -> bool {
+        self.is_cut
     }
 
     fn request_deadline(&self) -> Option<Duration> {
@@ -498,6 +507,7 @@ mod tests {
             (connection.poll_transmit(), connection.poll_timeout()),
             (None, None)
         );
+        assert!(connection.is_cut());
     }
 
     #[test]

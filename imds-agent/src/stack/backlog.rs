@@ -10,7 +10,10 @@ use super::segment::Peer;
 use crate::now::Now;
 
 /// SYNs that wait. Past it the oldest one goes: its sender will repeat it.
-const BACKLOG_MAX: usize = 256;
+pub(super) const BACKLOG_MAX: usize = 256;
+
+/// Longest packet that waits: both headers with all their options. A SYN that brings data along is repeated without it.
+pub(super) const PACKET_BYTES_MAX: usize = 60 + 60;
 
 /// A sender repeats its SYN after a second (RFC 6298, section 2), and that one waits in place of this one.
 const WAITS_FOR: Duration = Duration::from_secs(1);
@@ -29,7 +32,7 @@ pub struct Backlog(VecDeque<Waiting>);
 impl Backlog {
     /// Lets `packet`, the SYN of `peer`, wait.
     pub fn push(&mut self, now: Now, peer: Peer, packet: &[u8]) {
-        if self.0.iter().any(|waiting| waiting.peer == peer) {
+        if packet.len() > PACKET_BYTES_MAX || self.0.iter().any(|waiting| waiting.peer == peer) {
             return;
         }
         if self.0.len() >= BACKLOG_MAX {

@@ -30,6 +30,10 @@ const PEER_TIMEOUT: smoltcp::time::Duration = smoltcp::time::Duration::from_secs
 /// How long a peer may leave its half of the connection open after we closed ours (FIN-WAIT-2).
 const LINGER: Duration = Duration::from_secs(10);
 
+/// How long a peer may take none of what is left once our half is closed. TCP itself waits for ever for one that keeps its window
+/// shut and acknowledges every probe of it.
+const TAKES_NOTHING: Duration = http::connection::IDLE_TIMEOUT;
+
 /// How soon a FIN is sent again that alone is not acknowledged. smoltcp 0.14 takes three equal acknowledgements for a loss
 /// of data, finds none to send again, and forgets its timer over it; its keep-alive brings the FIN back.
 const FIN_AGAIN: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(1);
@@ -47,8 +51,9 @@ struct Connection {
     parts: Parts,
     last_heard: Duration,
     end_is_told: bool,
-    /// Set once our half is closed and acknowledged, and only the peer's is open.
-    linger_until: Option<Duration>,
+    /// What the peer has yet to take once our half is closed, and until when; with nothing left, until when it has to close
+    /// its own half.
+    linger: Option<(usize, Duration)>,
     /// It may have something to send.
     is_touched: bool,
     /// When its socket wants to act, as of the last flush.
@@ -118,7 +123,7 @@ impl Connections {
             parts,
             last_heard: now.monotonic,
             end_is_told: false,
-            linger_until: None,
+            linger: None,
             is_touched: true,
             socket_due: None,
             limited_since: None,
@@ -219,9 +224,9 @@ impl Connections {
                 service.handle_malformed(status);
             }
             connection.drive(now, service);
-            if connection
-                .linger_until
-                .is_some_and(|until| until <= now.monotonic)
+            // A FIN would pass a response that is cut for a whole one.
+            if connection.parts.http.is_cut()
+                || connection.linger.is_some_and(|(_, until)| until <= now.monotonic)
             {
                 connection.abort();
             }
@@ -255,7 +260,10 @@ impl Connection {
 
     /// When it wants to be told of the time.
     fn poll_timeout(&self) -> Option<Duration> {
-        let ours = self.linger_until.or_else(|| self.parts.http.poll_timeout());
+        let ours = match self.linger {
+            Some((_, until)) => Some(until),
+            None => self.parts.http.poll_timeout(),
+        };
         [self.socket_due, ours].into_iter().flatten().min()
     }
 
@@ -335,9 +343,23 @@ impl Connection {
         {
             socket.set_keep_alive(Some(FIN_AGAIN));
         }
-        if socket.state() == State::FinWait2 && self.linger_until.is_none() {
-            self.linger_until = Some(now.monotonic.saturating_add(LINGER));
+        if let Some((left, patience)) = left_to_take(socket)
+            && self.linger.is_none_or(|(before, _)| before != left)
+        {
+            self.linger = Some((left, now.monotonic.saturating_add(patience)));
         }
+    }
+}
+
+/// What the peer has yet to take of a stream whose our half is closed, and how long it may take nothing of it.
+fn left_to_take(socket: &Socket<'_>) -> Option<(usize, Duration)> {
+    match socket.state() {
+        // The FIN itself counts as a byte.
+        State::FinWait1 | State::Closing | State::LastAck => {
+            Some((socket.send_queue().saturating_add(1), TAKES_NOTHING))
+        }
+        State::FinWait2 => Some((0, LINGER)),
+        _ => None,
     }
 }
 

@@ -1,0 +1,241 @@
+//! Guests that send whatever they like, each made from a seed: half-open connections, zero windows, segments beside the
+//! window and over each other, storms of SYNs and resets, ports used up.
+//!
+//! Another guest has another stack, so what is left to show is that this one holds no more than it may, never spins, and
+//! serves again once its guest behaves.
+
+use allocation_counter::measure;
+use imds_tests::{
+    raw_guest::RawGuest,
+    segment::{ACK, PSH, SYN, Segment as Made},
+};
+use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
+
+use super::{
+    super::*,
+    Sent, at, at_second, leftovers, seeds,
+    segments::feed,
+    service::{Pattern, get, get_keep_alive, patterned, responses},
+};
+use crate::http::{
+    connection::QUEUED_BYTES_MAX,
+    parse::{BODY_BYTES_MAX, HEAD_BYTES_MAX},
+};
+
+/// Body of the longest response that these guests ask for: user data of EC2's greatest length.
+const RESPONSE_BYTES: usize = 16 * 1024;
+
+/// What a stack may hold: for each connection its socket's buffers, an incomplete request behind which more was received,
+/// the responses that wait and the last one as it was made, each in a vector that may have grown to twice its length; for
+/// each waiting SYN a packet. 16 KiB are for what all of them share.
+const HELD_BYTES_MAX: usize = CONNECTIONS_MAX
+    * (RECEIVE_BUFFER_BYTES
+        + SEND_BUFFER_BYTES
+        + 2 * (HEAD_BYTES_MAX + BODY_BYTES_MAX + RECEIVE_BUFFER_BYTES)
+        + 2 * (QUEUED_BYTES_MAX + RESPONSE_BYTES + 1024)
+        + 2 * RESPONSE_BYTES
+        + 2048)
+    + backlog::BACKLOG_MAX * (backlog::PACKET_BYTES_MAX + 128)
+    + 16 * 1024;
+
+/// How often the stack may want to be woken in a second: once for each connection. A timer that is due again and again would
+/// have it a thousand times.
+const WAKES_PER_SECOND_MAX: u32 = 64;
+
+/// A stack and its guest.
+struct Siege {
+    now: Duration,
+    stack: Stack,
+    guest: RawGuest,
+}
+
+impl Siege {
+    fn feed(&mut self, packet: &[u8]) {
+        let mut sent = Sent::default();
+        self.stack
+            .handle_packet(at(self.now), packet, &mut Pattern, &mut sent);
+        self.stack.flush(at(self.now), &mut sent);
+        self.hear(&sent);
+    }
+
+    fn hear(&mut self, sent: &Sent) {
+        for packet in &sent.0 {
+            self.guest.hear(packet);
+        }
+        assert!(self.stack.connection_count() <= CONNECTIONS_MAX);
+    }
+
+    /// Lets time pass, and the stack's timers with it.
+    fn wait(&mut self, silence: Duration) {
+        let until = self.now + silence;
+        let mut wakes = 0;
+        while let Some(due) = self.stack.poll_timeout().filter(|due| *due <= until) {
+            // A worker's own step.
+            self.now = due.max(self.now + Duration::from_millis(1)).min(until);
+            wakes += 1;
+            let mut sent = Sent::default();
+            self.stack.handle_timeout(at(self.now), &mut Pattern, &mut sent);
+            self.hear(&sent);
+            if self.now == until {
+                break;
+            }
+        }
+        self.now = until;
+        let seconds = u32::try_from(silence.as_secs()).unwrap_or(u32::MAX) + 1;
+        assert!(
+            wakes <= seconds * WAKES_PER_SECOND_MAX,
+            "woken {wakes} times in {silence:?}"
+        );
+    }
+
+    /// Whether an exchange of a guest that behaves goes as it should.
+    fn serves(&mut self) -> bool {
+        let request = get("/100");
+        let mut sent = Sent::default();
+        let syn = Made {
+            sequence: 99,
+            flags: SYN,
+            ..Made::default()
+        };
+        self.stack
+            .handle_packet(at(self.now), &syn.ipv4(), &mut Pattern, &mut sent);
+        self.stack.flush(at(self.now), &mut sent);
+        let [syn_ack] = &*sent.0 else { return false };
+        let Some(syn_ack) = Segment::parse(syn_ack) else {
+            return false;
+        };
+        let asks = Made {
+            sequence: 100,
+            acknowledges: syn_ack.end.0.cast_unsigned(),
+            flags: PSH | ACK,
+            payload: &request,
+            ..Made::default()
+        };
+        let mut sent = Sent::default();
+        self.stack
+            .handle_packet(at(self.now), &asks.ipv4(), &mut Pattern, &mut sent);
+        self.stack.flush(at(self.now), &mut sent);
+        let [response] = &*sent.0 else { return false };
+        let (responses, _) = responses(&response[40..]);
+        matches!(&*responses, [answered] if answered.body == patterned(100))
+    }
+}
+
+fn play(seed: u64, is_traced: bool) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut script = vec![0; rng.random_range(1..400)];
+    rng.fill_bytes(&mut script);
+    let requests = vec![
+        get_keep_alive("/10"),
+        get(&format!("/{RESPONSE_BYTES}")),
+        get_keep_alive("/token/56"),
+        get_keep_alive("/3").repeat(100),
+        format!("PUT /1 HTTP/1.1\r\nContent-Length: {BODY_BYTES_MAX}\r\n\r\n").into_bytes(),
+    ];
+    let now = Duration::from_secs(1);
+    let mut siege = Siege {
+        now,
+        stack: Stack::new(at(now), seed, Spares::default()),
+        guest: RawGuest::new(rng.random(), requests),
+    };
+    let mut script = &*script;
+    while let Some(act) = siege.guest.act(&mut script) {
+        if is_traced {
+            println!(
+                "{:?} {} packets, then {:?}",
+                siege.now,
+                act.packets.len(),
+                act.silence
+            );
+        }
+        for packet in &act.packets {
+            siege.feed(packet);
+        }
+        siege.wait(act.silence);
+    }
+    if rng.random() {
+        check_held(siege.stack);
+        return;
+    }
+    siege.wait(Duration::from_secs(120));
+    assert_eq!(leftovers(&siege.stack), None, "something is left behind");
+    assert!(siege.serves(), "it is served no more");
+}
+
+fn check_held(stack: Stack) {
+    let held = measure(|| drop(stack)).bytes_current.unsigned_abs();
+    assert!(
+        held <= HELD_BYTES_MAX as u64,
+        "{held} bytes held, more than {HELD_BYTES_MAX}"
+    );
+}
+
+/// All connections taken, each with a long response that nobody reads and half a request behind it; and SYNs that wait, each
+/// of which brings along as much data as a frame can.
+#[test]
+fn what_a_greedy_guest_can_make_it_hold_is_bounded() {
+    let mut stack = Stack::new(at_second(1), 1, Spares::default());
+    let mut half = get_keep_alive(&format!("/{RESPONSE_BYTES}")).repeat(2);
+    half.extend(vec![b'x'; RECEIVE_BUFFER_BYTES - 200]);
+    for port in 0..CONNECTIONS_MAX + backlog::BACKLOG_MAX {
+        let port = 1024 + u16::try_from(port).unwrap();
+        let is_waiting = stack.connection_count() == CONNECTIONS_MAX;
+        let payload = if is_waiting { &half[..] } else { &[] };
+        let syn = Made {
+            port,
+            payload,
+            ..Made::default()
+        };
+        let answers = feed(&mut stack, at_second(1), &syn.ipv4());
+        if is_waiting {
+            assert!(answers.is_empty());
+            continue;
+        }
+        let asks = Made {
+            port,
+            sequence: 1,
+            acknowledges: answers[0].end.0.cast_unsigned(),
+            flags: PSH | ACK,
+            window: 0,
+            payload: &half,
+            ..Made::default()
+        };
+        feed(&mut stack, at_second(1), &asks.ipv4());
+    }
+    assert!(stack.backlog.is_empty(), "a SYN with data waits");
+    check_held(stack);
+}
+
+#[test]
+fn a_guest_harms_nobody_but_itself() {
+    seeds::each(play);
+}
+
+/// It acknowledges every probe of its closed window, so that TCP itself has no reason to give it up.
+#[test]
+fn a_peer_that_takes_nothing_is_given_up() {
+    for length in [1000, 100_000] {
+        let mut siege = Siege {
+            now: Duration::from_secs(1),
+            stack: Stack::new(at_second(1), 1, Spares::default()),
+            guest: RawGuest::new(false, vec![get(&format!("/{length}"))]),
+        };
+        // Opens, closes its window, asks.
+        for mut step in [&[0, 0, 0, 0, 0, 0, 0, 0][..], &[9, 0, 0], &[2, 0, 0]] {
+            for packet in siege.guest.act(&mut step).unwrap().packets {
+                siege.feed(&packet);
+            }
+        }
+        let begin = siege.now;
+        while !siege.stack.is_idle() {
+            assert!(
+                siege.now < begin + Duration::from_secs(100),
+                "{length} bytes are kept for it for ever"
+            );
+            siege.wait(Duration::from_millis(500));
+            for packet in siege.guest.act(&mut &[5, 0][..]).unwrap().packets {
+                siege.feed(&packet);
+            }
+        }
+    }
+}

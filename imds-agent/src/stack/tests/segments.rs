@@ -1,0 +1,86 @@
+//! Single segments, and what is none.
+
+use imds_tests::segment::{ACK, PSH, Segment as Made};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use smoltcp::wire::IpEndpoint;
+
+use super::{super::*, GUEST, Sent, at_second, service::Pattern};
+
+/// Feeds one packet and returns the segments that come back.
+pub fn feed(stack: &mut Stack, now: Now, packet: &[u8]) -> Vec<Segment> {
+    let mut sent = Sent::default();
+    stack.handle_packet(now, packet, &mut Pattern, &mut sent);
+    stack.flush(now, &mut sent);
+    sent.0
+        .iter()
+        .map(|packet| Segment::parse(packet).unwrap())
+        .collect()
+}
+
+/// A SYN of the guest's port 50000.
+pub fn syn(sequence: u32) -> Vec<u8> {
+    Made {
+        sequence,
+        ..Made::default()
+    }
+    .ipv4()
+}
+
+/// Any other segment of that port.
+pub fn segment(flags: u8, sequence: u32, acknowledges: u32, payload: &[u8]) -> Vec<u8> {
+    Made {
+        flags: ACK | flags,
+        sequence,
+        acknowledges,
+        payload,
+        ..Made::default()
+    }
+    .ipv4()
+}
+
+#[test]
+fn a_segment_of_no_connection_is_reset() {
+    let mut stack = Stack::new(at_second(1), 11, Spares::default());
+    let answer = feed(&mut stack, at_second(1), &segment(PSH, 1000, 5, b"GET"));
+    assert!(answer[0].rst);
+    assert!(stack.is_idle());
+}
+
+#[test]
+fn partial_checksums_are_accepted() {
+    let mut stack = Stack::new(at_second(1), 12, Spares::default());
+    let mut packet = syn(999);
+    packet[20 + 16] ^= 0xff;
+    assert!(feed(&mut stack, at_second(1), &packet)[0].syn);
+}
+
+#[test]
+fn garbage_changes_nothing() {
+    let mut rng = StdRng::seed_from_u64(13);
+    let mut stack = Stack::new(at_second(1), 13, Spares::default());
+    for _ in 0..20_000 {
+        let made = Made {
+            sequence: rng.random(),
+            payload: b"hello",
+            ..Made::default()
+        };
+        let mut packet = made.ipv4();
+        for _ in 0..rng.random_range(1..8) {
+            let index = rng.random_range(0..packet.len());
+            packet[index] = rng.random();
+        }
+        packet.truncate(rng.random_range(0..=packet.len()));
+        let mut sent = Sent::default();
+        stack.handle_packet(at_second(1), &packet, &mut Pattern, &mut sent);
+        stack.flush(at_second(1), &mut sent);
+        assert!(stack.connection_count() <= CONNECTIONS_MAX);
+    }
+}
+
+#[test]
+fn segments_know_both_ends() {
+    let parsed = Segment::parse(&syn(1)).unwrap();
+    assert_eq!(parsed.peer.remote, IpEndpoint::new(GUEST.into(), 50_000));
+    assert_eq!(parsed.peer.local, IpEndpoint::new(IMDS_IPV4.into(), 80));
+    assert!(parsed.opens());
+}
