@@ -76,6 +76,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("clap", &["main.rs", "imdsctl/"]),
     ("aws_lc_rs", &["imds/identity", "identity_files.rs", "sts/tls.rs"]),
     ("cms", &["imds/identity"]),
+    ("dsa", &["imds/identity"]),
     ("x509_cert", &["imds/identity", "imdsctl/"]),
 ];
 
