@@ -1,7 +1,8 @@
-//! The private key and the certificate of identity documents as files: given by the operator, or made at the first start.
+//! The private keys and the certificates of identity documents as files: given by the operator, or made at the first start.
 //!
-//! Both are plain PEM, so that an operator can replace them, and copy them to every host of a fleet, with the tools at
-//! hand. `identity.crt` is for relying parties; `identity.key` is for root alone.
+//! All are plain PEM, so that an operator can replace them, and copy them to every host of a fleet, with the tools at
+//! hand. `identity.crt` and `identity-dsa.crt` are for relying parties; `identity.key` and `identity-dsa.key` are for root
+//! alone.
 
 use std::{
     fs::{self, File},
@@ -20,19 +21,20 @@ use zeroize::Zeroizing;
 
 use crate::{
     imds::identity::{
-        IdentityKeys, IdentityKeysError,
+        Algorithm, IdentityKey, IdentityKeys, IdentityKeysError,
         certificate::{CertificateError, Subject, self_signed},
+        dsa2048,
     },
     keys::write_once,
 };
 
-/// The private key's file in the directory of keys.
-pub const KEY_FILE: &str = "identity.key";
+/// The files of the RSA key and its certificate in the directory of keys.
+pub const RSA_FILES: [&str; 2] = ["identity.key", "identity.crt"];
 
-/// The certificate's file beside it.
-pub const CERTIFICATE_FILE: &str = "identity.crt";
+/// Those of the DSA key.
+pub const DSA_FILES: [&str; 2] = ["identity-dsa.key", "identity-dsa.crt"];
 
-/// Longer than any of the two: an RSA key of 8192 bits takes 7 KB.
+/// Longer than any of them: an RSA key of 8192 bits takes 7 KB.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 
 /// A certificate is valid a day before it is made: nobody's clock is far off, and many are off a little.
@@ -82,7 +84,7 @@ pub enum IdentityFilesError {
         source: IdentityKeysError,
     },
     /// The host has not enough randomness, or no memory.
-    #[error("no RSA key could be made")]
+    #[error("no private key could be made")]
     Generate,
     /// No certificate could be made for the private key.
     #[error("no certificate could be made for {key}")]
@@ -96,7 +98,7 @@ pub enum IdentityFilesError {
 }
 
 /// The operator's own files.
-pub fn load(key: &Path, certificate: &Path) -> Result<IdentityKeys, IdentityFilesError> {
+pub fn load(algorithm: Algorithm, key: &Path, certificate: &Path) -> Result<IdentityKey, IdentityFilesError> {
     let key_text = read(key)?;
     let mode = fs::metadata(key).map_err(|source| io_error(key, source))?.mode() & 0o777;
     if mode & 0o077 != 0 {
@@ -106,10 +108,12 @@ pub fn load(key: &Path, certificate: &Path) -> Result<IdentityKeys, IdentityFile
         });
     }
     let certificate_text = read(certificate)?;
-    IdentityKeys::from_pem(&key_text, &certificate_text).map_err(|source| IdentityFilesError::Unusable {
-        key: key.to_owned(),
-        certificate: certificate.to_owned(),
-        source,
+    IdentityKey::from_pem(algorithm, &key_text, &certificate_text).map_err(|source| {
+        IdentityFilesError::Unusable {
+            key: key.to_owned(),
+            certificate: certificate.to_owned(),
+            source,
+        }
     })
 }
 
@@ -120,17 +124,32 @@ pub fn load_or_create(
     name: &str,
     now: Duration,
 ) -> Result<IdentityKeys, IdentityFilesError> {
-    let [key, certificate] = [KEY_FILE, CERTIFICATE_FILE].map(|file| directory.join(file));
+    let one = |algorithm, files| load_or_create_one(algorithm, directory, files, name, now);
+    Ok(IdentityKeys {
+        rsa: one(Algorithm::Rsa, RSA_FILES)?,
+        dsa: one(Algorithm::Dsa, DSA_FILES)?,
+    })
+}
+
+fn load_or_create_one(
+    algorithm: Algorithm,
+    directory: &Path,
+    files: [&str; 2],
+    name: &str,
+    now: Duration,
+) -> Result<IdentityKey, IdentityFilesError> {
+    let [key, certificate] = files.map(|file| directory.join(file));
     if !certificate.exists() {
         if !key.exists() {
-            write_once(&key, 0o600, generate()?.as_bytes()).map_err(|source| io_error(&key, source))?;
+            let pem = generate(algorithm)?;
+            write_once(&key, 0o600, pem.as_bytes()).map_err(|source| io_error(&key, source))?;
         }
-        let pem = certify(&key, name, now)?;
+        let pem = certify(algorithm, &key, name, now)?;
         write_once(&certificate, 0o644, pem.as_bytes()).map_err(|source| io_error(&certificate, source))?;
     } else if !key.exists() {
         return Err(IdentityFilesError::KeyMissing { key, certificate });
     }
-    load(&key, &certificate)
+    load(algorithm, &key, &certificate)
 }
 
 fn read(path: &Path) -> Result<Zeroizing<String>, IdentityFilesError> {
@@ -142,7 +161,14 @@ fn read(path: &Path) -> Result<Zeroizing<String>, IdentityFilesError> {
 }
 
 /// A new private key, in PEM.
-fn generate() -> Result<Zeroizing<String>, IdentityFilesError> {
+fn generate(algorithm: Algorithm) -> Result<Zeroizing<String>, IdentityFilesError> {
+    match algorithm {
+        Algorithm::Rsa => generate_rsa(),
+        Algorithm::Dsa => dsa2048::generate(&mut rand::rng()).ok_or(IdentityFilesError::Generate),
+    }
+}
+
+fn generate_rsa() -> Result<Zeroizing<String>, IdentityFilesError> {
     let key = KeyPair::generate(KeySize::Rsa2048).map_err(|_| IdentityFilesError::Generate)?;
     let der = key.as_der().map_err(|_| IdentityFilesError::Generate)?;
     let document = SecretDocument::try_from(der.as_ref()).map_err(|_| IdentityFilesError::Generate)?;
@@ -151,7 +177,12 @@ fn generate() -> Result<Zeroizing<String>, IdentityFilesError> {
         .map_err(|_| IdentityFilesError::Generate)
 }
 
-fn certify(key: &Path, name: &str, now: Duration) -> Result<String, IdentityFilesError> {
+fn certify(
+    algorithm: Algorithm,
+    key: &Path,
+    name: &str,
+    now: Duration,
+) -> Result<String, IdentityFilesError> {
     let mut serial = [0; 16];
     getrandom::fill(&mut serial).map_err(|_| IdentityFilesError::Generate)?;
     let subject = Subject {
@@ -159,7 +190,7 @@ fn certify(key: &Path, name: &str, now: Duration) -> Result<String, IdentityFile
         serial,
         not_before: now.saturating_sub(CLOCK_SKEW),
     };
-    self_signed(&read(key)?, &subject).map_err(|source| IdentityFilesError::Certificate {
+    self_signed(algorithm, &read(key)?, &subject).map_err(|source| IdentityFilesError::Certificate {
         key: key.to_owned(),
         source,
     })
@@ -197,20 +228,20 @@ mod tests {
             first,
             "signatures outlive a restart, byte for byte"
         );
-        assert_eq!(
-            later.certificate().tbs_certificate.subject.to_string(),
-            "CN=host-1,OU=instance identity"
+        assert_eq!(mode(&keys), 0o700);
+        for (key, files) in [(&later.rsa, RSA_FILES), (&later.dsa, DSA_FILES)] {
+            assert_eq!(
+                key.certificate().tbs_certificate.subject.to_string(),
+                "CN=host-1,OU=instance identity"
+            );
+            assert_eq!(files.map(|file| mode(&keys.join(file))), [0o600, 0o644]);
+        }
+        assert_ne!(
+            later.rsa.certificate().tbs_certificate.serial_number,
+            later.dsa.certificate().tbs_certificate.serial_number,
+            "signed data names its signer by name and serial number"
         );
-
-        assert_eq!(
-            [
-                mode(&keys),
-                mode(&keys.join(KEY_FILE)),
-                mode(&keys.join(CERTIFICATE_FILE))
-            ],
-            [0o700, 0o600, 0o644]
-        );
-        assert_eq!(fs::read_dir(&keys).unwrap().count(), 2, "nothing is left behind");
+        assert_eq!(fs::read_dir(&keys).unwrap().count(), 4, "nothing is left behind");
     }
 
     #[test]
@@ -229,15 +260,19 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         load_or_create(path, "host-1", NOW).unwrap();
-        let key = fs::read(path.join(KEY_FILE)).unwrap();
-        fs::remove_file(path.join(CERTIFICATE_FILE)).unwrap();
-        load_or_create(path, "host-1", NOW).unwrap();
-        assert_eq!(fs::read(path.join(KEY_FILE)).unwrap(), key);
+        for [key_file, certificate] in [RSA_FILES, DSA_FILES].map(|files| files.map(|file| path.join(file))) {
+            let key = fs::read(&key_file).unwrap();
+            fs::remove_file(&certificate).unwrap();
+            load_or_create(path, "host-1", NOW).unwrap();
+            assert_eq!(fs::read(&key_file).unwrap(), key);
 
-        fs::remove_file(path.join(KEY_FILE)).unwrap();
-        let error = load_or_create(path, "host-1", NOW).unwrap_err();
-        assert!(matches!(error, IdentityFilesError::KeyMissing { .. }), "{error}");
-        assert!(!path.join(KEY_FILE).exists());
+            fs::remove_file(&key_file).unwrap();
+            let error = load_or_create(path, "host-1", NOW).unwrap_err();
+            assert!(matches!(error, IdentityFilesError::KeyMissing { .. }), "{error}");
+            assert!(!key_file.exists());
+            fs::write(&key_file, key).unwrap();
+            fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).unwrap();
+        }
     }
 
     #[test]
@@ -245,23 +280,24 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         load_or_create(path, "host-1", NOW).unwrap();
-        let key = path.join(KEY_FILE);
-        fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
-        let error = load_or_create(path, "host-1", NOW).unwrap_err();
-        assert!(
-            matches!(error, IdentityFilesError::Exposed { mode: 0o640, .. }),
-            "{error}"
-        );
-
         let other = tempfile::tempdir().unwrap();
         load_or_create(other.path(), "host-2", NOW).unwrap();
-        let error = load(&other.path().join(KEY_FILE), &path.join(CERTIFICATE_FILE)).unwrap_err();
-        let IdentityFilesError::Unusable {
-            source: IdentityKeysError::Mismatch,
-            ..
-        } = error
-        else {
-            panic!("{error}");
-        };
+        for (algorithm, [key, certificate]) in [(Algorithm::Dsa, DSA_FILES), (Algorithm::Rsa, RSA_FILES)] {
+            fs::set_permissions(path.join(key), fs::Permissions::from_mode(0o640)).unwrap();
+            let error = load_or_create(path, "host-1", NOW).unwrap_err();
+            assert!(
+                matches!(error, IdentityFilesError::Exposed { mode: 0o640, .. }),
+                "{error}"
+            );
+
+            let error = load(algorithm, &other.path().join(key), &path.join(certificate)).unwrap_err();
+            let IdentityFilesError::Unusable {
+                source: IdentityKeysError::Mismatch,
+                ..
+            } = error
+            else {
+                panic!("{error}");
+            };
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Signs the identity documents of all instances, ahead of the requests for them.
 //!
-//! A signed document takes a millisecond or two, ten thousand instances therefore some ten seconds, once per start of the
+//! A signed document takes some milliseconds, ten thousand instances therefore a minute, once per start of the
 //! agent: too long for a request to wait for on a worker, too short to keep signatures on disk. So one thread signs every
 //! document that is new or has changed, and takes those first that a guest has already asked for in vain: such a
 //! guest is answered with 503 and finds the signature when it asks again, however many are still to be signed. Guests can

@@ -40,18 +40,19 @@ impl Received {
         let tomorrow = now + Duration::from_secs(2 * 24 * 60 * 60);
         identity_files::load_or_create(&path.join("host-2"), "host-2", tomorrow).unwrap();
 
-        let certificate = |host: &str| fs::read_to_string(path.join(host).join("identity.crt")).unwrap();
-        fs::write(path.join("host-1.crt"), certificate("host-1")).unwrap();
-        fs::write(path.join("host-2.crt"), certificate("host-2")).unwrap();
-        fs::write(
-            path.join("fleet.crt"),
-            certificate("host-2") + "\n" + &certificate("host-1"),
-        )
-        .unwrap();
+        let certificate = |host: &str, file: &str| fs::read_to_string(path.join(host).join(file)).unwrap();
+        let rsa = |host: &str| certificate(host, "identity.crt");
+        fs::write(path.join("host-1.crt"), rsa("host-1")).unwrap();
+        fs::write(path.join("host-2.crt"), rsa("host-2")).unwrap();
+        fs::write(path.join("fleet.crt"), rsa("host-2") + "\n" + &rsa("host-1")).unwrap();
+        let dsa = certificate("host-1", "identity-dsa.crt");
+        fs::write(path.join("host-1-dsa.crt"), &dsa).unwrap();
+        fs::write(path.join("host-1-both.crt"), rsa("host-1") + &dsa).unwrap();
         fs::write(path.join("document"), &*signed.document).unwrap();
         fs::write(path.join("other"), b"{}").unwrap();
         fs::write(path.join("signature"), &*signed.signature).unwrap();
         fs::write(path.join("rsa2048"), &*signed.rsa2048).unwrap();
+        fs::write(path.join("dsa2048"), &*signed.dsa2048).unwrap();
         Self { directory, signed }
     }
 
@@ -102,6 +103,11 @@ fn genuine_document_is_told_in_every_form() {
             assert_eq!(String::from_utf8_lossy(&output.stdout), table, "{command}");
         }
     }
+    for certificate in ["host-1-dsa.crt", "host-1-both.crt"] {
+        let command = format!("identity verify --certificate {certificate} --dsa2048 dsa2048");
+        let (code, output) = received.imdsctl(&command, "");
+        assert_eq!(code, YES, "{command}: {output:?}");
+    }
     let (code, output) = received.imdsctl(
         "identity verify --json --certificate fleet.crt --rsa2048 rsa2048",
         "",
@@ -119,6 +125,12 @@ fn document_that_is_not_genuine_is_told_with_its_reason() {
     let flipped = received.signed.rsa2048.replacen('A', "B", 1);
     for (arguments, input, reason) in [
         ("--certificate host-2.crt --rsa2048 rsa2048", "", "UnknownSigner"),
+        ("--certificate host-1.crt --dsa2048 dsa2048", "", "UnknownSigner"),
+        (
+            "--certificate host-1-dsa.crt --dsa2048 dsa2048 --document other",
+            "",
+            "OtherDocument",
+        ),
         (
             "--certificate host-2.crt --signature signature --document document",
             "",
@@ -164,10 +176,8 @@ fn document_that_is_not_genuine_is_told_with_its_reason() {
 #[test]
 fn signature_before_the_certificate_is_valid_is_refused() {
     let received = Received::new();
-    let keys = identity_files::load(
-        &received.path().join("host-2/identity.key"),
-        &received.path().join("host-2/identity.crt"),
-    );
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let keys = identity_files::load_or_create(&received.path().join("host-2"), "host-2", now);
     let signed = sign(&keys.unwrap(), b"{}").unwrap();
     let (code, output) = received.imdsctl("identity verify --json --certificate host-2.crt", &signed.rsa2048);
     assert_eq!((code, &json(&output)["code"]), (NO, &json!("OutsideValidity")));
@@ -190,6 +200,7 @@ fn what_cannot_be_found_out_is_neither_yes_nor_no() {
         "identity verify --rsa2048 rsa2048",
         "identity verify --certificate host-1.crt --signature signature",
         "identity verify --certificate host-1.crt --pkcs7 rsa2048 --rsa2048 rsa2048",
+        "identity verify --certificate host-1.crt --dsa2048 dsa2048 --rsa2048 rsa2048",
         "identity",
     ] {
         assert_eq!(received.imdsctl(arguments, "").0, USAGE, "{arguments}");

@@ -226,17 +226,20 @@ get document > document
 (echo '-----BEGIN PKCS7-----'; get rsa2048; echo; echo '-----END PKCS7-----') > rsa2048.pem
 openssl smime -verify -in rsa2048.pem -inform PEM -certfile "$1" -noverify -nointern -out verified
 cmp document verified
+(echo '-----BEGIN PKCS7-----'; get dsa2048; echo; echo '-----END PKCS7-----') > dsa2048.pem
+openssl smime -verify -in dsa2048.pem -inform PEM -certfile "$2" -noverify -nointern -out verified
+cmp document verified
 get signature | base64 -d > signature
 openssl x509 -pubkey -noout -in "$1" > key
 openssl dgst -sha256 -verify key -signature signature document
 "#;
     let directory = tempfile::tempdir()?;
-    let certificate = host.files.state().join("keys/identity.crt");
+    let keys = host.files.state().join("keys");
     let mut command = guest.command("sh");
     command
         .current_dir(directory.path())
         .args(["-euc", script, "sh"])
-        .arg(certificate);
+        .args([keys.join("identity.crt"), keys.join("identity-dsa.crt")]);
     let output = command.output()?;
     ensure!(
         output.status.success(),

@@ -5,6 +5,7 @@
 
 mod paths;
 mod readme;
+mod timers;
 
 use std::{fs, path::Path as FilePath};
 
@@ -85,6 +86,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("clap", &["main.rs", "imdsctl/"]),
     ("aws_lc_rs", &["imds/identity", "identity_files.rs", "sts/tls.rs"]),
     ("cms", &["imds/identity"]),
+    ("dsa", &["imds/identity"]),
     ("x509_cert", &["imds/identity", "imdsctl/"]),
 ];
 
@@ -223,6 +225,9 @@ fn check(file: &str, text: &str) -> Result<Vec<Finding>> {
     check_name(file, &mut find);
     check_text(file, text, &mut find);
     check_guest_facing(file, &named, &mut find);
+    if let Some(inside) = file.strip_prefix("imds-agent/src/") {
+        timers::check(inside, &named, &mut find);
+    }
     for path in &named {
         check_unsafe(file, path, &mut find);
         if let Some(inside) = file.strip_prefix("imds-agent/src/") {
@@ -445,6 +450,21 @@ mod tests {
                 "imds-agent/src/worker.rs",
                 "fn f() { unsafe { g() } }",
                 "`unsafe` outside",
+            ),
+            (
+                "imds-agent/src/registry/records.rs",
+                "async fn f() { tokio::time::sleep(INTERVAL).await }",
+                "`tokio::time::sleep` waits by the clock",
+            ),
+            (
+                "imds-agent/src/agent.rs",
+                "use tokio::time::{interval, sleep};",
+                "`tokio::time::sleep` waits by the clock",
+            ),
+            (
+                "imds-agent/src/bindings.rs",
+                "fn f() { inbox.recv_timeout(INTERVAL) }",
+                "`recv_timeout` waits by the clock",
             ),
             ("imds-agent/src/stack/utils.rs", "fn f() {}", "says nothing"),
             ("imds-agent/src/worker.rs", &long, "second idea"),

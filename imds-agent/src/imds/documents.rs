@@ -3,6 +3,7 @@
 //! Read first: section B.5 of the wire contract. Clients parse JSON, but some read it with a regular expression, so
 //! the layout and the order of the members are kept. A document ends without a newline.
 
+pub(super) mod accelerators;
 pub(super) mod events;
 
 use std::io::Write as _;

@@ -9,19 +9,17 @@
 //! `rsa2048` is EC2's shape: CMS signed data with the document inside, SHA-256, no certificate (one that came along would
 //! tempt a verifier to trust it) and signed attributes. The signing time, which EC2 puts among those, is left out: RFC 5652
 //! makes it optional, and `pendingTime` in the document says more. `pkcs7` is the same text: EC2 signs that one with DSA
-//! and SHA-1, which is not worth having anew. `dsa2048` is absent, as it is on EC2 wherever a listing was captured.
+//! and SHA-1, which is not worth having anew. `dsa2048` is the same structure with the host's other key, DSA with 2048 bits and
+//! SHA-256, for whoever asks for the name; a key of its own, so that nothing of the RSA key can be learned from it.
 
 pub mod certificate;
+pub mod dsa2048;
+mod private_key;
 pub mod published;
 pub mod verify;
 
 use std::fmt;
 
-use aws_lc_rs::{
-    rand::SystemRandom,
-    rsa::KeyPair,
-    signature::{KeyPair as _, RSA_PKCS1_SHA256},
-};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use cms::{
     cert::IssuerAndSerialNumber,
@@ -29,13 +27,16 @@ use cms::{
     signed_data::{EncapsulatedContentInfo, SignedData, SignerIdentifier, SignerInfo, SignerInfos},
 };
 use der::{
-    Any, DecodePem as _, Encode as _, SecretDocument, Tag,
+    Any, DecodePem as _, Encode as _, Tag,
     asn1::{ObjectIdentifier, OctetString, SetOfVec},
 };
 use sha2::{Digest as _, Sha256};
-use x509_cert::{Certificate, attr::Attribute, spki::AlgorithmIdentifierOwned};
+use x509_cert::{Certificate, attr::Attribute};
 
+pub use private_key::Algorithm;
 pub use published::Published;
+
+use private_key::{PrivateKey, with_null};
 
 use super::{documents, tree::View};
 use crate::registry::snapshot::Member;
@@ -54,13 +55,26 @@ const SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.16.840.1.101.3.
 const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 /// PKCS #1 v1.5 signatures with SHA-256.
 const RSA_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.11");
+/// DSA keys.
+const DSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10040.4.1");
+/// DSA signatures with SHA-256.
+const DSA_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.3.2");
 
 /// Characters of base64 in a line, as EC2 breaks them. Readers of PEM ask for no more than that.
 const LINE_CHARS: usize = 76;
 
 /// What identity documents are signed with.
+#[derive(Debug)]
 pub struct IdentityKeys {
-    private: KeyPair,
+    /// For `signature`, `pkcs7` and `rsa2048`.
+    pub rsa: IdentityKey,
+    /// For `dsa2048`.
+    pub dsa: IdentityKey,
+}
+
+/// A private key and its certificate.
+pub struct IdentityKey {
+    private: PrivateKey,
     certificate: Certificate,
 }
 
@@ -73,6 +87,9 @@ pub enum IdentityKeysError {
     /// It is no RSA key of 2048 to 8192 bits.
     #[error("the private key is not an RSA key of 2048 to 8192 bits: {0}")]
     PrivateKey(aws_lc_rs::error::KeyRejected),
+    /// It is no DSA key of 2048 bits with a subgroup of 256.
+    #[error("the private key is not a DSA key of 2048 bits with a subgroup of 256")]
+    DsaPrivateKey,
     /// The certificate cannot be read.
     #[error("the certificate is not an X.509 certificate in PEM")]
     Certificate(#[source] der::Error),
@@ -101,18 +118,30 @@ pub struct SignedIdentity {
     pub signature: Box<str>,
     /// `rsa2048` and `pkcs7`: CMS signed data around the document, the inside of a PEM block `PKCS7`.
     pub rsa2048: Box<str>,
+    /// `dsa2048`: the same, signed with DSA.
+    pub dsa2048: Box<str>,
 }
 
-impl IdentityKeys {
-    /// From the private key, PKCS #8 or PKCS #1, and its certificate, both in PEM.
-    pub fn from_pem(private_key: &str, certificate: &str) -> Result<Self, IdentityKeysError> {
-        let private = read_private_key(private_key)?;
+impl IdentityKey {
+    /// From the private key, PKCS #8 or for RSA also PKCS #1, and its certificate, both in PEM.
+    pub fn from_pem(
+        algorithm: Algorithm,
+        private_key: &str,
+        certificate: &str,
+    ) -> Result<Self, IdentityKeysError> {
+        let private = PrivateKey::from_pem(algorithm, private_key)?;
         let certificate = Certificate::from_pem(certificate).map_err(IdentityKeysError::Certificate)?;
         let certified = &certificate.tbs_certificate.subject_public_key_info;
-        if certified.subject_public_key.as_bytes() != Some(private.public_key().as_ref()) {
-            return Err(IdentityKeysError::Mismatch);
+        // What else certificates say of an RSA key differs: its parameters are NULL or not there.
+        let is_same = private.public_key().is_ok_and(|public| {
+            public.subject_public_key == certified.subject_public_key
+                && (algorithm == Algorithm::Rsa || public.algorithm == certified.algorithm)
+        });
+        if is_same {
+            Ok(Self { private, certificate })
+        } else {
+            Err(IdentityKeysError::Mismatch)
         }
-        Ok(Self { private, certificate })
     }
 
     /// What a relying party pins.
@@ -121,18 +150,13 @@ impl IdentityKeys {
     }
 
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignError> {
-        let mut signature = vec![0; self.private.public_modulus_len()];
-        // PKCS #1 v1.5 takes nothing of the randomness that the signature of `sign` offers.
-        self.private
-            .sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message, &mut signature)
-            .map_err(|_| SignError::Key)?;
-        Ok(signature)
+        self.private.sign(message)
     }
 }
 
-impl fmt::Debug for IdentityKeys {
+impl fmt::Debug for IdentityKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "IdentityKeys({})", self.certificate.tbs_certificate.subject)
+        write!(f, "IdentityKey({})", self.certificate.tbs_certificate.subject)
     }
 }
 
@@ -143,28 +167,18 @@ pub fn document(member: &Member) -> Vec<u8> {
     document
 }
 
-/// Signs `document`. Two RSA signatures, so a millisecond or two: not for the request path.
+/// Signs `document`. Two RSA signatures and one of DSA, so some milliseconds: not for the request path.
 pub fn sign(keys: &IdentityKeys, document: &[u8]) -> Result<SignedIdentity, SignError> {
     Ok(SignedIdentity {
         document: document.into(),
-        signature: in_lines(&keys.sign(document)?).into(),
-        rsa2048: in_lines(&signed_data(keys, document)?).into(),
+        signature: in_lines(&keys.rsa.sign(document)?).into(),
+        rsa2048: in_lines(&signed_data(&keys.rsa, document)?).into(),
+        dsa2048: in_lines(&signed_data(&keys.dsa, document)?).into(),
     })
 }
 
-fn read_private_key(pem: &str) -> Result<KeyPair, IdentityKeysError> {
-    let (label, der) =
-        SecretDocument::from_pem(pem.trim_start()).map_err(|_| IdentityKeysError::PrivateKeyPem)?;
-    match label {
-        "PRIVATE KEY" => KeyPair::from_pkcs8(der.as_bytes()),
-        "RSA PRIVATE KEY" => KeyPair::from_der(der.as_bytes()),
-        _ => return Err(IdentityKeysError::PrivateKeyPem),
-    }
-    .map_err(IdentityKeysError::PrivateKey)
-}
-
 /// CMS signed data around `document`, in DER.
-fn signed_data(keys: &IdentityKeys, document: &[u8]) -> Result<Vec<u8>, SignError> {
+fn signed_data(key: &IdentityKey, document: &[u8]) -> Result<Vec<u8>, SignError> {
     let signed_attributes = SetOfVec::try_from(vec![
         attribute(CONTENT_TYPE, Any::encode_from(&DATA)?)?,
         attribute(
@@ -173,23 +187,23 @@ fn signed_data(keys: &IdentityKeys, document: &[u8]) -> Result<Vec<u8>, SignErro
         )?,
     ])?;
     // What is signed is the encoding as a plain SET, whatever tag it bears in the structure (RFC 5652, section 5.4).
-    let signature = keys.sign(&signed_attributes.to_der()?)?;
-    let certificate = &keys.certificate.tbs_certificate;
+    let signature = key.sign(&signed_attributes.to_der()?)?;
+    let certificate = &key.certificate.tbs_certificate;
     let signer = SignerInfo {
         version: CmsVersion::V1,
         sid: SignerIdentifier::IssuerAndSerialNumber(IssuerAndSerialNumber {
             issuer: certificate.issuer.clone(),
             serial_number: certificate.serial_number.clone(),
         }),
-        digest_alg: algorithm(SHA256),
+        digest_alg: with_null(SHA256),
         signed_attrs: Some(signed_attributes),
-        signature_algorithm: algorithm(RSA),
+        signature_algorithm: key.private.signature_algorithm(),
         signature: OctetString::new(signature)?,
         unsigned_attrs: None,
     };
     let signed_data = SignedData {
         version: CmsVersion::V1,
-        digest_algorithms: vec![algorithm(SHA256)].try_into()?,
+        digest_algorithms: vec![with_null(SHA256)].try_into()?,
         encap_content_info: EncapsulatedContentInfo {
             econtent_type: DATA,
             econtent: Some(Any::new(Tag::OctetString, document)?),
@@ -211,14 +225,6 @@ fn attribute(oid: ObjectIdentifier, value: Any) -> der::Result<Attribute> {
         oid,
         values: vec![value].try_into()?,
     })
-}
-
-/// With the NULL parameters that RSA has to have and that older readers expect of SHA-256 too.
-fn algorithm(oid: ObjectIdentifier) -> AlgorithmIdentifierOwned {
-    AlgorithmIdentifierOwned {
-        oid,
-        parameters: Some(Any::null()),
-    }
 }
 
 /// Base64 in EC2's lines, without a line feed at the end.

@@ -32,8 +32,8 @@ pub struct Arguments {
 enum Command {
     /// Check that a document is genuine, and print what it claims.
     ///
-    /// Give what the instance got from instance-identity/rsa2048 (or pkcs7, the same), which has the document inside; or
-    /// its signature together with the document. Each FILE may be "-" for standard input, and without any of them
+    /// Give what the instance got from instance-identity/rsa2048 (or pkcs7, the same, or dsa2048, which the host's
+    /// other certificate goes with), which has the document inside; or its signature together with the document. Each FILE may be "-" for standard input, and without any of them
     /// rsa2048 is read from there.
     Verify(Verify),
     /// Print what a certificate says, to compare it with the one that a host's operator published.
@@ -53,14 +53,17 @@ struct Verify {
     #[arg(long, value_name = "FILE")]
     document: Option<PathBuf>,
     /// The signature in base64; needs --document.
-    #[arg(long, value_name = "FILE", requires = "document", conflicts_with_all = ["pkcs7", "rsa2048"])]
+    #[arg(long, value_name = "FILE", requires = "document", conflicts_with_all = ["pkcs7", "rsa2048", "dsa2048"])]
     signature: Option<PathBuf>,
     /// Signed data, with or without the lines BEGIN and END.
-    #[arg(long, value_name = "FILE", conflicts_with = "rsa2048")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["rsa2048", "dsa2048"])]
     pkcs7: Option<PathBuf>,
     /// Signed data, with or without the lines BEGIN and END.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "dsa2048")]
     rsa2048: Option<PathBuf>,
+    /// Signed data, with or without the lines BEGIN and END.
+    #[arg(long, value_name = "FILE")]
+    dsa2048: Option<PathBuf>,
 }
 
 /// Runs one of the commands.
@@ -95,11 +98,9 @@ fn check<'c>(verify: &Verify, pinned: &'c [Certificate]) -> Result<Outcome<'c>> 
             verify_signature(pinned, now, document, &String::from_utf8_lossy(&read(signature)?))
         }
         _ => {
-            let file = verify
-                .rsa2048
-                .as_deref()
-                .or(verify.pkcs7.as_deref())
-                .unwrap_or(Path::new("-"));
+            let files = [&verify.rsa2048, &verify.pkcs7, &verify.dsa2048];
+            let file = files.into_iter().find_map(Option::as_deref);
+            let file = file.unwrap_or(Path::new("-"));
             let verified = verify_signed_data(pinned, now, &String::from_utf8_lossy(&read(file)?));
             match (verified, document) {
                 (Ok(verified), Some(document)) if verified.document != document => {

@@ -60,6 +60,7 @@ impl Check {
                 format!("is {user_data_bytes} bytes before base64, more than {max}"),
             );
         }
+        self.accelerators(instance);
         self.tags(instance, rules);
         self.events(&instance.events);
     }
@@ -117,6 +118,26 @@ impl Check {
                     format!("Roles[{index}].Arn"),
                     "is not the ARN of a role of that name",
                 );
+            }
+        }
+    }
+
+    fn accelerators(&mut self, instance: &Instance) {
+        let mut ids = HashSet::new();
+        for (index, association) in instance.elastic_gpu_associations.iter().enumerate() {
+            if !ids.insert(association.elastic_gpu_id.as_str()) {
+                let field = format!("ElasticGpuAssociations[{index}].ElasticGpuId");
+                self.error(field, "is another association's of this instance");
+            }
+        }
+        let associations = &instance.elastic_inference_accelerator_associations;
+        for (index, association) in associations.iter().enumerate() {
+            let field =
+                format!("ElasticInferenceAcceleratorAssociations[{index}].ElasticInferenceAcceleratorArn");
+            match association.accelerator_id() {
+                None => self.error(field, "does not end in /<id>"),
+                Some(id) if !ids.insert(id) => self.error(field, "is another association's of this instance"),
+                Some(_) => {}
             }
         }
     }

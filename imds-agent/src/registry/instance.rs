@@ -10,6 +10,7 @@ use imds_ebpf::abi::MacAddr;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{
+    accelerators::{ElasticGpuAssociation, ElasticInferenceAcceleratorAssociation},
     events::Events,
     keyed::{HasKey, Keyed},
 };
@@ -117,6 +118,10 @@ pub struct Instance {
     pub root_device_name: Option<String>,
     #[serde(default)]
     pub block_device_mappings: Vec<BlockDeviceMapping>,
+    #[serde(default)]
+    pub elastic_gpu_associations: Vec<ElasticGpuAssociation>,
+    #[serde(default)]
+    pub elastic_inference_accelerator_associations: Vec<ElasticInferenceAcceleratorAssociation>,
     /// `spot`, `scheduled`, `capacity-block`; absent means on-demand.
     pub instance_lifecycle: Option<String>,
     /// `nitro`, `xen`.

@@ -1,5 +1,6 @@
 //! Which instances, roles and instance profiles exist: an immutable view, published whole.
 
+pub mod accelerators;
 mod check;
 mod claim;
 pub mod directory;

@@ -35,7 +35,7 @@ type Planted = (
     &'static [&'static str],
 );
 
-const PLANTED: [Planted; 15] = [
+const PLANTED: [Planted; 17] = [
     (
         "a newline after the role's name",
         |request, response| {
@@ -180,6 +180,24 @@ const PLANTED: [Planted; 15] = [
             }
         },
         &["B.5/9c", "3/meta-data/local-ipv4"],
+    ),
+    (
+        "an accelerator in the words of another version",
+        |request, response| {
+            if request.target.contains("elastic-inference/") {
+                replace(response, "version_2018_04_12", "version_2017_07_25");
+            }
+        },
+        &["3/meta-data/elastic-inference/associations/*"],
+    ),
+    (
+        "signed data in its armour",
+        |request, response| {
+            if is(request, "dsa2048") && response.status == Status::Ok {
+                response.body.splice(0..0, *b"-----BEGIN PKCS7-----\n");
+            }
+        },
+        &["3/dynamic/instance-identity/dsa2048"],
     ),
 ];
 

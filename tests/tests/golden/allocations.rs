@@ -23,7 +23,10 @@ fn nothing_is_allocated_for_a_request() {
         "meta-data/events/recommendations/rebalance",
         "meta-data/spot/instance-action",
         "meta-data/autoscaling/target-lifecycle-state",
+        "meta-data/elastic-gpus/associations/egpu-f6d94dfa66df4883b284e96db7397ee6",
+        "meta-data/elastic-inference/associations/eia-bfa21c7904f64a82a21b9f4540169ce1",
         "dynamic/instance-identity/document",
+        "dynamic/instance-identity/dsa2048",
         "meta-data/",
         "nothing",
     ] {

@@ -12,18 +12,7 @@ use super::{crawl, world::World};
 const CONTRACT: &str = include_str!("../../../docs/wire-contract.md");
 
 /// Categories of the contract that are not rows, and why.
-const NOT_ROWS: [(&str, &str); 4] = [
-    ("elastic-gpus/associations/<id>", "the service is gone from EC2"),
-    (
-        "elastic-inference/associations/<eia-id>",
-        "the service is gone from EC2",
-    ),
-    ("metrics/", "the directory of metrics/vhostmd"),
-    (
-        "dynamic/instance-identity/dsa2048",
-        "DSA is not for new signatures: docs/identity.md",
-    ),
-];
+const NOT_ROWS: [(&str, &str); 1] = [("metrics/", "the directory of metrics/vhostmd")];
 
 /// Rows that no table of the contract has: our own extensions.
 const OURS: [&str; 1] = ["meta-data/tags/instance-index"];
@@ -185,6 +174,8 @@ fn template(path: &str) -> Option<String> {
         _ => path
             .replace("<mac>", "{mac}")
             .replace("<role>", "{role}")
+            .replace("<eia-id>", "{eia-id}")
+            .replace("<id>", "{elastic-gpu-id}")
             .replace("<key>", "{tag}")
             .replace("<public-ip>", "{public-ip}"),
     };

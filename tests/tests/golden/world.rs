@@ -13,7 +13,7 @@ use imds_agent::{
     http::{Connection, Request, Response, Service},
     imds::{
         self, Caller, Imds, Outcome, TokenKey, TokenKeys,
-        identity::{self, IdentityKeys, published::Slot},
+        identity::{self, Algorithm, IdentityKey, IdentityKeys, published::Slot},
     },
     now::Now,
     registry::{Instance, InstanceProfile, Role, instance::MetadataOptions, snapshot::Member},
@@ -213,11 +213,17 @@ fn signed(member: &Member) -> Arc<Slot> {
     Arc::clone(slot)
 }
 
-/// A key for tests alone, so that signatures are the same in every run.
+/// Keys for tests alone, so that signatures are the same in every run.
 fn identity_keys() -> IdentityKeys {
     let read = |name: &str| {
         let path = super::golden("identity").join(name);
         fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     };
-    IdentityKeys::from_pem(&read("key.pem"), &read("certificate.pem")).expect("the golden key is good")
+    let key = |algorithm, key, certificate| {
+        IdentityKey::from_pem(algorithm, &read(key), &read(certificate)).expect("the golden key is good")
+    };
+    IdentityKeys {
+        rsa: key(Algorithm::Rsa, "key.pem", "certificate.pem"),
+        dsa: key(Algorithm::Dsa, "dsa-key.pem", "dsa-certificate.pem"),
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use aws_lc_rs::signature::KeyPair as _;
 use der::{
     Any, Encode as _, EncodePem as _, Tag,
     asn1::{BitString, GeneralizedTime, ObjectIdentifier, OctetString, SetOfVec, UtcTime},
@@ -14,11 +13,10 @@ use x509_cert::{
     ext::{Extension, pkix::BasicConstraints, pkix::KeyUsage, pkix::KeyUsages},
     name::{RdnSequence, RelativeDistinguishedName},
     serial_number::SerialNumber,
-    spki::SubjectPublicKeyInfoOwned,
     time::{Time, Validity},
 };
 
-use super::{IdentityKeys, IdentityKeysError, RSA, RSA_SHA256, SignError, algorithm, read_private_key};
+use super::{Algorithm, IdentityKeysError, SignError, private_key::PrivateKey};
 
 const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 const ORGANIZATIONAL_UNIT: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.11");
@@ -55,27 +53,27 @@ pub enum CertificateError {
 
 /// A certificate for the private key, signed by that key, in PEM. It never expires: it is pinned, and who no longer trusts
 /// it takes the pin away.
-pub fn self_signed(private_key: &str, subject: &Subject<'_>) -> Result<String, CertificateError> {
+pub fn self_signed(
+    algorithm: Algorithm,
+    private_key: &str,
+    subject: &Subject<'_>,
+) -> Result<String, CertificateError> {
     let chars = subject.name.chars().count();
     if !(1..=NAME_CHARS_MAX).contains(&chars) {
         return Err(CertificateError::Name(chars));
     }
-    let private = read_private_key(private_key)?;
-    let tbs_certificate = to_be_signed(private.public_key().as_ref(), subject).map_err(SignError::from)?;
-    let signed = tbs_certificate.to_der().map_err(SignError::from)?;
-    // A certificate without its signature yet, so that there is one place where a private key signs.
+    let private = PrivateKey::from_pem(algorithm, private_key)?;
+    let tbs_certificate = to_be_signed(&private, subject).map_err(SignError::from)?;
+    let signature = private.sign(&tbs_certificate.to_der().map_err(SignError::from)?)?;
     let certificate = Certificate {
         signature_algorithm: tbs_certificate.signature.clone(),
         tbs_certificate,
-        signature: BitString::new(0, []).map_err(SignError::from)?,
+        signature: BitString::from_bytes(&signature).map_err(SignError::from)?,
     };
-    let mut keys = IdentityKeys { private, certificate };
-    let signature = keys.sign(&signed)?;
-    keys.certificate.signature = BitString::from_bytes(&signature).map_err(SignError::from)?;
-    Ok(keys.certificate.to_pem(LineEnding::LF).map_err(SignError::from)?)
+    Ok(certificate.to_pem(LineEnding::LF).map_err(SignError::from)?)
 }
 
-fn to_be_signed(public_key: &[u8], subject: &Subject<'_>) -> der::Result<TbsCertificate> {
+fn to_be_signed(private: &PrivateKey, subject: &Subject<'_>) -> der::Result<TbsCertificate> {
     let name = RdnSequence(vec![
         relative_name(ORGANIZATIONAL_UNIT, "instance identity")?,
         relative_name(COMMON_NAME, subject.name)?,
@@ -88,17 +86,14 @@ fn to_be_signed(public_key: &[u8], subject: &Subject<'_>) -> der::Result<TbsCert
     Ok(TbsCertificate {
         version: Version::V3,
         serial_number: SerialNumber::new(&serial)?,
-        signature: algorithm(RSA_SHA256),
+        signature: private.certificate_algorithm(),
         issuer: name.clone(),
         validity: Validity {
             not_before: time(subject.not_before)?,
             not_after: Time::INFINITY,
         },
         subject: name,
-        subject_public_key_info: SubjectPublicKeyInfoOwned {
-            algorithm: algorithm(RSA),
-            subject_public_key: BitString::from_bytes(public_key)?,
-        },
+        subject_public_key_info: private.public_key()?,
         issuer_unique_id: None,
         subject_unique_id: None,
         extensions: Some(vec![

@@ -13,6 +13,7 @@ use aws_lc_rs::{
     rsa::{KeyPair, KeySize},
 };
 use der::pem::LineEnding;
+use rand::SeedableRng as _;
 
 use super::{
     certificate::{CertificateError, Subject, self_signed},
@@ -20,46 +21,64 @@ use super::{
     *,
 };
 
-const DOCUMENT: &[u8] =
+pub(super) const DOCUMENT: &[u8] =
     b"{\n  \"accountId\" : \"123456789012\",\n  \"instanceId\" : \"i-0123456789abcdef0\"\n}";
 
 /// 2026-11-21T08:00:00Z.
 const NOT_BEFORE: Duration = Duration::from_secs(1_795_248_000);
-const NOW: Duration = Duration::from_secs(1_795_248_000 + 3600);
+pub(super) const NOW: Duration = Duration::from_secs(1_795_248_000 + 3600);
 
-struct Pem {
-    key: String,
-    certificate: String,
+pub(super) struct Pem {
+    pub key: String,
+    pub certificate: String,
 }
 
-fn pem(name: &str, serial: [u8; 16]) -> Pem {
+fn rsa_pem(name: &str, serial: [u8; 16]) -> Pem {
     let key = KeyPair::generate(KeySize::Rsa2048).unwrap();
     let der = der::Document::try_from(key.as_der().unwrap().as_ref()).unwrap();
     let key = der.to_pem("PRIVATE KEY", LineEnding::LF).unwrap();
+    certified(Algorithm::Rsa, key, name, serial)
+}
+
+fn dsa_pem(name: &str, serial: [u8; 16]) -> Pem {
+    let mut randomness = rand::rngs::StdRng::from_seed([7; 32]);
+    let key = dsa2048::generate(&mut randomness).unwrap().to_string();
+    certified(Algorithm::Dsa, key, name, serial)
+}
+
+fn certified(algorithm: Algorithm, key: String, name: &str, serial: [u8; 16]) -> Pem {
     let subject = Subject {
         name,
         serial,
         not_before: NOT_BEFORE,
     };
-    let certificate = self_signed(&key, &subject).unwrap();
+    let certificate = self_signed(algorithm, &key, &subject).unwrap();
     Pem { key, certificate }
 }
 
 /// Keys take a while to make, so all tests share these.
-static HOST: LazyLock<Pem> = LazyLock::new(|| pem("host-1", [0xff; 16]));
-static OTHER: LazyLock<Pem> = LazyLock::new(|| pem("host-2", [0; 16]));
+pub(super) static HOST: LazyLock<Pem> = LazyLock::new(|| rsa_pem("host-1", [0xff; 16]));
+pub(super) static HOST_DSA: LazyLock<Pem> = LazyLock::new(|| dsa_pem("host-1", [0x11; 16]));
+static OTHER: LazyLock<Pem> = LazyLock::new(|| rsa_pem("host-2", [0; 16]));
 
-fn keys() -> IdentityKeys {
-    IdentityKeys::from_pem(&HOST.key, &HOST.certificate).unwrap()
+pub(super) fn key(algorithm: Algorithm, pem: &Pem) -> IdentityKey {
+    IdentityKey::from_pem(algorithm, &pem.key, &pem.certificate).unwrap()
 }
 
-fn pinned(pems: &[&Pem]) -> Vec<Certificate> {
+pub(super) fn keys() -> IdentityKeys {
+    IdentityKeys {
+        rsa: key(Algorithm::Rsa, &HOST),
+        dsa: key(Algorithm::Dsa, &HOST_DSA),
+    }
+}
+
+pub(super) fn pinned(pems: &[&Pem]) -> Vec<Certificate> {
     pems.iter()
         .map(|pem| Certificate::from_pem(&pem.certificate).unwrap())
         .collect()
 }
 
-fn openssl(directory: &Path, arguments: &str) -> Output {
+pub(super) fn openssl(directory: &Path, arguments: &str) -> Output {
     let mut command = Command::new("openssl");
     command.args(arguments.split_whitespace()).current_dir(directory);
     command
@@ -67,7 +86,7 @@ fn openssl(directory: &Path, arguments: &str) -> Output {
         .expect("the program `openssl` has to be installed")
 }
 
-fn armoured(text: &str) -> String {
+pub(super) fn armoured(text: &str) -> String {
     format!("-----BEGIN PKCS7-----\n{text}\n-----END PKCS7-----\n")
 }
 
@@ -178,8 +197,10 @@ fn keys_made_by_openssl_are_taken() {
     let read = |name| fs::read_to_string(path.join(name)).unwrap();
     assert!(read("key1").starts_with("-----BEGIN RSA PRIVATE KEY-----"));
 
-    let [pkcs8, pkcs1] =
-        ["key", "key1"].map(|key| IdentityKeys::from_pem(&read(key), &read("certificate")).unwrap());
+    let [pkcs8, pkcs1] = ["key", "key1"].map(|key| IdentityKeys {
+        rsa: IdentityKey::from_pem(Algorithm::Rsa, &read(key), &read("certificate")).unwrap(),
+        ..keys()
+    });
     let signed = sign(&pkcs8, DOCUMENT).unwrap();
     assert_eq!(signed, sign(&pkcs1, DOCUMENT).unwrap());
     fs::write(path.join("rsa2048"), armoured(&signed.rsa2048)).unwrap();
@@ -195,7 +216,9 @@ fn keys_made_by_openssl_are_taken() {
 fn same_key_same_bytes() {
     let first = sign(&keys(), DOCUMENT).unwrap();
     assert_eq!(first, sign(&keys(), DOCUMENT).unwrap());
-    assert_ne!(first.rsa2048, sign(&keys(), b"{}").unwrap().rsa2048);
+    let other = sign(&keys(), b"{}").unwrap();
+    assert_ne!(first.rsa2048, other.rsa2048);
+    assert_ne!(first.dsa2048, other.dsa2048);
 }
 
 #[test]
@@ -310,8 +333,9 @@ fn certificate_that_comes_along_is_not_believed() {
 /// Whoever names another's certificate has to have its key.
 #[test]
 fn forged_signer_is_refused() {
-    let mut forger = IdentityKeys::from_pem(&OTHER.key, &OTHER.certificate).unwrap();
-    forger.certificate = keys().certificate;
+    let mut forger = keys();
+    forger.rsa = key(Algorithm::Rsa, &OTHER);
+    forger.rsa.certificate = keys().rsa.certificate;
     let signed = sign(&forger, DOCUMENT).unwrap();
     assert_eq!(
         verify_signed_data(&pinned(&[&HOST]), NOW, &signed.rsa2048),
@@ -344,7 +368,8 @@ fn each_changed_byte_is_noticed() {
 
 #[test]
 fn unusable_keys_are_refused() {
-    let error = |key: &str, certificate: &str| IdentityKeys::from_pem(key, certificate).unwrap_err();
+    let error =
+        |key: &str, certificate: &str| IdentityKey::from_pem(Algorithm::Rsa, key, certificate).unwrap_err();
     assert!(matches!(
         error("", &HOST.certificate),
         IdentityKeysError::PrivateKeyPem
@@ -384,7 +409,7 @@ fn unusable_keys_are_refused() {
             not_before: NOT_BEFORE,
         };
         assert!(matches!(
-            self_signed(&HOST.key, &subject),
+            self_signed(Algorithm::Rsa, &HOST.key, &subject),
             Err(CertificateError::Name(_))
         ));
     }
@@ -392,8 +417,9 @@ fn unusable_keys_are_refused() {
 
 #[test]
 fn debug_shows_no_key() {
+    let key = "IdentityKey(CN=host-1,OU=instance identity)";
     assert_eq!(
         format!("{:?}", keys()),
-        "IdentityKeys(CN=host-1,OU=instance identity)"
+        format!("IdentityKeys {{ rsa: {key}, dsa: {key} }}")
     );
 }

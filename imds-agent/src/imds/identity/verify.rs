@@ -17,7 +17,9 @@ use der::{
 use sha2::{Digest as _, Sha256};
 use x509_cert::Certificate;
 
-use super::{CONTENT_TYPE, DATA, MESSAGE_DIGEST, RSA, RSA_SHA256, SHA256, SIGNED_DATA};
+use super::{
+    CONTENT_TYPE, DATA, DSA, DSA_SHA256, MESSAGE_DIGEST, RSA, RSA_SHA256, SHA256, SIGNED_DATA, dsa2048,
+};
 
 /// A document that is what a pinned certificate's owner signed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,7 +46,7 @@ pub enum VerifyError {
     #[error("the signed data has {0} signers, not one")]
     Signers(usize),
     /// Other algorithms, or none of the attributes that the service signs.
-    #[error("the signature is not RSA PKCS #1 v1.5 with SHA-256 over signed attributes")]
+    #[error("the signature is not RSA PKCS #1 v1.5 or DSA with SHA-256 over signed attributes")]
     Algorithm,
     /// Somebody else's signature.
     #[error("the document is signed by {signer}, whose certificate is not among those given")]
@@ -111,7 +113,7 @@ pub fn verify_signature<'c>(
     })
 }
 
-/// Checks what `instance-identity/rsa2048` and `pkcs7` serve, with or without a PEM block's first and last line.
+/// Checks what `instance-identity/rsa2048`, `pkcs7` and `dsa2048` serve, with or without a PEM block's first and last line.
 pub fn verify_signed_data<'c>(
     pinned: &'c [Certificate],
     now: Duration,
@@ -131,12 +133,12 @@ pub fn verify_signed_data<'c>(
     let certificate = find_signer(pinned, signer)?;
     check_validity(certificate, now)?;
 
-    let is_rsa =
-        [RSA, RSA_SHA256].contains(&signer.signature_algorithm.oid) && signer.digest_alg.oid == SHA256;
+    let algorithms = [RSA, RSA_SHA256, DSA, DSA_SHA256];
+    let is_known = algorithms.contains(&signer.signature_algorithm.oid) && signer.digest_alg.oid == SHA256;
     let attributes = signer
         .signed_attrs
         .as_ref()
-        .filter(|_| is_rsa)
+        .filter(|_| is_known)
         .ok_or(VerifyError::Algorithm)?;
     let signed = attributes.to_der().map_err(|_| VerifyError::NotSignedData)?;
     if !is_signed_by(certificate, &signed, signer.signature.as_bytes()) {
@@ -206,17 +208,18 @@ fn check_validity(certificate: &Certificate, now: Duration) -> Result<(), Verify
     })
 }
 
+/// What kind of signature it has to be, the certificate says and not the signature.
 fn is_signed_by(certificate: &Certificate, message: &[u8], signature: &[u8]) -> bool {
     let key = &certificate.tbs_certificate.subject_public_key_info;
-    let public = key
-        .subject_public_key
-        .as_bytes()
-        .filter(|_| key.algorithm.oid == RSA);
-    public.is_some_and(|public| {
-        UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, public)
-            .verify(message, signature)
-            .is_ok()
-    })
+    match key.algorithm.oid {
+        RSA => key.subject_public_key.as_bytes().is_some_and(|public| {
+            UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, public)
+                .verify(message, signature)
+                .is_ok()
+        }),
+        DSA => dsa2048::is_signed_by(key, message, signature),
+        _ => false,
+    }
 }
 
 /// The only value of the only signed attribute `oid` (RFC 5652, section 11: more of either is an error).

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::registry::{
     InstanceMetadataTags, InstanceMetadataTagsIndex, NetworkInterface, Role,
+    accelerators::{ElasticGpuAssociation, ElasticInferenceAcceleratorAssociation},
     instance::{PublicKey, Tag},
 };
 
@@ -22,6 +23,10 @@ use crate::registry::{
 pub enum Placeholder {
     /// `{device}`: `ami`, `ebs1`, `ephemeral0`, `root`, `swap`.
     Device,
+    /// `{eia-id}`: the id of an Elastic Inference accelerator.
+    ElasticInferenceAccelerator,
+    /// `{elastic-gpu-id}`: the id of an Elastic Graphics accelerator.
+    ElasticGpu,
     /// `{mac}`: the MAC of an interface.
     Mac,
     /// `{public-ip}`: a public address of the interface.
@@ -39,6 +44,8 @@ pub enum Placeholder {
 #[expect(missing_docs, reason = "each is the meaning of the placeholder of its name")]
 pub struct Keys<'v> {
     pub device: Option<&'v str>,
+    pub elastic_inference_accelerator: Option<&'v ElasticInferenceAcceleratorAssociation>,
+    pub elastic_gpu: Option<&'v ElasticGpuAssociation>,
     pub interface: Option<Interface<'v>>,
     pub public_ip: Option<Ipv4Addr>,
     pub public_key: Option<&'v PublicKey>,
@@ -61,6 +68,8 @@ impl Placeholder {
     pub fn of(segment: &str) -> Option<Self> {
         match segment {
             "{device}" => Some(Self::Device),
+            "{eia-id}" => Some(Self::ElasticInferenceAccelerator),
+            "{elastic-gpu-id}" => Some(Self::ElasticGpu),
             "{mac}" => Some(Self::Mac),
             "{public-ip}" => Some(Self::PublicIp),
             "{index}" => Some(Self::PublicKey),
@@ -87,7 +96,11 @@ impl Placeholder {
                 Some(Keys { tag, ..outer })
             }
             // An instance has a handful of these.
-            Self::Device | Self::PublicIp | Self::Role => {
+            Self::Device
+            | Self::ElasticInferenceAccelerator
+            | Self::ElasticGpu
+            | Self::PublicIp
+            | Self::Role => {
                 let mut found = None;
                 _ = self.visit(view, &outer, &mut |name, keys| {
                     steps::count();
@@ -115,6 +128,28 @@ impl Placeholder {
                 let device = Some(device);
                 visit(name, Keys { device, ..outer })
             }),
+            Self::ElasticInferenceAccelerator => {
+                let associations = &view.instance.elastic_inference_accelerator_associations;
+                associations.iter().try_for_each(|association| {
+                    let Some(id) = association.accelerator_id() else {
+                        return ControlFlow::Continue(());
+                    };
+                    let elastic_inference_accelerator = Some(association);
+                    let keys = Keys {
+                        elastic_inference_accelerator,
+                        ..outer
+                    };
+                    visit(&id, keys)
+                })
+            }
+            Self::ElasticGpu => {
+                let mut associations = view.instance.elastic_gpu_associations.iter();
+                associations.try_for_each(|association| {
+                    let elastic_gpu = Some(association);
+                    let keys = Keys { elastic_gpu, ..outer };
+                    visit(&association.elastic_gpu_id, keys)
+                })
+            }
             Self::Mac => {
                 // The primary one first: scripts take the first line for it.
                 let primary = view.primary();

@@ -17,7 +17,7 @@ use crate::{
     http::ContentType,
     imds::{
         Delivery, ExtendedCredentials,
-        documents::{self, events},
+        documents::{self, accelerators, events},
         identity::SignedIdentity,
     },
     registry::{InstanceMetadataTags, InstanceMetadataTagsIndex, instance::SecurityGroup},
@@ -166,6 +166,7 @@ macro_rules! eni {
 pub static ROWS: &[Row] = &[
     row("dynamic/fws/instance-monitoring", "2009-04-04", Text(|v, _| Some(&v.instance.monitoring.as_ref()?.state))),
     row("dynamic/instance-identity/document", "2009-04-04", Document(identity_document)).always(),
+    row("dynamic/instance-identity/dsa2048", "2009-04-04", Document(identity_dsa)).of(Kind::String).always(),
     row("dynamic/instance-identity/pkcs7", "2009-04-04", Document(identity_signed_data)).of(Kind::String).always(),
     row("dynamic/instance-identity/rsa2048", "2009-04-04", Document(identity_signed_data)).of(Kind::String).always(),
     row("dynamic/instance-identity/signature", "2009-04-04", Document(identity_signature)).of(Kind::String).always(),
@@ -176,6 +177,8 @@ pub static ROWS: &[Row] = &[
     row("meta-data/ancestor-ami-ids", "2007-10-10", List(|v, _, l| l.extend(&v.instance.ancestor_ami_ids))),
     row("meta-data/autoscaling/target-lifecycle-state", "2021-07-15", Document(target_lifecycle_state)).of(Kind::String).absent("no state of an Auto Scaling group is visible"),
     row("meta-data/block-device-mapping/{device}", "2007-12-15", Text(|_, k| k.device)).absent("the record says nothing of block devices"),
+    row("meta-data/elastic-gpus/associations/{elastic-gpu-id}", "2016-11-30", Document(elastic_gpu)),
+    row("meta-data/elastic-inference/associations/{eia-id}", "2018-11-29", Document(elastic_inference_accelerator)),
     row("meta-data/events/maintenance/history", "2018-08-17", Document(maintenance_history)).always(),
     row("meta-data/events/maintenance/scheduled", "2018-08-17", Document(maintenance_scheduled)).always(),
     row("meta-data/events/recommendations/rebalance", "2020-10-27", Document(rebalance)).absent("no recommendation is visible"),
@@ -283,6 +286,10 @@ fn identity_signed_data<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) ->
     signed_identity(view, out, |signed| &signed.rsa2048)
 }
 
+fn identity_dsa<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
+    signed_identity(view, out, |signed| &signed.dsa2048)
+}
+
 fn signed_identity(view: &View<'_>, out: &mut Vec<u8>, part: fn(&SignedIdentity) -> &str) -> Answer {
     // The document goes where the answer will, so that nothing is allocated for it.
     let start = out.len();
@@ -310,6 +317,26 @@ fn changed(last_modified: Option<Timestamp>) -> Answer {
             ..Found::TEXT
         }),
         None => Answer::Absent,
+    }
+}
+
+fn elastic_gpu<'v>(_: &View<'v>, keys: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
+    json(keys.elastic_gpu.map(accelerators::ElasticGpu::of), out)
+}
+
+fn elastic_inference_accelerator<'v>(_: &View<'v>, keys: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
+    let association = keys.elastic_inference_accelerator;
+    json(
+        association.and_then(accelerators::ElasticInferenceAccelerator::of),
+        out,
+    )
+}
+
+fn json(document: Option<impl serde::Serialize>, out: &mut Vec<u8>) -> Answer {
+    match document.map(|document| serde_json::to_writer(out, &document)) {
+        Some(Ok(())) => Answer::Found(Found::TEXT),
+        // Text and addresses are always JSON.
+        Some(Err(_)) | None => Answer::Absent,
     }
 }
 

@@ -139,6 +139,37 @@ async fn files_come_change_and_go() {
     host.no_problems().await;
 }
 
+/// On this clock time passes only when everybody waits for it: a change comes by events, or it is late. (What the kernel and
+/// the processor take is not on this clock.)
+#[tokio::test(start_paused = true)]
+async fn a_change_waits_for_no_timer() {
+    let mut host = Host::start(state());
+    let begin = tokio::time::Instant::now();
+    let (gives_up, in_vain) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(30));
+        // Nobody waits any more, if all is well.
+        _ = gives_up.send(());
+    });
+    let changes = async {
+        for change in 1..=20 {
+            let revision = host.published.load().revision;
+            host.write("a.json", &format!("i-{change}"));
+            let is_newer = |snapshot: &Arc<Snapshot>| snapshot.revision > revision;
+            _ = host.snapshots.wait_for(is_newer).await.unwrap();
+            assert!(
+                host.published.load().revision > revision,
+                "workers learn it first"
+            );
+        }
+    };
+    tokio::select! {
+        () = changes => {}
+        _ = in_vain => panic!("it never happened"),
+    }
+    assert_eq!(begin.elapsed(), Duration::ZERO);
+}
+
 #[tokio::test]
 async fn other_files_are_not_records() {
     let mut host = Host::start(state());

@@ -224,6 +224,54 @@ fn instance_checks() {
 }
 
 #[test]
+fn accelerator_checks() {
+    let gpu = |id: &str| json!({"ElasticGpuId": id});
+    let arn = |id: &str| {
+        let arn =
+            format!("arn:aws:elastic-inference:us-east-1:123456789012:elastic-inference-accelerator/{id}");
+        json!({"ElasticInferenceAcceleratorArn": arn})
+    };
+    let (gpus, inference) = (
+        "ElasticGpuAssociations",
+        "ElasticInferenceAcceleratorAssociations",
+    );
+    for (part, wrong, expected) in [
+        (gpus, json!([gpu("egpu-1"), gpu("egpu-1")]), "[1].ElasticGpuId"),
+        (gpus, json!([gpu("egpu/1")]), "[0].ElasticGpuId"),
+        (
+            gpus,
+            json!([{"ElasticGpuId": "egpu-1", "ConnectionConfig": {"Ipv4Address": "fd00::1"}}]),
+            "[0].ConnectionConfig.Ipv4Address",
+        ),
+        (inference, json!([arn("")]), "[0].ElasticInferenceAcceleratorArn"),
+        (
+            inference,
+            json!([arn("eia-1"), arn("eia-1")]),
+            "[1].ElasticInferenceAcceleratorArn",
+        ),
+    ] {
+        let field = refused_field(Kind::Instance, |instance| instance[part] = wrong.clone());
+        assert_eq!(field, format!("{part}{expected}"), "{wrong}");
+    }
+    // As `describe-instances` prints them.
+    let described = findings(Kind::Instance, |instance| {
+        instance[gpus] = json!([{
+            "ElasticGpuId": "egpu-1",
+            "ElasticGpuAssociationId": "egpu-assoc-1",
+            "ElasticGpuAssociationState": "ASSOCIATED",
+            "ElasticGpuAssociationTime": "2019-01-21T09:00:43Z"
+        }]);
+        instance[inference] = json!([{
+            "ElasticInferenceAcceleratorArn": arn("eia-1")["ElasticInferenceAcceleratorArn"],
+            "ElasticInferenceAcceleratorAssociationId": "eia-assoc-1",
+            "ElasticInferenceAcceleratorAssociationState": "associated",
+            "ElasticInferenceAcceleratorAssociationTime": "2019-01-21T09:00:43Z"
+        }]);
+    });
+    assert_eq!(described, Ok(vec![]));
+}
+
+#[test]
 fn tags_with_any_key_are_fine_with_the_index_and_the_same_key_twice_never_is() {
     let tags = json!([{"Key": "a b", "Value": ""}, {"Key": "ok", "Value": ""}, {"Key": "a/b", "Value": ""}]);
     let with_options = |options: Value| {

@@ -1,4 +1,4 @@
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use imds_ebpf::abi::MacAddr;
 
@@ -355,9 +355,6 @@ fn ten_thousand_instances_load_quickly_and_one_change_quicker() {
         .count();
     assert_eq!(renewed, 1);
     println!("10,000 records loaded in {load:?}, one changed in {change:?}");
-    // Loose enough for a busy machine and an unoptimised build; the point is that neither is quadratic.
-    assert!(
-        load < Duration::from_secs(10) && change < Duration::from_secs(1),
-        "{load:?}, {change:?}"
-    );
+    // On any machine, however busy: a change costs nothing like all the records again, which takes a hundred times as long.
+    assert!(change < load / 4, "{load:?}, {change:?}");
 }

@@ -12,7 +12,7 @@ use smoltcp::{iface::SocketHandle, socket::tcp::State};
 
 use super::{
     super::{segment::Peer, *},
-    at, leftovers,
+    leftovers,
     link::{Faults, Link, drain},
     seeds,
     service::{get, get_keep_alive, patterned, responses},

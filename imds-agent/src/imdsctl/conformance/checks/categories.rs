@@ -77,7 +77,7 @@ categories! {
     D "meta-data/block-device-mapping/root" "2007-12-15" Some Line;
     D "meta-data/block-device-mapping/swap" "2007-12-15" Some Line;
     D "meta-data/elastic-gpus/associations/*" "2016-11-30" Some Object(&[]);
-    D "meta-data/elastic-inference/associations/*" "2018-11-29" Some Object(&[]);
+    D "meta-data/elastic-inference/associations/*" "2018-11-29" Some Object(&["version_2018_04_12"]);
     D "meta-data/events/maintenance/history" "2018-08-17" Some Array(EVENT_KEYS);
     D "meta-data/events/maintenance/scheduled" "2018-08-17" Some Array(EVENT_KEYS);
     D "meta-data/events/recommendations/rebalance" "2020-10-27" Some Object(&["noticeTime"]);
