@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 pub use self::{answer::Facts, request_rate::RequestsLeft};
 use self::{interfaces::Interfaces, panics::TooOften};
 use crate::{
-    datapath::{Alarm, Injector, PuntRing},
+    datapath::{Alarm, Injector, PuntRing, sleep},
     imds::Imds,
     now::Now,
     privilege::sandbox::{ConfineError, confine},
@@ -127,8 +127,7 @@ impl Worker {
         let run = move || {
             // Dropped when the thread ends, by a panic too.
             let _ends: oneshot::Sender<()> = ends;
-            // Naps are to last as long as they say. If not, they are a little longer.
-            let _ = nix::sys::prctl::set_timerslack(1);
+            sleep::set_exact();
             if let Err(error) = self.serve(number, sleeps_by, inbox) {
                 log::error!("worker {number} ended: {error:#}");
             }

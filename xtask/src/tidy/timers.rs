@@ -14,7 +14,26 @@ const TIMERS: &[(&str, usize, &str)] = &[
         1,
         "a directory that is not there is looked for",
     ),
-    ("worker.rs", 1, "connections have deadlines"),
+    (
+        "agent/work.rs",
+        1,
+        "the first role credentials after a start are looked for",
+    ),
+    (
+        "datapath/attach.rs",
+        1,
+        "another process that holds the pins is waited for",
+    ),
+    (
+        "datapath/pins.rs",
+        1,
+        "another process that holds the pins is waited for",
+    ),
+    (
+        "worker.rs",
+        2,
+        "a crowd of frames is let gather, and a worker that panicked pauses",
+    ),
 ];
 
 /// What a timer is called, at the end of a path: the words alone may be anything.
