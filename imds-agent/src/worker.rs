@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 pub use self::{answer::Facts, request_rate::RequestsLeft};
 use self::{interfaces::Interfaces, panics::TooOften};
 use crate::{
-    datapath::{Alarm, Injector, PuntRing, sleep},
+    datapath::{Alarm, Injector, PuntRing},
     imds::Imds,
     now::Now,
     privilege::sandbox::{ConfineError, confine},
@@ -127,7 +127,7 @@ impl Worker {
         let run = move || {
             // Dropped when the thread ends, by a panic too.
             let _ends: oneshot::Sender<()> = ends;
-            sleep::set_exact();
+            Alarm::be_exact();
             if let Err(error) = self.serve(number, sleeps_by, inbox) {
                 log::error!("worker {number} ended: {error:#}");
             }

@@ -18,12 +18,6 @@ use nix::{
 
 use super::PuntRing;
 
-/// Has the calling thread's sleeps end when they say, and not up to 50 microseconds later as is usual. Where that is
-/// refused they go on being a little longer.
-pub fn set_exact() {
-    let _ = prctl::set_timerslack(1);
-}
-
 /// Wakes a worker from another thread.
 #[derive(Clone, Debug)]
 pub struct Alarm(Arc<EventFd>);
@@ -33,6 +27,12 @@ impl Alarm {
     pub fn new() -> Result<Self, Errno> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Self(Arc::new(EventFd::from_flags(flags)?)))
+    }
+
+    /// Has the calling thread's sleeps end when they say, and not up to 50 microseconds later as is usual. Where that is
+    /// refused they go on being a little longer.
+    pub fn be_exact() {
+        let _ = prctl::set_timerslack(1);
     }
 
     /// Ends the worker's sleep, or the next one if it is awake.
