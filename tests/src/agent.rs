@@ -20,8 +20,9 @@ use serde_json::Value;
 
 use crate::{clock::Clock, netns::Namespace, records};
 
-/// How long the agent may take to say that it serves, or to end.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the agent may take to say that it serves, or to end. An emulated processor takes seconds to find the primes of
+/// its identity key, by chance many.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the names of all hosts' directories begin with; the owning process follows.
 const PREFIX: &str = "imds-host-";

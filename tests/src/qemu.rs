@@ -45,14 +45,21 @@ const HANG_MARKERS: &[(&str, &str)] = &[
 pub struct GuestOptions {
     /// Names the files that a failure leaves behind.
     pub name: String,
-    /// The tap in the namespace that the guest's interface is connected to.
-    pub tap: String,
-    /// The interface's address.
-    pub mac: MacAddr,
+    /// Its network interface, where it has one.
+    pub interface: Option<Interface>,
     /// What runs in the guest.
     pub software: Software,
     /// From power-on to power-off.
     pub limit: Duration,
+}
+
+/// A guest's network interface.
+#[derive(Clone, Debug)]
+pub struct Interface {
+    /// The tap in the namespace that it is connected to.
+    pub tap: String,
+    /// Its address.
+    pub mac: MacAddr,
 }
 
 /// A running guest.
@@ -61,7 +68,7 @@ pub struct Guest {
     name: String,
     qemu: Child,
     lines: Receiver<String>,
-    capture: Capture,
+    capture: Option<Capture>,
     console: Console,
     limit: Duration,
     ends_at: Instant,
@@ -78,7 +85,11 @@ impl Guest {
     /// Powers a guest on in `namespace`.
     pub fn boot(namespace: &Namespace, options: &GuestOptions) -> Result<Self> {
         let mut command = machine::command(namespace, options)?;
-        let capture = Capture::start(namespace, options)?;
+        let capture = options
+            .interface
+            .as_ref()
+            .map(|interface| Capture::start(namespace, &options.name, &interface.tap))
+            .transpose()?;
         let (qemu, lines) = power_on(&mut command)?;
         Ok(Self {
             name: options.name.clone(),
@@ -111,7 +122,9 @@ impl Guest {
     pub fn wait_showing(mut self, mut show: impl FnMut(&str)) -> Result<Console> {
         match self.run(&mut show) {
             Ok(()) => {
-                self.capture.discard();
+                if let Some(capture) = &mut self.capture {
+                    capture.discard();
+                }
                 Ok(std::mem::take(&mut self.console))
             }
             Err(error) => Err(self.report(error)),
@@ -169,11 +182,13 @@ impl Guest {
             .rev()
             .map(|line| format!("  | {line}\n"));
         let last: String = last.collect();
-        let capture = self.capture.keep();
-        let files = match kept {
-            Ok(()) => format!("console: {}, capture: {}", file.display(), capture.display()),
+        let mut files = match kept {
+            Ok(()) => format!("console: {}", file.display()),
             Err(error) => format!("the console could not be kept: {error}"),
         };
+        if let Some(capture) = &mut self.capture {
+            files.push_str(&format!(", capture: {}", capture.keep().display()));
+        }
         error.context(format!("guest {} failed\n{last}{files}", self.name))
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     agent::{Agent, HostFiles},
     dhcp::DhcpServer,
     netns::Namespace,
-    qemu::{Guest, GuestOptions, Software},
+    qemu::{Guest, GuestOptions, Interface, Software},
     records,
 };
 
@@ -61,12 +61,11 @@ impl VmHost {
         software: Software,
         limit: Duration,
     ) -> Result<(Guest, DhcpServer)> {
-        let mac = records::guest_mac(2);
-        let dhcp = DhcpServer::start(&self.namespace, TAP, GATEWAY, mac, ADDRESS)?;
+        let interface = interface();
+        let dhcp = DhcpServer::start(&self.namespace, TAP, GATEWAY, interface.mac, ADDRESS)?;
         let options = GuestOptions {
             name: name.to_owned(),
-            tap: TAP.to_owned(),
-            mac,
+            interface: Some(interface),
             software,
             limit,
         };
@@ -85,12 +84,18 @@ const GATEWAY: &str = "10.0.0.1";
 fn options(name: &str, steps: &[&str], limit: Duration) -> GuestOptions {
     GuestOptions {
         name: name.to_owned(),
-        tap: TAP.to_owned(),
-        mac: records::guest_mac(2),
+        interface: Some(interface()),
         software: Software::Init {
             address: format!("{ADDRESS}/24"),
             steps: steps.iter().map(|&step| step.to_owned()).collect(),
         },
         limit,
+    }
+}
+
+fn interface() -> Interface {
+    Interface {
+        tap: TAP.to_owned(),
+        mac: records::guest_mac(2),
     }
 }

@@ -139,7 +139,7 @@ impl Root {
 }
 
 /// The mirror that the host's own apt has Debian from; where it has none, mmdebstrap knows one.
-fn mirror() -> Result<Option<String>> {
+pub fn mirror() -> Result<Option<String>> {
     let mut apt = Command::new("apt-get");
     apt.args([
         "indextargets",

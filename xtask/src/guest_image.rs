@@ -6,6 +6,7 @@
 use std::{
     fs::{self, File},
     io::{BufWriter, Write as _},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -31,11 +32,12 @@ pub fn build() -> Result<()> {
     let kernel = only_entry(&boot, "vmlinuz-")?;
     fs::copy(&kernel, guest.join("vmlinuz")).context("cannot copy the guest's kernel")?;
     let init = fs::read(build_init()?).context("cannot read the guest's init")?;
-    write_initramfs(&guest, "initramfs.cpio", MODULES, |image| {
+    let kernel = guest.join("kernel");
+    write_initramfs(&kernel, "initramfs.cpio", MODULES, |image| {
         image.add("init", 0o100_755, &init)?;
         image.add("bin/imds", 0o120_777, b"/init")
     })?;
-    write_initramfs(&guest, "debian-initramfs.cpio", DEBIAN_MODULES, |image| {
+    write_initramfs(&kernel, "debian-initramfs.cpio", DEBIAN_MODULES, |image| {
         for (name, mode, file) in [
             ("init", 0o100_755, "init"),
             ("imds-report", 0o100_755, "report.py"),
@@ -50,7 +52,8 @@ pub fn build() -> Result<()> {
     })
 }
 
-fn build_init() -> Result<PathBuf> {
+/// The test guest's init.
+pub fn build_init() -> Result<PathBuf> {
     run(cargo()
         .env(
             "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
@@ -69,13 +72,15 @@ fn build_init() -> Result<PathBuf> {
     Ok(target().join(TRIPLE).join("guest-init/imds-guest-init"))
 }
 
-/// Writes what every initramfs has, and what `add_own` adds.
-fn write_initramfs(
-    guest: &Path,
+/// Writes `target/guest/<file>` with what every initramfs has, the modules `wanted` of the unpacked package `kernel`, and
+/// what `add_own` adds.
+pub fn write_initramfs(
+    kernel: &Path,
     file: &str,
     wanted: &[&str],
     add_own: impl FnOnce(&mut Image) -> Result<()>,
 ) -> Result<()> {
+    let guest = target().join("guest");
     let new = guest.join(format!("{file}.new"));
     let mut image = Image::create(&new)?;
     for directory in ["bin", "dev", "modules", "proc", "root", "sys"] {
@@ -87,7 +92,7 @@ fn write_initramfs(
         0o100_755,
         &fs::read(guest.join("busybox/bin/busybox"))?,
     )?;
-    for (place, module) in modules(&guest.join("kernel"), wanted)?.iter().enumerate() {
+    for (place, module) in modules(kernel, wanted)?.iter().enumerate() {
         let name = module
             .file_name()
             .and_then(|name| name.to_str())
@@ -103,6 +108,11 @@ fn write_initramfs(
 
 /// The modules' files, each after those that it depends on.
 fn modules(kernel: &Path, wanted: &[&str]) -> Result<Vec<PathBuf>> {
+    let merged = kernel.join("usr/lib");
+    if merged.join("modules").exists() && !kernel.join("lib").exists() {
+        // Debian 13 packs them below /usr; depmod is of the host's release and may not look there.
+        symlink("usr/lib", kernel.join("lib")).context("cannot link the kernel's modules")?;
+    }
     let versions = kernel.join("lib/modules");
     let version = only_entry(&versions, "")?;
     let name = version.file_name().unwrap_or_default();
@@ -156,7 +166,7 @@ fn read_module(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// The one entry of `directory` whose name starts with `prefix`.
-fn only_entry(directory: &Path, prefix: &str) -> Result<PathBuf> {
+pub fn only_entry(directory: &Path, prefix: &str) -> Result<PathBuf> {
     fs::read_dir(directory)
         .with_context(|| format!("cannot read {}", directory.display()))?
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -168,7 +178,7 @@ fn only_entry(directory: &Path, prefix: &str) -> Result<PathBuf> {
 }
 
 /// A cpio archive in the kernel's "newc" form (Documentation/driver-api/early-userspace/buffer-format.rst).
-struct Image {
+pub struct Image {
     file: BufWriter<File>,
     entries: u32,
 }
@@ -182,7 +192,8 @@ impl Image {
         })
     }
 
-    fn add(&mut self, name: &str, mode: u32, content: &[u8]) -> Result<()> {
+    /// Adds an entry; a directory's comes before what is in it.
+    pub fn add(&mut self, name: &str, mode: u32, content: &[u8]) -> Result<()> {
         self.entries += 1;
         let header = cpio::newc::Builder::new(name)
             .ino(self.entries)

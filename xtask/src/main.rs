@@ -1,9 +1,10 @@
 //! Everything a developer runs: `cargo xtask <command>`.
 //!
-//! Read in this order: [`setup`] and [`debian_roots`] (what the machine needs), [`build_ebpf`](mod@build_ebpf),
+//! Read in this order: [`setup`], [`apt`], [`debian_roots`] and [`kernels`] (what the machine needs), [`build_ebpf`](mod@build_ebpf),
 //! [`guest_image`] and [`prepare`] (what is built of it), [`demo`] and [`vm`] (the product at work), [`test`](mod@test),
 //! [`fuzz`], [`tidy`] and [`ci`] (what keeps it right), [`bench`](mod@bench) (how fast it is).
 
+mod apt;
 mod bench;
 mod build_ebpf;
 mod ci;
@@ -12,6 +13,7 @@ mod demo;
 mod fuzz;
 mod guest_image;
 mod host_command;
+mod kernels;
 mod prepare;
 mod setup;
 mod test;

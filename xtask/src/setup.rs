@@ -5,7 +5,7 @@
 //! `demo` and `test` do it each time.
 
 use std::{
-    env, fs, io,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -13,8 +13,10 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
+    apt::{self, unpack},
     debian_roots::ROOTS,
-    host_command::{self, ask, cargo, run_shown, target},
+    host_command::{cargo, run_shown, target},
+    kernels::KERNELS,
 };
 
 /// The version that reads the bitcode of LLVM 22, which is what the compilers below write.
@@ -200,6 +202,18 @@ fn missing_clients() -> Vec<Item> {
             });
         }
     }
+    for kernel in KERNELS {
+        if !stamp(&kernel.directory()).exists() {
+            missing.push(Item {
+                what: format!(
+                    "{}, unpacked in {} and not installed",
+                    kernel.purpose(),
+                    kernel.directory().display()
+                ),
+                install: Box::new(|| kernel.install()),
+            });
+        }
+    }
     if !is_stamped(&venv(), PYTHON_CLIENTS) {
         missing.push(Item {
             what: format!(
@@ -250,11 +264,7 @@ fn missing_packages() -> Result<Vec<&'static str>> {
 }
 
 fn install_packages(packages: &[&str]) -> Result<()> {
-    update_package_lists_unless(|| {
-        packages
-            .iter()
-            .all(|package| ask(Command::new("apt-cache").args(["show", package])).is_ok())
-    })?;
+    apt::know(packages)?;
     run_shown(
         Command::new("apt-get")
             .env("DEBIAN_FRONTEND", "noninteractive")
@@ -289,63 +299,6 @@ fn install_bpf_linker() -> Result<()> {
             .args(["--no-default-features", "--features", "llvm-22", "--root"])
             .arg(target().join("tools")),
     )
-}
-
-/// Fetches a Debian package and unpacks it in `directory`. The stamp is written last, so that a fetch that was
-/// interrupted is done again.
-fn unpack(package: &str, directory: &Path) -> Result<()> {
-    update_package_lists_unless(|| ask(Command::new("apt-cache").args(["show", package])).is_ok())?;
-    let package = newest_kernel_behind(package)?;
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("cannot clear {}", directory.display()));
-        }
-        _ => fs::create_dir_all(directory)?,
-    }
-    // The lists may be older than the archive, which keeps only the newest of each package.
-    let fetch = || {
-        run_shown(
-            Command::new("apt-get")
-                .current_dir(directory)
-                .args(["download", &package]),
-        )
-    };
-    if fetch().is_err() {
-        update_package_lists()?;
-        fetch()?;
-    }
-    let deb = fs::read_dir(directory)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .with_context(|| format!("apt-get download left no package in {}", directory.display()))?;
-    host_command::run(Command::new("dpkg-deb").arg("--extract").arg(&deb).arg(directory))?;
-    fs::remove_file(&deb)?;
-    fs::write(
-        stamp(directory),
-        deb.file_name().unwrap_or_default().as_encoded_bytes(),
-    )?;
-    Ok(())
-}
-
-/// The kernel that a package without content stands for; any other package is itself.
-fn newest_kernel_behind(package: &str) -> Result<String> {
-    let dependencies = ask(Command::new("apt-cache").args(["depends", package]))?;
-    let kernel = dependencies
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
-    Ok(kernel.map_or_else(|| package.to_owned(), |rest| format!("linux-image-{rest}")))
-}
-
-fn update_package_lists_unless(all_found: impl Fn() -> bool) -> Result<()> {
-    if all_found() {
-        Ok(())
-    } else {
-        update_package_lists()
-    }
-}
-
-fn update_package_lists() -> Result<()> {
-    run_shown(Command::new("apt-get").args(["update", "--quiet"]))
 }
 
 fn venv() -> PathBuf {
@@ -409,7 +362,7 @@ fn rustup_has_nightly_sources() -> bool {
 }
 
 /// Written into a directory when all of it is there.
-fn stamp(directory: &Path) -> PathBuf {
+pub fn stamp(directory: &Path) -> PathBuf {
     directory.join(".complete")
 }
 

@@ -1,7 +1,10 @@
 //! The tests, rung by rung, each in bounded time.
 //!
 //! Which rung a test belongs to follows from where it is: the tests of `imds-tests` whose file is called `guest*` boot a
-//! guest (T3), the other ones of that package need root and namespaces (T1), everything else needs nothing (T0).
+//! guest (T3), the other ones of that package need root and namespaces (T1), everything else needs nothing (T0). Those of
+//! T1 whose subject is the kernel run on other kernels, too ([`other_kernels`], T2).
+
+mod other_kernels;
 
 use std::{
     collections::HashMap,
@@ -45,9 +48,14 @@ enum Rung {
     T0,
     /// Root: kernel and namespaces, no virtual machine
     T1,
+    /// QEMU: programs of T1 on other kernels
+    T2,
     /// QEMU: a real guest
     T3,
 }
+
+/// The cheapest first.
+const RUNGS: [Rung; 4] = [Rung::T0, Rung::T1, Rung::T2, Rung::T3];
 
 /// What became of one rung.
 #[derive(Clone, Default, Debug)]
@@ -63,14 +71,11 @@ struct Outcome {
 /// Runs the wanted rungs, all to their end, and prints what ran.
 pub fn run(options: &Options) -> Result<()> {
     let wanted = |rung: Rung| options.rung.is_empty() || options.rung.contains(&rung);
-    if wanted(Rung::T1) || wanted(Rung::T3) {
+    if wanted(Rung::T1) || wanted(Rung::T2) || wanted(Rung::T3) {
         prepare("cargo xtask test", Extent::Tests)?;
     }
     let mut outcomes = Vec::new();
-    for rung in [Rung::T0, Rung::T1, Rung::T3]
-        .into_iter()
-        .filter(|rung| wanted(*rung))
-    {
+    for rung in RUNGS.into_iter().filter(|rung| wanted(*rung)) {
         println!("\n== {}: {}", rung.name(), rung.what());
         let outcome = rung
             .run(options.filter.as_deref())
@@ -85,6 +90,9 @@ pub fn run(options: &Options) -> Result<()> {
 
 impl Rung {
     fn run(self, filter: Option<&str>) -> Result<Outcome> {
+        if self == Self::T2 {
+            return other_kernels::run_all(filter);
+        }
         let Some(selection) = self.selection()? else {
             return Ok(Outcome::default());
         };
@@ -126,6 +134,7 @@ impl Rung {
         match self {
             Self::T0 => "T0",
             Self::T1 => "T1",
+            Self::T2 => "T2",
             Self::T3 => "T3",
         }
     }
@@ -134,6 +143,7 @@ impl Rung {
         match self {
             Self::T0 => "pure, on any machine",
             Self::T1 => "the kernel, in namespaces",
+            Self::T2 => "other kernels, in QEMU",
             Self::T3 => "guests in QEMU",
         }
     }
@@ -274,7 +284,7 @@ fn summarize(outcomes: &[(Rung, Outcome)], options: &Options) -> Result<()> {
             took.as_secs_f32()
         );
     }
-    for rung in [Rung::T0, Rung::T1, Rung::T3] {
+    for rung in RUNGS {
         if !outcomes.iter().any(|(ran, _)| *ran == rung) {
             println!("{} was not asked for", rung.name());
         }

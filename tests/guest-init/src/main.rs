@@ -13,6 +13,7 @@ mod machine;
 mod metadata;
 mod network;
 mod step;
+mod test_programs;
 
 use std::{env, process::ExitCode};
 

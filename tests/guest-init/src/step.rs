@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::{
     container, demo,
     metadata::{Connection, Reply, Session, get_without_token, put_token, silent},
+    test_programs,
 };
 
 /// A path that every instance has.
@@ -37,6 +38,8 @@ pub enum Step {
     ContainerTokenGiven,
     /// `shell`: a shell on the console, until it ends.
     Shell,
+    /// `tests`: the host's test programs on this kernel, see [`test_programs`].
+    Tests,
 }
 
 impl Step {
@@ -53,6 +56,7 @@ impl Step {
             Self::ContainerTokenRefused => container::inside(|| silent(put_token(60).map(drop))),
             Self::ContainerTokenGiven => container::inside(|| put_token(60)?.ok().map(drop)),
             Self::Shell => shell(),
+            Self::Tests => test_programs::run(),
         }
     }
 }
@@ -79,6 +83,7 @@ impl FromStr for Step {
             ("container-token", "refused") => Self::ContainerTokenRefused,
             ("container-token", "given") => Self::ContainerTokenGiven,
             ("shell", "") => Self::Shell,
+            ("tests", "") => Self::Tests,
             _ => bail!("there is no step {text:?}"),
         })
     }
@@ -98,6 +103,7 @@ impl fmt::Display for Step {
             Self::ContainerTokenRefused => f.write_str("container-token=refused"),
             Self::ContainerTokenGiven => f.write_str("container-token=given"),
             Self::Shell => f.write_str("shell"),
+            Self::Tests => f.write_str("tests"),
         }
     }
 }
@@ -181,6 +187,7 @@ mod tests {
             "container-token=refused",
             "container-token=given",
             "shell",
+            "tests",
         ] {
             assert_eq!(text.parse::<Step>().unwrap().to_string(), text);
         }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{GuestOptions, failures};
+use super::failures;
 use crate::netns::Namespace;
 
 /// Everything that crosses a guest's tap, kept only when the guest fails.
@@ -20,13 +20,13 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Starts capturing, and returns when every frame from now on is seen.
-    pub fn start(namespace: &Namespace, options: &GuestOptions) -> Result<Self> {
+    /// Starts capturing on `tap` for the guest called `name`, and returns when every frame from now on is seen.
+    pub fn start(namespace: &Namespace, name: &str, tap: &str) -> Result<Self> {
         fs::create_dir_all(failures()).context("cannot make the directory of failures")?;
-        let file = failures().join(format!("{}.pcap", options.name));
+        let file = failures().join(format!("{name}.pcap"));
         let mut command = namespace.command("tcpdump");
         command
-            .args(["-i", &options.tap, "-U", "-Z", "root", "-w"])
+            .args(["-i", tap, "-U", "-Z", "root", "-w"])
             .arg(&file)
             .stdin(Stdio::null());
         let mut tcpdump = command

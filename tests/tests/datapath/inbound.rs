@@ -19,12 +19,12 @@ use nix::{
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket},
 };
 
-use crate::{BINDING, is_arp_reply};
+use crate::{BINDING, hooks, is_arp_reply};
 
 /// With a neighbour on the same bridge who plays the service, and the real one beside it.
 #[test]
 fn only_the_service_speaks_as_the_address() -> anyhow::Result<()> {
-    for hook in [Hook::Tcx, Hook::Clsact] {
+    for &hook in hooks() {
         in_namespaces(|bpffs| forgers(&bpffs.join("imds"), hook).with_context(|| format!("{hook:?}")))?;
     }
     Ok(())

@@ -15,11 +15,11 @@ use nix::{
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
-use crate::{BINDING, only_ring, punted};
+use crate::{BINDING, hooks, only_ring, punted};
 
 #[test]
 fn next_agent_goes_on_where_the_last_one_died() -> anyhow::Result<()> {
-    for hook in [Hook::Tcx, Hook::Clsact] {
+    for &hook in hooks() {
         in_namespaces(|bpffs| restart(&bpffs.join("imds"), hook).with_context(|| format!("{hook:?}")))?;
     }
     Ok(())
@@ -87,7 +87,7 @@ fn restart(root: &Path, hook: Hook) -> anyhow::Result<()> {
 
 #[test]
 fn index_that_another_tap_took_over_starts_anew() -> anyhow::Result<()> {
-    for hook in [Hook::Tcx, Hook::Clsact] {
+    for &hook in hooks() {
         in_namespaces(|bpffs| reuse(&bpffs.join("imds"), hook).with_context(|| format!("{hook:?}")))?;
     }
     Ok(())

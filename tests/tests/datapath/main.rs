@@ -9,7 +9,8 @@ mod takeover;
 use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
-use imds_agent::datapath::{Classifier, Counters, PuntRing};
+use aya::util::KernelVersion;
+use imds_agent::datapath::{Classifier, Counters, Hook, PuntRing};
 use imds_ebpf::{
     abi::{IMDS_IPV4, IMDS_IPV6, IMDS_MAC, Reason, TapBinding, TapIndex},
     classify::{SOLICITED_NODE, UNSPECIFIED, Verdict},
@@ -23,6 +24,28 @@ use imds_tests::{
 
 /// What is bound to the guest's tap.
 const BINDING: TapBinding = TapBinding::to(GUEST_MAC).with_ipv6();
+
+/// The kinds of hook that this kernel has, the best first.
+fn hooks() -> &'static [Hook] {
+    if KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0)) {
+        return &[Hook::Tcx, Hook::Clsact];
+    }
+    println!("skipped: TCX, which this kernel does not have");
+    &[Hook::Clsact]
+}
+
+#[test]
+fn classifier_hangs_on_the_best_hook_of_its_kernel() -> anyhow::Result<()> {
+    in_namespaces(|bpffs| {
+        let guest = Tap::new("guest")?;
+        let mut classifier = Classifier::load(&bpffs.join("imds"))?;
+        classifier.attach(guest.index())?;
+        ensure!(Some(&classifier.hook()) == hooks().first(), "{classifier:?}");
+        println!("it hangs on {:?}", classifier.hook());
+        Ok(())
+    })?;
+    Ok(())
+}
 
 /// Every frame of the table through a tap into the host's network, a bridge with another guest on it: what passes arrives
 /// there unchanged and in order, and nothing else does.
