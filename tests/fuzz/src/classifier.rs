@@ -77,14 +77,18 @@ pub fn run(data: &[u8]) {
         Verdict::Punt => {
             assert!(is_address(to) && !is_address(from));
             assert!(is_the_guests(&frame, binding) && bytes.len() <= LARGE_FRAME_MAX);
-            let (protocol, tcp) = if ethertype == Some(0x0800) {
+            let (protocol, payload) = if ethertype == Some(0x0800) {
                 assert_eq!(network[6] & 0x3f | network[7], 0, "a fragment");
                 (network[9], usize::from(network[0] & 15) * 4)
             } else {
                 assert!(binding.is_some_and(|binding| binding.serves_ipv6()));
                 (network[6], 40)
             };
-            assert_eq!((protocol, part(network, tcp + 2, 2)), (6, &[0, 80][..]));
+            if protocol == 6 {
+                assert_eq!(part(network, payload + 2, 2), [0, 80], "another port");
+            } else {
+                is_word_of_ours(protocol, network.get(payload..).unwrap_or_default());
+            }
         }
         Verdict::HairpinArp => {
             assert!(is_the_guests(&frame, binding) && to == IMDS_IPV4);
@@ -103,6 +107,30 @@ pub fn run(data: &[u8]) {
         !is_address(from) || admit(&frame, 0).is_err(),
         "somebody else speaks as the service"
     );
+}
+
+/// A router's word that a packet of ours expired: ICMP's type 11 or ICMPv6's 3, code 0, and what it quotes is TCP from port 80 of
+/// the address.
+fn is_word_of_ours(protocol: u8, message: &[u8]) {
+    let quoted = message.get(8..).unwrap_or_default();
+    let (kind, from, quoted_protocol, tcp): (_, &[u8], _, _) = match protocol {
+        1 => (
+            11,
+            &IMDS_IPV4,
+            part(quoted, 9, 1),
+            usize::from(quoted[0] & 15) * 4,
+        ),
+        58 => (3, &IMDS_IPV6, part(quoted, 6, 1), 40),
+        _ => panic!("protocol {protocol}"),
+    };
+    assert_eq!(part(message, 0, 2), [kind, 0]);
+    let source = if protocol == 1 {
+        part(quoted, 12, 4)
+    } else {
+        part(quoted, 8, 16)
+    };
+    assert_eq!((source, quoted_protocol), (from, &[6][..]));
+    assert_eq!(part(quoted, tcp, 2), [0, 80], "another port");
 }
 
 fn is_the_guests(frame: &Aside<'_>, binding: Option<TapBinding>) -> bool {
