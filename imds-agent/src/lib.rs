@@ -36,8 +36,10 @@
 pub mod agent;
 pub mod bindings;
 pub mod config;
+pub mod control;
 pub mod credentials;
 pub mod datapath;
+pub mod exit_code;
 pub mod glob;
 pub mod http;
 pub mod identity_files;
@@ -48,6 +50,7 @@ pub mod keys;
 pub mod now;
 pub mod observe;
 pub mod registry;
+pub mod reload;
 pub mod stack;
 pub mod sts;
 pub mod worker;

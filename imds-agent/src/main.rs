@@ -1,22 +1,26 @@
 //! The agent: `imds-agent run`, and what an operator needs around it.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::{Context as _, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use imds_agent::{
     agent,
-    config::{Config, DEFAULT_PATH, LogLevel},
+    config::{Config, ConfigError, DEFAULT_PATH, LogLevel},
     datapath::Classifier,
-    registry::{Directory, problem::Severity},
+    exit_code,
+    imdsctl::generate,
+    registry::{Directory, Problem, problem::Severity, record::Kind},
+    reload,
 };
 
 /// EC2-compatible instance metadata service for KVM hosts.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, after_help = exit_code::HELP)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -25,7 +29,7 @@ struct Arguments {
     config: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, Subcommand)]
+#[derive(Subcommand)]
 enum Command {
     /// Serve the instances of this host until SIGTERM
     Run,
@@ -33,6 +37,12 @@ enum Command {
     Check,
     /// Take the classifier off every tap and remove what is pinned: the metadata address becomes ordinary traffic
     Detach,
+    /// Write completions and man pages into a directory, for packages
+    #[command(hide = true)]
+    Generate {
+        #[arg(value_name = "DIRECTORY")]
+        directory: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -41,13 +51,17 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("imds-agent: {error:#}");
-            ExitCode::FAILURE
+            exit_code::of(&error).into()
         }
     }
 }
 
 fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
-    let given = file.map_or_else(Config::load_default, |file| Config::load(file).map(Some))?;
+    if let Command::Generate { directory } = command {
+        generate::write(Arguments::command(), &directory)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let given = read(file)?;
     let is_given = given.is_some();
     let config = given.unwrap_or_default();
     // What `check` finds it prints itself, once.
@@ -72,10 +86,14 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
                 .enable_all()
                 .build()
                 .context("cannot start the control threads")?;
-            runtime.block_on(agent::run(config))?;
+            let file = file.map(Path::to_owned);
+            let read_again = move || Ok(read(file.as_deref())?.unwrap_or_default());
+            runtime.block_on(agent::run(config, Box::new(read_again)))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Check => check(&config),
+        // Done before the configuration was read.
+        Command::Generate { .. } => Ok(ExitCode::SUCCESS),
         Command::Detach => {
             Classifier::load(&config.bpf_directory)?.detach_all()?;
             Ok(ExitCode::SUCCESS)
@@ -83,23 +101,37 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
     }
 }
 
-/// `RUST_LOG` overrules the configuration.
+/// The file that is given, or the default one if it is there.
+fn read(file: Option<&Path>) -> Result<Option<Config>, ConfigError> {
+    file.map_or_else(Config::load_default, |file| Config::load(file).map(Some))
+}
+
+/// `RUST_LOG` overrules the configuration, whose level may change later.
 fn start_log(level: LogLevel) {
-    let level = log::LevelFilter::from(level);
-    let filter = env_logger::Env::default().default_filter_or(format!("warn,imds_agent={level}"));
+    let filter = env_logger::Env::default().default_filter_or("warn,imds_agent=trace");
     env_logger::Builder::from_env(filter).format_target(false).init();
+    reload::set_log_level(level);
 }
 
 /// Prints what stands in the way, and fails if any of it is an error.
 fn check(config: &Config) -> Result<ExitCode> {
     let directory = Directory::open(&config.state_directory, config.rules())?;
     let (snapshot, problems) = (directory.snapshots(), directory.problems());
-    for problem in problems.borrow().iter() {
+    let problems = problems.borrow();
+    let (not_yet, standing): (Vec<&Problem>, Vec<_>) = problems
+        .iter()
+        .partition(|problem| is_not_made_yet(config, problem));
+    for problem in &standing {
         println!("{problem}");
     }
+    for problem in not_yet {
+        println!(
+            "{} is not there yet: the first run makes it",
+            problem.file.display()
+        );
+    }
     let instances = snapshot.borrow().instances.len();
-    let errors = problems
-        .borrow()
+    let errors = standing
         .iter()
         .filter(|problem| problem.severity == Severity::Error)
         .count();
@@ -109,4 +141,17 @@ fn check(config: &Config) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Whether the problem is that a directory is missing which the agent makes when it runs.
+fn is_not_made_yet(config: &Config, problem: &Problem) -> bool {
+    let is_directory = Kind::ALL
+        .iter()
+        .any(|kind| problem.file == Path::new(kind.directory()));
+    is_directory
+        && config
+            .state_directory
+            .join(&problem.file)
+            .symlink_metadata()
+            .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }

@@ -52,10 +52,11 @@ impl HostFiles {
             fs::create_dir_all(files.state().join(kind))?;
         }
         let config = format!(
-            "state_directory = {:?}\nbpf_directory = {:?}\naudit_file = {:?}\n{extra}\n",
+            "state_directory = {:?}\nbpf_directory = {:?}\naudit_file = {:?}\ncontrol.socket = {:?}\n{extra}\n",
             files.state(),
             files.pins,
             files.audit(),
+            files.socket(),
         );
         fs::write(files.config(), config)?;
         Ok(files)
@@ -74,6 +75,11 @@ impl HostFiles {
     /// The audit trail.
     pub fn audit(&self) -> PathBuf {
         self.directory.path().join("log/audit.jsonl")
+    }
+
+    /// The control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("control.sock")
     }
 
     /// The directory of the agent's pins.

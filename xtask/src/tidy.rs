@@ -17,11 +17,13 @@ use crate::host_command::workspace;
 const ROOMS: &[(&str, &str)] = &[
     (
         "agent",
-        "bindings config identity_files identity_signer keys observe worker datapath stack http imds registry credentials sts now",
+        "bindings config control identity_files identity_signer keys observe reload worker datapath stack http imds registry credentials sts now",
     ),
     ("bin", "imdsctl"),
     ("bindings", "registry"),
-    ("config", "glob imds registry credentials sts"),
+    ("config", "control glob imds registry credentials sts"),
+    ("control", "observe worker imds registry credentials now"),
+    ("exit_code", "config control datapath registry"),
     (
         "worker",
         "observe datapath stack http imds registry credentials now",
@@ -33,8 +35,9 @@ const ROOMS: &[(&str, &str)] = &[
     ("identity_files", "imds keys"),
     ("identity_signer", "identity_files imds registry"),
     ("imds", "http registry credentials now"),
-    ("imdsctl", "imds"),
+    ("imdsctl", "control imds"),
     ("registry", ""),
+    ("reload", "config control"),
     ("credentials", "glob keys registry now"),
     ("sts", "keys registry credentials"),
     ("glob", ""),
@@ -50,12 +53,14 @@ const CRATES: &[(&str, &[&str])] = &[
     ("aws_runtime", &["credentials/sts"]),
     ("aws_sdk_sts", &["credentials/sts"]),
     ("aws_smithy_http_client", &["credentials/sts"]),
-    ("hyper", &["sts/"]),
-    ("hyper_util", &["sts/"]),
+    ("axum", &["control/"]),
+    ("hyper", &["sts/", "imdsctl/client.rs"]),
+    ("hyper_util", &["sts/", "imdsctl/client.rs"]),
     ("rustls", &["sts/tls.rs"]),
     ("tokio_rustls", &["sts/listener.rs"]),
     ("rcgen", &["sts/tls.rs"]),
-    // Besides the datapath: a file is opened without waiting for a pipe, a program is ended with its children.
+    // Besides the datapath: a file is opened without waiting for a pipe, a program is ended with its children, users and
+    // groups have names.
     ("libc", &["datapath/", "registry/directory"]),
     (
         "nix",
@@ -63,6 +68,8 @@ const CRATES: &[(&str, &[&str])] = &[
             "datapath/",
             "registry/directory",
             "credentials/process",
+            "control/",
+            "exit_code.rs",
             "main.rs",
         ],
     ),

@@ -14,7 +14,7 @@ pub mod role;
 pub mod snapshot;
 pub mod store;
 
-pub use directory::{Directory, OpenError};
+pub use directory::{CreateError, Directory, OpenError};
 pub use instance::{
     HttpEndpoint, HttpProtocolIpv6, HttpTokens, Instance, InstanceId, InstanceMetadataTags,
     InstanceMetadataTagsIndex, InterfaceId, MetadataOptions, NetworkInterface,

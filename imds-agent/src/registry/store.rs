@@ -61,6 +61,8 @@ struct State {
 pub struct Stored {
     /// The bare object: what the AWS CLI prints around it is taken off.
     pub document: Map<String, Value>,
+    /// What the agent's reader makes of the file; nothing if it is wrong.
+    pub record: Option<Record>,
     /// Which version.
     pub revision: Revision,
     /// The file, below the state directory.
@@ -95,6 +97,11 @@ impl Store {
             root: state_directory.to_owned(),
             state: Mutex::new(State { rules, files }),
         }
+    }
+
+    /// What records have to be good by.
+    pub fn rules(&self) -> Rules {
+        self.state().rules
     }
 
     /// From now on records have to be good by `rules`.
@@ -139,7 +146,7 @@ impl Store {
             .files
             .iter()
             .filter(|(file, known)| file.kind == kind && known.identity.is_some());
-        let read = named.map(|(file, _)| self.read_file(file).map(|whole| whole.stored));
+        let read = named.map(|(file, _)| self.read_file(&state, file).map(|whole| whole.stored));
         read.collect()
     }
 
@@ -240,18 +247,20 @@ impl Store {
                 files,
             });
         }
-        let whole = self.read_file(file)?;
+        let whole = self.read_file(state, file)?;
         Ok((whole.stored.clone(), whole))
     }
 
-    fn read_file(&self, file: &FileKey) -> Result<Whole, StoreError> {
+    fn read_file(&self, state: &State, file: &FileKey) -> Result<Whole, StoreError> {
         let path = self.root.join(file.path());
         let bytes = fs::read(&path).map_err(|source| StoreError::io("read", &path, source))?;
         let mut value = files::parse(&bytes).map_err(|finding| StoreError::Invalid(vec![finding]))?;
         let document = bare_mut(file.kind, &mut value).cloned().unwrap_or_default();
         let (revision, path) = (Revision::of(&bytes), file.path());
+        let record = record::parse(file.kind, &bytes, &state.rules).ok();
         let stored = Stored {
             document,
+            record: record.map(|(record, _)| record),
             revision,
             file: path,
         };
