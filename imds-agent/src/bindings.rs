@@ -283,6 +283,11 @@ mod tests {
             bindings.handle_tap(ONE, "tap0", &snapshot(&[("tap0", mac(1))]))[1],
             Change::Bind(ONE, bound(1).with_packets_per_second(50), on("tap0"))
         );
+        bindings.set_packets_per_second(60);
+        assert_eq!(
+            bindings.handle_snapshot(&snapshot(&[("tap0", mac(1))])),
+            [Change::Amend(ONE, bound(1).with_packets_per_second(60))]
+        );
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub const HELP: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 configura
 
 /// The code for an error: that of the outermost part of it that has one.
 pub fn of(error: &anyhow::Error) -> u8 {
-    error.chain().find_map(|part| of_part(part)).unwrap_or(FAILURE)
+    error.chain().find_map(of_part).unwrap_or(FAILURE)
 }
 
 fn of_part(error: &(dyn std::error::Error + 'static)) -> Option<u8> {

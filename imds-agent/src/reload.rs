@@ -115,13 +115,15 @@ mod tests {
             }),
         );
         assert_eq!(reload.read("a test"), Ok(Reloaded::default()));
-        let taps = Taps::Named(vec!["tap0".to_owned()]);
-        let changed = Config {
-            taps: taps.clone(),
-            state_directory: "/elsewhere".into(),
-            ..Config::default()
+        let changed = |change: fn(&mut Config)| {
+            let mut config = Config::default();
+            change(&mut config);
+            config
         };
-        *file.lock().unwrap() = Some(changed);
+        *file.lock().unwrap() = Some(changed(|config| {
+            config.taps = Taps::Named(Vec::new());
+            config.state_directory = "/elsewhere".into();
+        }));
         let expected = Reloaded {
             changed: vec!["taps"],
             needs_restart: vec!["state_directory"],
@@ -129,10 +131,7 @@ mod tests {
         assert_eq!(reload.read("a test"), Ok(expected));
         assert_eq!(
             reload.config(),
-            &Config {
-                taps,
-                ..Config::default()
-            }
+            &changed(|config| config.taps = Taps::Named(Vec::new()))
         );
         let before = reload.config().clone();
         *file.lock().unwrap() = None;

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
     os::unix::fs::PermissionsExt as _,
     process::{Command, Output, Stdio},
 };
@@ -731,8 +732,14 @@ fn answers_are_as_the_description_says() -> Result<()> {
         412
     );
     // What is no path or no method is told in the same form.
-    for (method, path, status) in [("GET", "/v2", 404), ("POST", "/v1/status", 405)] {
-        let response = ask(&host.files.socket(), method, path, &[], b"")?;
+    let long = vec![b' '; 5 << 20];
+    for (method, path, body, status) in [
+        ("GET", "/v2", &[][..], 404),
+        ("POST", "/v1/status", &[], 405),
+        ("GET", "/v1/instances/%FF", &[], 400),
+        ("PUT", "/v1/instances/i-9", &long, 413),
+    ] {
+        let response = ask(&host.files.socket(), method, path, &[], body)?;
         assert_eq!(response.status, status);
         let refusal: Value = serde_json::from_slice(&response.body)?;
         valid(&description, "#/components/schemas/Error", &refusal)?;
@@ -847,6 +854,33 @@ fn the_peers_user_and_groups_decide_what_it_may() -> Result<()> {
         shown(reader)?.get("UserData").is_none(),
         "readers are shown user data"
     );
+
+    // However many connections a stranger holds, others get theirs.
+    let hold = "
+import socket, sys
+held = [socket.socket(socket.AF_UNIX) for _ in range(40)]
+for one in held: one.connect(sys.argv[1])
+held[-1].settimeout(10)
+try:
+    held[-1].sendall(b'GET /healthz HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n')
+    answer = held[-1].recv(1)
+except OSError:
+    answer = b''
+print('answered' if answer else 'turned away', flush=True)
+sys.stdin.read()
+";
+    let mut stranger = Command::new("setpriv")
+        .args(["--reuid=4000", "--regid=4000", none, "python3", "-c", hold])
+        .arg(&socket)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut told = String::new();
+    BufReader::new(stranger.stdout.take().context("no output")?).read_line(&mut told)?;
+    assert_eq!(told.trim(), "turned away");
+    assert!(as_user(reader, "status")?.status.success());
+    drop(stranger.stdin.take());
+    stranger.wait()?;
 
     // Without groups nobody but root gets through the file's mode.
     let host = Host::new("", |_| ())?;

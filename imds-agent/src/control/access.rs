@@ -10,9 +10,9 @@ use axum::{
     serve::IncomingStream,
 };
 use nix::unistd::{Gid, Uid, geteuid};
-use tokio::net::UnixListener;
+use tokio::net::UnixStream;
 
-use super::Refusal;
+use super::{Refusal, socket::Guarded};
 
 /// What a route asks of its caller.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -56,9 +56,10 @@ impl Permits {
     }
 }
 
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        let Ok(credentials) = stream.io().peer_cred() else {
+impl Peer {
+    /// The other end of `stream`.
+    pub fn of(stream: &UnixStream) -> Self {
+        let Ok(credentials) = stream.peer_cred() else {
             return Self {
                 user: None,
                 groups: Vec::new(),
@@ -74,6 +75,12 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
             user: Some(Uid::from_raw(user)),
             groups,
         }
+    }
+}
+
+impl Connected<IncomingStream<'_, Guarded>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Guarded>) -> Self {
+        stream.io().peer().clone()
     }
 }
 

@@ -112,11 +112,14 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     Ok(parsed)
 }
 
+/// What JSON is called.
+pub(super) const JSON: &str = "application/json";
+
 /// A JSON answer.
 pub(super) fn json(value: &Value) -> Response {
     let mut text = value.to_string();
     text.push('\n');
-    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+    ([(header::CONTENT_TYPE, JSON)], text).into_response()
 }
 
 /// The same, for a file in this version.

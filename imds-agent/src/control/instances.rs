@@ -1,16 +1,17 @@
 //! Instances: all of them in short, and one record whole.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use axum::{
     body::Bytes,
     extract::{Path, State},
     response::Response,
 };
+use imds_ebpf::abi::MacAddr;
 use serde_json::{Value, json};
 
 use super::{
-    Control, Refusal, TapState,
+    Control, Refusal,
     access::Access,
     applied::{answer, deleted},
     asked::{Asked, json, versioned},
@@ -28,10 +29,17 @@ pub(super) fn id(text: &str) -> Result<InstanceId, Refusal> {
 /// `GET /v1/instances`: those in force.
 pub(super) async fn list(State(control): State<Arc<Control>>, _: Asked) -> Answer {
     let taps = control.taps().await?;
+    let bound: Bound<'_> = taps
+        .iter()
+        .filter_map(|tap| Some((tap.name.as_str(), tap.mac?)))
+        .collect();
     let snapshot = control.facts.registry.load();
     let mut members: Vec<_> = snapshot.instances.values().collect();
     members.sort_by_key(|member| &member.instance.instance_id);
-    let instances: Vec<Value> = members.into_iter().map(|member| summary(member, &taps)).collect();
+    let instances: Vec<Value> = members
+        .into_iter()
+        .map(|member| summary(member, &bound))
+        .collect();
     Ok(json(&json!({ "instances": instances })))
 }
 
@@ -78,16 +86,18 @@ pub(super) async fn delete(
     Ok(json(&deleted(state)))
 }
 
-fn summary(member: &Member, taps: &[TapState]) -> Value {
+/// Which MAC is served on which tap.
+type Bound<'a> = HashSet<(&'a str, MacAddr)>;
+
+fn summary(member: &Member, bound: &Bound<'_>) -> Value {
     let instance = &member.instance;
     let interfaces = instance.network_interfaces.iter().map(|interface| {
-        let is_bound = |tap: &TapState| {
-            interface.tap.as_ref() == Some(&tap.name) && tap.mac == Some(interface.mac_address)
-        };
-        let mut value = json!({
-            "macAddress": interface.mac_address.to_string(),
-            "bound": taps.iter().any(is_bound),
-        });
+        let mac = interface.mac_address;
+        let is_bound = interface
+            .tap
+            .as_deref()
+            .is_some_and(|tap| bound.contains(&(tap, mac)));
+        let mut value = json!({ "macAddress": mac.to_string(), "bound": is_bound });
         if let Some(tap) = &interface.tap {
             value["tap"] = tap.as_str().into();
         }

@@ -35,6 +35,12 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, "Invalid", message)
     }
 
+    /// The body is longer than any that is understood.
+    pub(super) fn too_long(bytes_max: usize) -> Self {
+        let message = format!("the body is longer than {bytes_max} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "TooLong", message)
+    }
+
     /// What it is about is not there.
     pub(super) fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "NotFound", message)

@@ -7,13 +7,16 @@ use std::sync::Arc;
 use axum::{
     Router,
     extract::DefaultBodyLimit,
+    http::{StatusCode, header},
     middleware,
+    response::{IntoResponse as _, Response},
     routing::{self, MethodRouter},
 };
 
 use super::{
     Control, Refusal,
     access::{Access, gate},
+    asked::JSON,
     iam, instances, metadata, options, parts, status, user_data,
 };
 
@@ -100,5 +103,23 @@ pub fn router(control: Arc<Control>) -> Router {
         .fallback(async || Refusal::no_route())
         .method_not_allowed_fallback(async || Refusal::no_method())
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::map_response(in_our_words))
         .with_state(control)
+}
+
+/// What axum itself refuses is told as everything else is.
+async fn in_our_words(response: Response) -> Response {
+    let status = response.status();
+    let is_ours = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind == JSON);
+    if is_ours || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    match status {
+        StatusCode::PAYLOAD_TOO_LARGE => Refusal::too_long(BODY_BYTES_MAX).into_response(),
+        _ => Refusal::invalid("the request cannot be read: its path is no text, or its body does not end")
+            .into_response(),
+    }
 }

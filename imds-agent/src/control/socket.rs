@@ -4,14 +4,23 @@ use std::{
     fs, io,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
 };
 
-use axum::Router;
+use axum::{Router, serve::Listener};
 use nix::unistd::{Gid, Group};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{UnixListener, UnixStream, unix::SocketAddr},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 
-use super::access::{Peer, Permits};
+use super::access::{Access, Peer, Permits};
+
+/// Connections at once of those who may do next to nothing: enough for probes, too few to keep others out.
+const STRANGERS_MAX: usize = 16;
 
 /// Where the socket is and who may use it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -129,9 +138,105 @@ impl Socket {
     pub async fn serve(self, router: Router) {
         let router = router.layer(axum::Extension(Arc::new(self.permits)));
         let service = router.into_make_service_with_connect_info::<Peer>();
+        let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+        let Self {
+            listener,
+            file,
+            permits,
+        } = self;
         // It accepts again after every error, and so never ends.
-        let _ = axum::serve(self.listener, service).await;
-        drop(self.file);
+        let _ = axum::serve(
+            Guarded {
+                listener,
+                permits,
+                strangers,
+            },
+            service,
+        )
+        .await;
+        drop(file);
+    }
+}
+
+/// The listener, with few seats for strangers.
+#[derive(Debug)]
+pub struct Guarded {
+    listener: UnixListener,
+    permits: Permits,
+    strangers: Arc<Semaphore>,
+}
+
+/// A connection, and who is at its other end.
+#[derive(Debug)]
+pub struct Seated {
+    stream: UnixStream,
+    peer: Peer,
+    _seat: Option<OwnedSemaphorePermit>,
+}
+
+impl Seated {
+    /// Who is at the other end.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+}
+
+impl Listener for Guarded {
+    type Io = Seated;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Seated, SocketAddr) {
+        loop {
+            let (stream, address) = Listener::accept(&mut self.listener).await;
+            let peer = Peer::of(&stream);
+            let seat = match self.permits.of(&peer) {
+                Access::Anyone => Some(Arc::clone(&self.strangers).try_acquire_owned()),
+                Access::Read | Access::Admin => None,
+            };
+            if let Ok(seat) = seat.transpose() {
+                return (
+                    Seated {
+                        stream,
+                        peer,
+                        _seat: seat,
+                    },
+                    address,
+                );
+            }
+            log::debug!("control socket: {peer:?} is one stranger too many");
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+impl AsyncRead for Seated {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Seated {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

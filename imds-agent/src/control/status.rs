@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     extract::State,
-    http::StatusCode,
+    http::{StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use jiff::Timestamp;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{
     Command, Control, Refusal, TapState,
-    asked::{Asked, json},
+    asked::{Asked, JSON, json},
     refusal::finding,
 };
 use crate::{
@@ -43,7 +43,7 @@ pub(super) async fn readyz(State(control): State<Arc<Control>>) -> Response {
 
 /// `GET /v1/openapi.json`
 pub(super) async fn openapi() -> Response {
-    ([(axum::http::header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+    ([(header::CONTENT_TYPE, JSON)], OPENAPI).into_response()
 }
 
 /// `GET /v1/status`

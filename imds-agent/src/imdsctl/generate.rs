@@ -22,3 +22,29 @@ pub fn write(mut command: Command, directory: &Path) -> Result<()> {
         .with_context(|| format!("cannot write man pages to {}", man.display()))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use crate::imdsctl::Arguments;
+
+    #[test]
+    fn every_command_has_its_page_and_its_completions() {
+        let mut command = Arguments::command();
+        command.build();
+        command.clone().debug_assert();
+        let directory = tempfile::tempdir().unwrap();
+        write(command.clone(), directory.path()).unwrap();
+        let text = |file: &str| fs::read_to_string(directory.path().join(file)).unwrap();
+        for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
+            let name = command.get_name();
+            if name != "help" {
+                assert!(text(&format!("man/imdsctl-{name}.1")).contains(".TH"), "{name}");
+            }
+            assert!(text("completions/imdsctl.bash").contains(name), "{name}");
+        }
+        assert!(text("completions/_imdsctl").starts_with("#compdef imdsctl"));
+    }
+}

@@ -147,7 +147,9 @@ impl Store {
             .iter()
             .filter(|(file, known)| file.kind == kind && known.identity.is_some());
         let read = named.map(|(file, _)| self.read_file(&state, file).map(|whole| whole.stored));
-        read.collect()
+        // One that went away since it was listed is no longer on the list.
+        let is_gone = |read: &Result<Stored, StoreError>| matches!(read, Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound);
+        read.filter(|read| !is_gone(read)).collect()
     }
 
     /// Writes a record, in place of the one that is there or as a new file. `document` is the bare object, or what the AWS
