@@ -276,8 +276,6 @@ impl Agent {
 
     /// Puts in force what a changed configuration says. With a mistake in it nothing changes.
     fn reload(&mut self, why: &str) -> Result<Reloaded, String> {
-        // All links are told again, and those that are selected no more are detached.
-        let links = LinkWatch::new().map_err(|error| error.to_string())?;
         let reloaded = self.reload.read(why)?;
         let config = self.reload.config();
         self.rules.send_replace(config.rules());
@@ -285,7 +283,8 @@ impl Agent {
         self.bindings.set_packets_per_second(config.packets_per_second());
         if self.taps != config.taps {
             self.taps = config.taps.clone();
-            self.links = links;
+            // Those that are selected no more are detached then.
+            self.links.tell_again();
         }
         let changes = self.bindings.handle_snapshot(&self.snapshot);
         self.apply(changes);

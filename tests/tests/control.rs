@@ -870,7 +870,14 @@ print('answered' if answer else 'turned away', flush=True)
 sys.stdin.read()
 ";
     let mut stranger = Command::new("setpriv")
-        .args(["--reuid=4000", "--regid=4000", none, "/usr/bin/python3", "-c", hold])
+        .args([
+            "--reuid=4000",
+            "--regid=4000",
+            none,
+            "/usr/bin/python3",
+            "-c",
+            hold,
+        ])
         .arg(&socket)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

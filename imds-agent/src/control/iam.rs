@@ -13,7 +13,6 @@ use super::{
     Control, Refusal,
     applied::{self, answer, deleted},
     asked::{Asked, json, versioned},
-    parts::list,
 };
 use crate::registry::{
     Snapshot,
@@ -170,4 +169,14 @@ async fn written(control: &Control, wait: Duration, put: &Put) -> Answer {
     };
     let state = control.settle(wait, &[], is_in_force).await?;
     Ok(answer(&applied::written(state, put), put.is_new, &put.revision))
+}
+
+/// All records of a kind, under the name that IAM lists them by.
+async fn list(control: &Arc<Control>, kind: Kind, name: &str) -> Answer {
+    let records = control.store(move |store| store.list(kind)).await?;
+    let documents: Value = records
+        .into_iter()
+        .map(|stored| Value::Object(stored.document))
+        .collect();
+    Ok(json(&json!({ name: documents })))
 }

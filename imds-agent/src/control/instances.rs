@@ -8,7 +8,7 @@ use axum::{
     response::Response,
 };
 use imds_ebpf::abi::MacAddr;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{
     Control, Refusal,
@@ -16,7 +16,11 @@ use super::{
     applied::{answer, deleted},
     asked::{Asked, json, versioned},
 };
-use crate::registry::{InstanceId, snapshot::Member, store::Key};
+use crate::registry::{
+    InstanceId,
+    snapshot::Member,
+    store::{Key, StoreError},
+};
 
 type Answer = Result<Response, Refusal>;
 
@@ -84,6 +88,22 @@ pub(super) async fn delete(
     control.store(move |store| store.delete(&key, &expect)).await?;
     let state = control.settle_instance(asked.wait, &id, None).await?;
     Ok(json(&deleted(state)))
+}
+
+/// Changes an instance's record and waits for it.
+pub(super) async fn change(
+    control: Arc<Control>,
+    id: &str,
+    asked: Asked,
+    change: impl FnOnce(&mut Map<String, Value>) -> Result<(), StoreError> + Send + 'static,
+) -> Answer {
+    let id = self::id(id)?;
+    let (key, expect) = (Key::Instance(id.clone()), asked.expect);
+    let put = control
+        .store(move |store| store.amend(&key, &expect, change))
+        .await?;
+    let written = control.written(asked.wait, &id, &put).await?;
+    Ok(answer(&written, put.is_new, &put.revision))
 }
 
 /// Which MAC is served on which tap.

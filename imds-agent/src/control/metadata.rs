@@ -10,6 +10,7 @@ use axum::{
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
+use zeroize::Zeroize as _;
 
 use super::{Control, Refusal, access::Access, applied::LOOK_AGAIN, asked::Asked, instances::id};
 use crate::{
@@ -56,7 +57,9 @@ pub(super) async fn get(
                     Delivery::RoleCredentials | Delivery::IdentityCredentials
                 );
                 if is_secret && !asked.shows_secrets {
-                    body = redact(&body);
+                    let redacted = redact(&body);
+                    body.zeroize();
+                    body = redacted;
                 }
                 // A guest is sent text as well, but a program here need not guess at its end.
                 let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
@@ -114,8 +117,10 @@ fn redact(body: &[u8]) -> Vec<u8> {
         return REDACTED.into();
     };
     for secret in ["SecretAccessKey", "Token"] {
-        if let Some(value) = document.get_mut(secret) {
-            *value = REDACTED.into();
+        if let Some(value) = document.get_mut(secret)
+            && let Value::String(mut secret) = std::mem::replace(value, REDACTED.into())
+        {
+            secret.zeroize();
         }
     }
     format!("{document:#}").into_bytes()

@@ -13,11 +13,10 @@ use serde_json::{Map, Value, json};
 use super::{
     Control, Refusal,
     asked::{Asked, parse, versioned},
-    instances::id,
-    user_data::change,
+    instances::{change, id},
 };
 use crate::registry::{
-    record::{Kind, Record},
+    record::Record,
     store::{Key, StoreError, Stored},
 };
 
@@ -293,14 +292,4 @@ impl Tag {
     fn to_json(&self) -> Value {
         json!({ "Key": self.key, "Value": self.value })
     }
-}
-
-/// All records of a kind, under the name that IAM lists them by.
-pub(super) async fn list(control: &Arc<Control>, kind: Kind, name: &str) -> Answer {
-    let records = control.store(move |store| store.list(kind)).await?;
-    let documents: Value = records
-        .into_iter()
-        .map(|stored| Value::Object(stored.document))
-        .collect();
-    Ok(super::asked::json(&json!({ name: documents })))
 }

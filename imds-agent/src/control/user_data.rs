@@ -9,18 +9,13 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use serde_json::{Map, Value};
 
 use super::{
     Control, Refusal,
-    applied::answer,
     asked::{Asked, tagged},
-    instances::id,
+    instances::{change, id},
 };
-use crate::registry::{
-    record::Record,
-    store::{Key, StoreError},
-};
+use crate::registry::{record::Record, store::Key};
 
 type Answer = Result<Response, Refusal>;
 
@@ -68,20 +63,4 @@ pub(super) async fn delete(
         Ok(())
     })
     .await
-}
-
-/// Changes an instance's record and waits for it.
-pub(super) async fn change(
-    control: Arc<Control>,
-    id: &str,
-    asked: Asked,
-    change: impl FnOnce(&mut Map<String, Value>) -> Result<(), StoreError> + Send + 'static,
-) -> Answer {
-    let id = self::id(id)?;
-    let (key, expect) = (Key::Instance(id.clone()), asked.expect);
-    let put = control
-        .store(move |store| store.amend(&key, &expect, change))
-        .await?;
-    let written = control.written(asked.wait, &id, &put).await?;
-    Ok(answer(&written, put.is_new, &put.revision))
 }
