@@ -130,11 +130,18 @@ fn check(config: &Config) -> Result<ExitCode> {
             problem.file.display()
         );
     }
+    let groups = config
+        .control()
+        .map_or(Ok(()), |settings| settings.permits().map(drop));
+    if let Err(error) = &groups {
+        println!("{error}");
+    }
     let instances = snapshot.borrow().instances.len();
     let errors = standing
         .iter()
         .filter(|problem| problem.severity == Severity::Error)
-        .count();
+        .count()
+        + usize::from(groups.is_err());
     println!("{instances} instances, {errors} errors");
     Ok(if errors == 0 {
         ExitCode::SUCCESS

@@ -799,7 +799,7 @@ fn valid(description: &Value, schema: &str, value: &Value) -> Result<()> {
 #[test]
 fn the_peers_user_and_groups_decide_what_it_may() -> Result<()> {
     let config = "control.read_group = \"5000\"\ncontrol.admin_group = \"5001\"";
-    let host = Host::new(config, |_| ())?;
+    let mut host = Host::new(config, |_| ())?;
     let socket = host.files.socket();
     let directory = socket.parent().context("no directory")?;
     // Others than root have to reach socket and program.
@@ -888,6 +888,12 @@ sys.stdin.read()
     assert!(as_user(reader, "status")?.status.success());
     drop(stranger.stdin.take());
     stranger.wait()?;
+
+    // Who changed something is in the log, and who tried to.
+    for status in [403, 200] {
+        let line = format!("user 4000: PATCH /v1/instances/{INSTANCE_ID}/tags: {status}");
+        host.agent.wait_for_log(&line)?;
+    }
 
     // Without groups nobody but root gets through the file's mode.
     let host = Host::new("", |_| ())?;
@@ -1063,6 +1069,14 @@ fn each_way_to_fail_has_its_code_and_its_sentence() -> Result<()> {
     fs::remove_dir_all(unreadable.state())?;
     fs::write(unreadable.state(), "not a directory")?;
     fails(&unreadable, &[], 6, "can be neither read nor made")?;
+
+    let groupless = files()?;
+    configure(&groupless, |text| {
+        format!("control.read_group = \"nobody-has-this\"\n{text}")
+    })?;
+    fails(&groupless, &[], 3, "control.read_group: there is no group")?;
+    let (ended, text) = ends(&namespace, &groupless, &[], "check")?;
+    assert!(ended == Some(1) && text.contains("control.read_group"), "{text}");
 
     // Before the first run there are no directories, and that is fine.
     let fresh = files()?;

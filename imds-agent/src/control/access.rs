@@ -5,6 +5,7 @@ use std::{fs, sync::Arc};
 use axum::{
     Extension,
     extract::{ConnectInfo, Request, connect_info::Connected},
+    http::Method,
     middleware::Next,
     response::{IntoResponse as _, Response},
     serve::IncomingStream,
@@ -107,7 +108,7 @@ fn supplementary_groups(process: i32, user: u32, group: u32) -> Option<Vec<Gid>>
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Granted(pub Access);
 
-/// Lets a request through to its handler, or does not.
+/// Lets a request through to its handler, or does not. Who changed something, or was shown secrets, is in the log.
 pub async fn gate(
     needed: Access,
     ConnectInfo(peer): ConnectInfo<Peer>,
@@ -116,11 +117,23 @@ pub async fn gate(
     next: Next,
 ) -> Response {
     let granted = permits.of(&peer);
-    if granted < needed {
-        return Refusal::forbidden(needed, peer.user).into_response();
-    }
     request.extensions_mut().insert(Granted(granted));
-    next.run(request).await
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let response = if granted < needed {
+        Refusal::forbidden(needed, peer.user).into_response()
+    } else {
+        next.run(request).await
+    };
+    if method != Method::GET || uri.query().is_some_and(|query| query.contains("secrets")) {
+        let user = peer
+            .user
+            .map_or_else(|| "nobody known".to_owned(), |user| user.to_string());
+        log::info!(
+            "control socket: user {user}: {method} {uri}: {}",
+            response.status()
+        );
+    }
+    response
 }
 
 #[cfg(test)]

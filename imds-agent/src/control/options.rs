@@ -104,9 +104,7 @@ impl Control {
                     .instances
                     .get(id)
                     .map(|member| member.options);
-                let broken =
-                    || Refusal::conflict("Broken", format!("the record of {id} is wrong: see /v1/status"));
-                (in_force.ok_or_else(broken)?, Applied::Pending)
+                (in_force.ok_or_else(|| Refusal::broken(id))?, Applied::Pending)
             }
         };
         let value = json!({ "InstanceId": id, "InstanceMetadataOptions": describe(options, state) });

@@ -267,8 +267,7 @@ async fn specified(control: &Arc<Control>, body: &[u8]) -> Result<Value, Refusal
     let key = Key::InstanceProfile(name);
     let stored = control.store(move |store| store.get(&key)).await?;
     let Some(Record::InstanceProfile(profile)) = stored.record else {
-        let message = format!("{} is wrong: see /v1/status", stored.file.display());
-        return Err(Refusal::conflict("Broken", message));
+        return Err(Refusal::broken(stored.file.display()));
     };
     let mut value = json!({ "Arn": profile.arn });
     if let Some(id) = &profile.instance_profile_id {

@@ -1,5 +1,7 @@
 //! What goes wrong with a request, as a status and a sentence.
 
+use std::fmt::Display;
+
 use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
@@ -49,6 +51,11 @@ impl Refusal {
     /// It does not go with what is there.
     pub(super) fn conflict(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, code, message)
+    }
+
+    /// The record on disk has a mistake.
+    pub(super) fn broken(what: impl Display) -> Self {
+        Self::conflict("Broken", format!("{what}: the record is wrong, see /v1/status"))
     }
 
     /// The guest itself would be refused.

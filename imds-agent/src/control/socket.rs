@@ -35,6 +35,23 @@ pub struct Settings {
     pub admin_group: Option<String>,
 }
 
+impl Settings {
+    /// Who may do what, by the groups that the host has.
+    pub fn permits(&self) -> Result<Permits, BindError> {
+        let group = |field, name: &Option<String>| match name {
+            Some(name) => gid(name).map(Some).ok_or_else(|| BindError::Group {
+                field,
+                name: name.clone(),
+            }),
+            None => Ok(None),
+        };
+        Ok(Permits {
+            read_group: group("read_group", &self.read_group)?,
+            admin_group: group("admin_group", &self.admin_group)?,
+        })
+    }
+}
+
 /// There is no socket.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
@@ -81,15 +98,7 @@ impl Socket {
             let path = path.to_owned();
             move |source| BindError::Io { action, path, source }
         };
-        let group = |field, name: &Option<String>| match name {
-            Some(name) => gid(name).map(Some).ok_or_else(|| BindError::Group {
-                field,
-                name: name.clone(),
-            }),
-            None => Ok(None),
-        };
-        let read_group = group("read_group", &settings.read_group)?;
-        let admin_group = group("admin_group", &settings.admin_group)?;
+        let permits = settings.permits()?;
         match fs::symlink_metadata(path) {
             Ok(found) if !found.file_type().is_socket() => return Err(BindError::NoSocket(path.clone())),
             Ok(_) if UnixStream::connect(path).await.is_ok() => {
@@ -103,13 +112,15 @@ impl Socket {
         let beside = path.with_extension(std::process::id().to_string());
         let _ = fs::remove_file(&beside);
         let listener = UnixListener::bind(&beside).map_err(failed("listen at", path))?;
-        let mode = settings.mode.unwrap_or(match (read_group, admin_group) {
-            (None, None) => 0o600,
-            (Some(_), None) | (None, Some(_)) => 0o660,
-            // A file has one group; who of the two is there is told from the peer's credentials.
-            (Some(_), Some(_)) => 0o666,
-        });
-        if let Some(group) = read_group.or(admin_group) {
+        let mode = settings
+            .mode
+            .unwrap_or(match (permits.read_group, permits.admin_group) {
+                (None, None) => 0o600,
+                (Some(_), None) | (None, Some(_)) => 0o660,
+                // A file has one group; who of the two is there is told from the peer's credentials.
+                (Some(_), Some(_)) => 0o666,
+            });
+        if let Some(group) = permits.read_group.or(permits.admin_group) {
             chown(&beside, None, Some(group.as_raw())).map_err(failed("change the group of", path))?;
         }
         let prepare = || -> io::Result<u64> {
@@ -119,10 +130,6 @@ impl Socket {
             Ok(inode)
         };
         let inode = prepare().map_err(failed("make", path))?;
-        let permits = Permits {
-            read_group,
-            admin_group,
-        };
         let file = SocketFile {
             path: path.clone(),
             inode,

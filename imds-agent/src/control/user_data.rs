@@ -26,12 +26,7 @@ pub(super) async fn get(State(control): State<Arc<Control>>, Path(text): Path<St
     let stored = control.store(move |store| store.get(&key)).await?;
     let user_data = match stored.record {
         Some(Record::Instance(instance)) => instance.user_data,
-        _ => {
-            return Err(Refusal::conflict(
-                "Broken",
-                format!("the record of {id} is wrong: see /v1/status"),
-            ));
-        }
+        _ => return Err(Refusal::broken(id)),
     };
     let user_data = user_data.ok_or_else(|| Refusal::not_found(format!("{id} has no user data")))?;
     let response = ([(header::CONTENT_TYPE, "application/octet-stream")], user_data.0).into_response();
