@@ -101,10 +101,15 @@ impl Socket {
         let permits = settings.permits()?;
         match fs::symlink_metadata(path) {
             Ok(found) if !found.file_type().is_socket() => return Err(BindError::NoSocket(path.clone())),
-            Ok(_) if UnixStream::connect(path).await.is_ok() => {
-                return Err(BindError::Occupied(path.clone()));
-            }
-            _ => {}
+            Ok(_) => match UnixStream::connect(path).await {
+                Err(error) if is_stale(&error) => {}
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    return Err(failed("take the place of", path)(error));
+                }
+                // Also one that is too busy to answer.
+                _ => return Err(BindError::Occupied(path.clone())),
+            },
+            Err(_) => {}
         }
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(failed("make", directory))?;
@@ -129,7 +134,10 @@ impl Socket {
             fs::rename(&beside, path)?;
             Ok(inode)
         };
-        let inode = prepare().map_err(failed("make", path))?;
+        let inode = prepare().map_err(|error| {
+            let _ = fs::remove_file(&beside);
+            failed("make", path)(error)
+        })?;
         let file = SocketFile {
             path: path.clone(),
             inode,
@@ -260,6 +268,14 @@ impl Drop for SocketFile {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Whether nobody listens at a socket that is there, or it has just gone.
+fn is_stale(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+    )
 }
 
 /// The group of a name or number.
