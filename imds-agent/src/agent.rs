@@ -3,8 +3,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt, io,
+    path::Path,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -20,6 +21,7 @@ use tokio::{
 use crate::{
     bindings::{Bindings, Change},
     config::{Config, Taps},
+    control::{self, Control, Reloaded, TapState},
     credentials::{Issuer, IssuerKeys, Refresher, Sources, issuer_keys, refresh::Watch, schedule::Kind},
     datapath::{
         Classifier, Injector,
@@ -37,7 +39,8 @@ use crate::{
         metrics::{self, Endpoint},
     },
     privilege,
-    registry::{Directory, Problem, Snapshot, role::RoleSource},
+    registry::{Directory, Problem, Rules, Snapshot, Store, role::RoleSource},
+    reload::{self, Reload},
     sts,
     worker::{self, Facts, Worker},
 };
@@ -45,8 +48,13 @@ use crate::{
 /// How long the kernel is left alone with what it refused.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// Commands of the operators' socket that wait for their turn.
+const COMMANDS_MAX: usize = 64;
+
 /// What wakes the agent.
 enum Event {
+    Control(control::Command),
+    Reload(&'static str),
     Link(LinkEvent),
     Registry(Arc<Snapshot>),
     RegistryEnded(io::Error),
@@ -59,13 +67,19 @@ enum Event {
 /// The running agent.
 struct Agent {
     taps: Taps,
+    links: LinkWatch,
+    reload: Reload,
+    rules: watch::Sender<Rules>,
+    control: Arc<Control>,
     classifier: Classifier,
     bindings: Bindings,
     snapshot: Arc<Snapshot>,
     signer: Signer,
     worker: worker::Handle,
-    /// Taps on which the kernel refused something that is to be tried again.
-    refused: BTreeSet<TapIndex>,
+    /// Taps on which the kernel refused something that is to be tried again, and what it said.
+    refused: BTreeMap<TapIndex, String>,
+    /// The registry's revision that the taps are bound by; nothing before all taps are told.
+    applied: watch::Sender<Option<u64>>,
     requests: Arc<Requests>,
     guests: Guests,
     audit: Audit,
@@ -77,9 +91,15 @@ struct Agent {
 }
 
 /// Serves until SIGTERM or SIGINT. The classifier stays on the taps then, so that the address goes dark and not astray.
-pub async fn run(config: Config) -> Result<()> {
-    let mut stop = Stop::new()?;
-    Directory::create(&config.state_directory).context("cannot make the state directory")?;
+/// The directory of the pins is reached at `pins`, and `read` reads the configuration again.
+pub async fn run(config: Config, pins: &Path, read: reload::Read) -> Result<()> {
+    let started = Instant::now();
+    let mut signals = Signals::new()?;
+    Directory::create(&config.state_directory)?;
+    let socket = match config.control() {
+        Some(settings) => Some(control::Socket::bind(&settings).await?),
+        None => None,
+    };
     let directory = Directory::open(&config.state_directory, config.rules())?;
     let mut snapshots = directory.snapshots();
     let audit = match config.audit_file() {
@@ -101,7 +121,7 @@ pub async fn run(config: Config) -> Result<()> {
     let refresher = refresher(&config, &facts, &issuer).watched_by(watch);
     let signer = signer(&config, &facts)?;
     let exchanges = Arc::<StsExchanges>::default();
-    let (asks, mut asked) = mpsc::channel(1);
+    let (asks, mut scrapes) = mpsc::channel(1);
     let endpoint = match config.metrics() {
         Some(settings) => {
             let metrics = metrics(&config, &facts, directory.problems(), &fetches, &exchanges);
@@ -110,7 +130,7 @@ pub async fn run(config: Config) -> Result<()> {
         }
         None => None,
     };
-    let mut classifier = Classifier::load(&config.bpf_directory)?;
+    let mut classifier = Classifier::load(pins)?;
     let worker = Worker {
         ring: classifier
             .rings()
@@ -124,14 +144,31 @@ pub async fn run(config: Config) -> Result<()> {
     let snapshot = Arc::clone(&snapshots.borrow_and_update());
     signer.handle_snapshot(Arc::clone(&snapshot));
     let (worker, mut worker_ended) = worker.start(0).context("cannot start a worker")?;
+    let (commands, mut commanded) = mpsc::channel(COMMANDS_MAX);
+    let applied = watch::Sender::new(None);
+    let control = Arc::new(Control {
+        store: Store::new(&config.state_directory, config.rules()),
+        facts: facts.clone(),
+        snapshots: directory.snapshots(),
+        problems: directory.problems(),
+        applied: applied.subscribe(),
+        commands,
+        extended_credentials: config.extended_credentials(),
+        started,
+    });
     let mut agent = Agent {
         bindings: Bindings::new(config.packets_per_second()),
         taps: config.taps.clone(),
+        links: LinkWatch::new()?,
+        reload: Reload::new(config.clone(), read),
+        rules: directory.rules(),
+        control: Arc::clone(&control),
+        applied,
         classifier,
         snapshot,
         signer,
         worker,
-        refused: BTreeSet::new(),
+        refused: BTreeMap::new(),
         requests: Arc::clone(&facts.requests),
         guests: facts.guests.clone(),
         audit: facts.audit.clone(),
@@ -145,6 +182,9 @@ pub async fn run(config: Config) -> Result<()> {
     let mut upkeep = JoinSet::new();
     if let Some(endpoint) = endpoint {
         upkeep.spawn(endpoint.run());
+    }
+    if let Some(socket) = socket {
+        upkeep.spawn(socket.serve(control::routes::router(control)));
     }
     if let Some(settings) = config.sts_endpoint() {
         let service = sts::Service::new(Arc::clone(&issuer));
@@ -167,22 +207,24 @@ pub async fn run(config: Config) -> Result<()> {
     upkeep.spawn(refresher.run(directory.snapshots()));
     upkeep.spawn(issuer_keys::follow(issuer, keys, issuer_keys));
     let mut registry_watch = tokio::spawn(directory.watch(facts.registry));
-    let mut links = LinkWatch::new()?;
     loop {
         let event = tokio::select! {
             biased;
-            signal = stop.signal() => Event::Stop(signal),
-            event = links.next() => Event::Link(event?),
+            event = signals.next() => event,
+            event = agent.links.next() => Event::Link(event?),
             Ok(()) = snapshots.changed() => Event::Registry(Arc::clone(&snapshots.borrow_and_update())),
             ended = &mut registry_watch => Event::RegistryEnded(ended?),
+            Some(command) = commanded.recv() => Event::Control(command),
             _ = &mut worker_ended => Event::Ended("the worker"),
             Some(_) = upkeep.join_next() => Event::Ended("the upkeep of credentials"),
-            Some(asked) = asked.recv() => Event::Asked(asked),
+            Some(asked) = scrapes.recv() => Event::Asked(asked),
             () = tokio::time::sleep(RETRY_AFTER), if !agent.refused.is_empty() => Event::Retry,
         };
         match event {
             Event::Link(event) => agent.handle_link(event),
             Event::Registry(snapshot) => agent.handle_snapshot(snapshot),
+            Event::Control(command) => agent.handle_control(command),
+            Event::Reload(signal) => drop(agent.reload(signal)),
             Event::RegistryEnded(error) => {
                 return Err(error).context("the registry can no longer be watched");
             }
@@ -239,6 +281,7 @@ impl Agent {
             self.snapshot.instances.len(),
             ours.len()
         );
+        self.applied.send_replace(Some(self.snapshot.revision));
     }
 
     fn handle_snapshot(&mut self, snapshot: Arc<Snapshot>) {
@@ -252,6 +295,45 @@ impl Agent {
         self.snapshot = snapshot;
         self.loaded = Timestamp::now();
         self.apply(changes);
+        // Before all taps are told nothing is applied, whatever the registry says meanwhile.
+        let revision = self.snapshot.revision;
+        self.applied
+            .send_if_modified(|applied| applied.is_some() && applied.replace(revision) != Some(revision));
+    }
+
+    fn handle_control(&mut self, command: control::Command) {
+        // Whoever asked may have gone meanwhile.
+        match command {
+            control::Command::Describe(answer) => drop(answer.send(self.describe())),
+            control::Command::Reload(answer) => drop(answer.send(self.reload("the control socket"))),
+        }
+    }
+
+    fn describe(&self) -> Vec<TapState> {
+        let describe = |(index, name, binding): (TapIndex, &str, Option<TapBinding>)| TapState {
+            index,
+            name: name.to_owned(),
+            mac: binding.map(|binding| binding.mac),
+            refused: self.refused.get(&index).cloned(),
+        };
+        self.bindings.taps().map(describe).collect()
+    }
+
+    /// Puts in force what a changed configuration says. With a mistake in it nothing changes.
+    fn reload(&mut self, why: &str) -> Result<Reloaded, String> {
+        let reloaded = self.reload.read(why)?;
+        let config = self.reload.config();
+        self.rules.send_replace(config.rules());
+        self.control.store.set_rules(config.rules());
+        self.bindings.set_packets_per_second(config.packets_per_second());
+        if self.taps != config.taps {
+            self.taps = config.taps.clone();
+            // Those that are selected no more are detached then.
+            self.links.tell_again();
+        }
+        let changes = self.bindings.handle_snapshot(&self.snapshot);
+        self.apply(changes);
+        Ok(reloaded)
     }
 
     /// Carries changes out. One that the kernel refuses costs its tap the service, and nobody else anything.
@@ -260,20 +342,20 @@ impl Agent {
             let tap = change.tap();
             if let Err(error) = self.try_apply(change) {
                 log::error!("{error:#}; trying again every {RETRY_AFTER:?}");
-                self.refused.insert(tap);
+                self.refused.insert(tap, format!("{error:#}"));
             }
         }
     }
 
     /// Tries again what the kernel refused, and says so only where it works now.
     fn retry(&mut self) {
-        for tap in std::mem::take(&mut self.refused) {
+        for tap in std::mem::take(&mut self.refused).into_keys() {
             let changes = self.bindings.repeat(tap);
             match changes.into_iter().try_for_each(|change| self.try_apply(change)) {
                 Ok(()) => log::info!("tap {}: the kernel no longer refuses", self.name(tap)),
                 Err(error) => {
                     log::debug!("{error:#}");
-                    self.refused.insert(tap);
+                    self.refused.insert(tap, format!("{error:#}"));
                 }
             }
         }
@@ -481,25 +563,28 @@ fn unix_time() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// The signals that end the agent.
-struct Stop {
+/// The signals that the agent obeys.
+struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
 }
 
-impl Stop {
+impl Signals {
     fn new() -> Result<Self> {
         let listen = |kind| signal(kind).context("cannot listen to signals");
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
+            hang_up: listen(SignalKind::hangup())?,
         })
     }
 
-    async fn signal(&mut self) -> &'static str {
+    async fn next(&mut self) -> Event {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => Event::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Event::Stop("SIGINT"),
+            _ = self.hang_up.recv() => Event::Reload("SIGHUP"),
         }
     }
 }

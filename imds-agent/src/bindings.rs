@@ -118,6 +118,11 @@ impl Bindings {
         changes
     }
 
+    /// From the next snapshot on each tap has so many packets served in a second.
+    pub fn set_packets_per_second(&mut self, packets_per_second: u32) {
+        self.packets_per_second = packets_per_second;
+    }
+
     /// Every tap with its name and what is bound to it.
     pub fn taps(&self) -> impl Iterator<Item = (TapIndex, &str, Option<TapBinding>)> {
         self.taps.iter().map(|(index, tap)| {
@@ -277,6 +282,11 @@ mod tests {
         assert_eq!(
             bindings.handle_tap(ONE, "tap0", &snapshot(&[("tap0", mac(1))]))[1],
             Change::Bind(ONE, bound(1).with_packets_per_second(50), on("tap0"))
+        );
+        bindings.set_packets_per_second(60);
+        assert_eq!(
+            bindings.handle_snapshot(&snapshot(&[("tap0", mac(1))])),
+            [Change::Amend(ONE, bound(1).with_packets_per_second(60))]
         );
     }
 

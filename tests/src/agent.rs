@@ -62,12 +62,17 @@ impl HostFiles {
         for kind in ["instances", "roles", "instance-profiles"] {
             fs::create_dir_all(files.state().join(kind))?;
         }
+        // Whoever the agent is.
+        let run = files.directory.path().join("run");
+        fs::create_dir(&run)?;
+        fs::set_permissions(&run, fs::Permissions::from_mode(0o777))?;
         let config = format!(
-            "user = {user:?}\nstate_directory = {:?}\nbpf_directory = {:?}\naudit_file = {:?}\nmetrics.socket = {:?}\n{extra}\n",
+            "user = {user:?}\nstate_directory = {:?}\nbpf_directory = {:?}\naudit_file = {:?}\nmetrics.socket = {:?}\ncontrol.socket = {:?}\n{extra}\n",
             files.state(),
             files.pins,
             files.audit(),
             files.metrics(),
+            files.socket(),
         );
         fs::write(files.config(), config)?;
         Ok(files)
@@ -109,6 +114,11 @@ impl HostFiles {
     /// The socket of the agent's metrics.
     pub fn metrics(&self) -> PathBuf {
         self.directory.path().join("run/metrics.sock")
+    }
+
+    /// The control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("run/control.sock")
     }
 
     /// The directory of the agent's pins.

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod client;
+pub mod control;
 pub mod debian;
 pub mod dhcp;
 pub mod frames;

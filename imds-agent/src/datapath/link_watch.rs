@@ -81,6 +81,11 @@ impl LinkWatch {
         })
     }
 
+    /// From now on every link is told once more, as after lost notifications.
+    pub fn tell_again(&mut self) {
+        self.unlisted = true;
+    }
+
     /// The next event. A call that is cancelled loses nothing.
     pub async fn next(&mut self) -> Result<LinkEvent, LinkWatchError> {
         loop {

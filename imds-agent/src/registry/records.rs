@@ -95,6 +95,21 @@ impl Records {
         }
     }
 
+    /// From now on records are taken by `rules`, and those in force get the options that they do not say themselves. What else
+    /// the rules say holds for a file when it is read next.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
+        for in_force in self.files.values_mut().filter_map(|file| file.in_force.as_mut()) {
+            if let Item::Instance(member) = &mut in_force.item {
+                let options = member.instance.metadata_options.or(rules.options);
+                if member.options != options {
+                    Arc::make_mut(member).options = options;
+                    self.dirty = true;
+                }
+            }
+        }
+    }
+
     /// Takes a file's newest bytes. Nothing is in force before [`Self::commit`].
     pub fn handle_file(&mut self, key: FileKey, bytes: &[u8], modified: Timestamp) {
         let parsed = record::parse(key.kind, bytes, &self.rules);
