@@ -20,7 +20,7 @@ use crate::{
     config::{Config, Taps},
     credentials::{Issuer, IssuerKeys, Refresher, Sources, issuer_keys, refresh::Watch, schedule::Kind},
     datapath::{
-        Classifier, Injector,
+        Classifier, GracePeriods, Injector,
         link_watch::{LinkEvent, LinkWatch},
     },
     identity_files,
@@ -53,6 +53,7 @@ enum Event {
 struct Agent {
     taps: Taps,
     classifier: Classifier,
+    grace_periods: GracePeriods,
     bindings: Bindings,
     snapshot: Arc<Snapshot>,
     signer: Signer,
@@ -100,6 +101,7 @@ pub async fn run(config: Config) -> Result<()> {
         bindings: Bindings::new(config.packets_per_second()),
         taps: config.taps.clone(),
         classifier,
+        grace_periods: GracePeriods::open(),
         snapshot,
         signer,
         worker,
@@ -163,20 +165,17 @@ impl Agent {
             LinkEvent::Appeared {
                 index,
                 name,
+                mac,
                 is_tap: true,
             } if self.taps.select(&name) => {
-                let changes = self.bindings.handle_tap(index, &name, &self.snapshot);
+                let changes = self.bindings.handle_tap(index, &name, mac, &self.snapshot);
                 self.apply(changes);
             }
-            // Renamed to what is none of our business, perhaps.
-            LinkEvent::Appeared { index, .. } => {
-                let change = self.bindings.handle_gone(index);
-                self.apply(change);
-            }
             LinkEvent::Listed => self.handle_listed(),
-            LinkEvent::Gone { index } => {
-                let change = self.bindings.handle_gone(index);
-                self.apply(change);
+            // Also one that was renamed to what is none of our business.
+            LinkEvent::Appeared { index, .. } | LinkEvent::Gone { index } => {
+                let changes = self.bindings.handle_gone(index, &self.snapshot);
+                self.apply(changes);
             }
         }
     }
@@ -238,7 +237,9 @@ impl Agent {
         match change {
             Change::Attach(tap) => {
                 let is_new = !self.classifier.attached().any(|attached| attached == tap);
+                let expedited = is_new.then(|| self.grace_periods.expedite());
                 self.classifier.attach(tap)?;
+                drop(expedited);
                 if is_new {
                     log::info!("tap {}: attached", self.name(tap));
                 }
@@ -252,10 +253,15 @@ impl Agent {
                 self.classifier.bind(tap, binding)?;
                 log::info!("tap {}: now bound to {}", self.name(tap), Bound(binding));
             }
-            Change::Unbind(tap) => {
+            Change::Unbind(tap, why) => {
                 self.classifier.unbind(tap)?;
                 self.worker.tell(worker::Command::Forget(tap));
-                log::info!("tap {}: bound to nobody", self.name(tap));
+                let level = if why.is_ambiguous() {
+                    log::Level::Warn
+                } else {
+                    log::Level::Info
+                };
+                log::log!(level, "tap {}: bound to nobody: {why}", self.name(tap));
             }
             Change::Detach(tap) => {
                 self.worker.tell(worker::Command::Forget(tap));

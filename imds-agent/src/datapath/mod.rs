@@ -3,10 +3,11 @@
 //! Nothing in here knows what a request is. The only room with `unsafe` in it.
 //!
 //! Read in this order: [`program`] (what the agent does with the classifier), [`hook`] (how it hangs on a tap), [`pins`]
-//! (what outlives the agent), [`punt`] and [`inject`] (the frames), [`link_watch`] and [`tap`] (the devices).
+//! (what outlives the agent), [`grace_period`] (why attaching need not be slow), [`punt`] and [`inject`] (the frames), [`link_watch`] and [`tap`] (the devices).
 
 mod bpf;
 pub mod counters;
+pub mod grace_period;
 pub mod hook;
 pub mod inject;
 pub mod link_watch;
@@ -17,6 +18,7 @@ pub mod punt;
 pub mod tap;
 
 pub use counters::Counters;
+pub use grace_period::GracePeriods;
 pub use hook::{Direction, Hook};
 pub use inject::Injector;
 pub use link_watch::{LinkEvent, LinkWatch};
