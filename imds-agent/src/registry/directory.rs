@@ -292,7 +292,7 @@ impl State {
 }
 
 /// Editors' temporary and backup files begin with a dot or end otherwise.
-fn is_record_name(name: &OsStr) -> bool {
+pub(super) fn is_record_name(name: &OsStr) -> bool {
     let name = name.as_encoded_bytes();
     name.ends_with(b".json") && !name.starts_with(b".")
 }

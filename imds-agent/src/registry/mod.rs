@@ -12,6 +12,7 @@ pub mod record;
 pub mod records;
 pub mod role;
 pub mod snapshot;
+pub mod store;
 
 pub use directory::{Directory, OpenError};
 pub use instance::{
@@ -22,3 +23,4 @@ pub use problem::Problem;
 pub use record::Rules;
 pub use role::{AccountId, IamArn, InstanceProfile, InstanceProfileName, Role, RoleName};
 pub use snapshot::{Published, Snapshot};
+pub use store::Store;
