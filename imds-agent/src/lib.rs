@@ -48,6 +48,7 @@ pub mod keys;
 pub mod now;
 pub mod observe;
 pub mod registry;
+pub mod sources;
 pub mod stack;
 pub mod sts;
 pub mod worker;

@@ -4,7 +4,10 @@
 //! command ends with one of the same [codes](exit_code).
 
 pub mod conformance;
+mod guests;
 pub mod identity;
+pub mod libvirt;
+pub mod proxmox;
 
 use std::process::ExitCode;
 
@@ -42,6 +45,10 @@ enum Command {
     Conformance(conformance::Arguments),
     /// Signed instance identity documents.
     Identity(identity::Arguments),
+    /// Instance records of libvirt's domains.
+    Libvirt(libvirt::Arguments),
+    /// Instance records of a Proxmox VE node's virtual machines.
+    Proxmox(proxmox::Arguments),
 }
 
 /// What a command found out.
@@ -69,5 +76,7 @@ fn run(arguments: Arguments) -> Result<Verdict> {
     match arguments.command {
         Command::Conformance(conformance) => conformance::run(conformance, arguments.json),
         Command::Identity(identity) => identity::run(identity, arguments.json),
+        Command::Libvirt(libvirt) => libvirt::run(libvirt, arguments.json),
+        Command::Proxmox(proxmox) => proxmox::run(proxmox, arguments.json),
     }
 }
