@@ -23,7 +23,7 @@ use crate::{netns::Namespace, records};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the names of all hosts' directories begin with; the owning process follows.
-const PREFIX: &str = "imds-host-";
+pub(crate) const PREFIX: &str = "imds-host-";
 
 /// Where the agents pin.
 const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";

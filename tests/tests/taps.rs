@@ -2,6 +2,7 @@
 
 use std::{
     fmt::Write as _,
+    fs,
     io::Write as _,
     process::Stdio,
     sync::Arc,
@@ -12,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use imds_ebpf::abi::{IMDS_MAC, MacAddr};
 use imds_tests::{
     agent::{Agent, HostFiles},
-    client::{PATIENCE, text, token},
+    client::{PATIENCE, get, text, token},
     frames::{Arp, BROADCAST, GUEST_MAC},
     host::{ADDRESS, Host, INSTANCE_ID, program},
     kernel_guest::KernelGuest,
@@ -110,7 +111,7 @@ fn a_multi_queue_tap_in_a_bridge_is_served_on_every_queue() -> Result<()> {
 fn a_tap_that_goes_is_forgotten_and_its_pins_with_it() -> Result<()> {
     let mut host = Host::new("", |_| ())?;
     let links = host.files.pins().join("links");
-    let pinned = || -> Result<usize> { Ok(std::fs::read_dir(&links)?.count()) };
+    let pinned = || -> Result<usize> { Ok(fs::read_dir(&links)?.count()) };
     let before = pinned()?;
     for round in 0..3 {
         let tap = host.namespace.enter(|| Tap::new("passing"))?;
@@ -200,5 +201,35 @@ fn a_thousand_taps_are_attached_and_bound_at_start() -> Result<()> {
         println!("the {start} start with {TAPS} taps to ready: {took:?}");
         agent.stop()?;
     }
+    Ok(())
+}
+
+#[test]
+fn an_agent_in_another_namespace_serves_the_taps_there_from_the_same_records() -> Result<()> {
+    let (host, guest) = Host::with_guest(|_| ())?;
+    let tenant = Namespace::new()?;
+    let files = HostFiles::new("")?;
+    let config = fs::read_to_string(files.config())?;
+    let own_state = format!("{:?}", files.state());
+    let config = config.replace(&own_state, &format!("{:?}", host.files.state()));
+    fs::write(files.config(), config)?;
+    let record = records::instance("i-tenant", guest_mac(3), "jailed0", ADDRESS);
+    host.files.put("instances", "tenant", &record)?;
+    let tap = Arc::new(tenant.enter(|| Tap::new("jailed0"))?);
+    let _agent = Agent::start(&program()?, &tenant, &files)?;
+    let jailed = KernelGuest::new(tap, guest_mac(3), &format!("{ADDRESS}/24"))?;
+    let token_and_id = || -> Result<(String, String)> {
+        let token = token()?;
+        let id = text(&token, "meta-data/instance-id")?;
+        Ok((token, id))
+    };
+    let (of_tenant, id) = jailed.namespace.enter(token_and_id)?;
+    assert_eq!(id, "i-tenant");
+    expect_served(&guest)?;
+    // Both agents have the same keys, and a token is still its own instance's only.
+    let response = guest
+        .namespace
+        .enter(|| get(&of_tenant, "meta-data/instance-id"))?;
+    assert_eq!(response.status, 401);
     Ok(())
 }

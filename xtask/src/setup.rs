@@ -48,6 +48,9 @@ const PACKAGES: &[Package] = &[
     ("curl", Some("curl")),
     ("wget", Some("wget")),
     ("openssl", Some("openssl")),
+    ("libvirt-daemon", Some("libvirtd")),
+    ("libvirt-daemon-driver-qemu", None),
+    ("libvirt-clients", Some("virsh")),
     ("python3", Some("python3")),
     ("python3-venv", None),
 ];
