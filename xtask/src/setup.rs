@@ -48,11 +48,15 @@ const PACKAGES: &[Package] = &[
     ("curl", Some("curl")),
     ("wget", Some("wget")),
     ("openssl", Some("openssl")),
+    ("python3", Some("python3")),
+    ("python3-venv", None),
+];
+
+/// What only the tests want: Debian's libvirtd without the package that makes services of it.
+const TEST_PACKAGES: &[Package] = &[
     ("libvirt-daemon", Some("libvirtd")),
     ("libvirt-daemon-driver-qemu", None),
     ("libvirt-clients", Some("virsh")),
-    ("python3", Some("python3")),
-    ("python3-venv", None),
 ];
 
 /// The compiler for the classifier, where rustup has no nightly with its sources.
@@ -131,7 +135,7 @@ pub fn need_root(what: &str) -> Result<()> {
 
 fn missing(extent: Extent) -> Result<Vec<Item>> {
     let mut missing = Vec::new();
-    let packages = missing_packages()?;
+    let packages = missing_packages(extent)?;
     if !packages.is_empty() {
         missing.push(Item {
             what: format!("packages, by their Debian names: {}", packages.join(" ")),
@@ -214,10 +218,16 @@ fn missing_clients() -> Vec<Item> {
 }
 
 /// One question to dpkg for all packages; on other systems, a look along PATH.
-fn missing_packages() -> Result<Vec<&'static str>> {
+fn missing_packages(extent: Extent) -> Result<Vec<&'static str>> {
+    let for_tests = if extent == Extent::Tests {
+        TEST_PACKAGES
+    } else {
+        &[]
+    };
     if !is_debian() {
         let missing = PACKAGES
             .iter()
+            .chain(for_tests)
             .filter(|(_, program)| program.is_some_and(|program| !is_on_path(program)));
         return Ok(missing.map(|(package, _)| *package).collect());
     }
@@ -229,6 +239,7 @@ fn missing_packages() -> Result<Vec<&'static str>> {
     let wanted: Vec<_> = PACKAGES
         .iter()
         .chain(compiler)
+        .chain(for_tests)
         .map(|(package, _)| *package)
         .collect();
     let output = Command::new("dpkg-query")

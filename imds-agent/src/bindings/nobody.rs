@@ -50,7 +50,7 @@ impl Nobody {
 impl fmt::Display for Nobody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unnamed => f.write_str("no record names it"),
+            Self::Unnamed => f.write_str("no record names it or has the MAC that it shows"),
             Self::NamesAnother { instance, tap } => {
                 write!(f, "its MAC points to {instance}, whose record names tap {tap}")
             }

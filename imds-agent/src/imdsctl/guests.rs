@@ -32,11 +32,8 @@ impl Guests {
         }
         let outcome = sources::put(&self.store()?, guest, earlier)?;
         if let Outcome::LeftAlone(file) = &outcome {
-            let file = file.display();
-            eprintln!(
-                "imdsctl: {}: an operator's record stands in its place: {file}",
-                guest.id
-            );
+            let (id, file) = (&guest.id, file.display());
+            eprintln!("imdsctl: {id}: {file} has the same id, MAC or tap and is left as it is");
         }
         Ok(outcome)
     }

@@ -45,7 +45,7 @@ pub enum Outcome {
     Written,
     /// It was there.
     Kept,
-    /// An operator's record stands in its place, in this file.
+    /// A record that is not this guest's, an operator's as a rule, stands in its place in this file.
     LeftAlone(PathBuf),
 }
 

@@ -150,3 +150,20 @@ fn slips_are_told_with_the_element() {
         assert!(guest(no_domain, None).is_err(), "{no_domain}");
     }
 }
+
+#[test]
+fn the_documentation_is_true() {
+    let document = include_str!("../../../../docs/hypervisors.md");
+    let (_, rest) = document.split_once("```xml\n").unwrap();
+    let (metadata, _) = rest.split_once("```").unwrap();
+    let devices = "<devices><interface type='user'><mac address='52:54:00:aa:bb:09'/></interface></devices>";
+    let uuid = "8c4b6f00-2d5e-4f0a-9c3e-1b2a3c4d5e6f";
+    let guest = good(&format!(
+        "<domain><uuid>{uuid}</uuid>{metadata}{devices}</domain>"
+    ));
+    assert_eq!(guest.warnings, Vec::<String>::new());
+    assert_eq!(
+        guest.document["UserData"],
+        STANDARD.encode("#!/bin/sh\necho hello\n")
+    );
+}
