@@ -23,14 +23,14 @@ use thiserror::Error;
 /// A link came or went.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LinkEvent {
-    /// It is there: told once for each link at the start, for each new one, again when its name or its MAC changes, and
+    /// It is there: told once for each link at the start, for each new one, again when its name or a tap's MAC changes, and
     /// once more for every link after notifications were lost (it may be another device by now, with the same index).
     Appeared {
         /// Its index.
         index: TapIndex,
         /// Its name at this time.
         name: String,
-        /// The host side's own MAC at this time, if it is an Ethernet address. No guest can change it.
+        /// A tap's own MAC at this time: the host's side of the cable, which no guest can change.
         mac: Option<MacAddr>,
         /// Whether it is a tap: a TUN/TAP device that carries Ethernet frames.
         is_tap: bool,
@@ -139,22 +139,23 @@ impl Known {
         }
     }
 
-    /// The kernel notifies of every change of a link; a new name or MAC is all that matters here. A bridge also tells of
+    /// The kernel notifies of every change of a link; a new name, or a tap's new MAC, is all that matters here. A bridge also tells of
     /// its ports, in its own address family and without saying what kind of link they are.
     fn appeared(&mut self, link: &LinkMessage) {
         let Some(name) = name_of(link).filter(|_| !is_from_bridge(link)) else {
             return;
         };
         let index = TapIndex(link.header.index);
-        let identity = (name.clone(), mac_of(link));
-        if self.links.get(&index) != Some(&identity) {
-            let (name, mac) = identity.clone();
-            self.links.insert(index, identity);
+        let is_tap = is_tap(link);
+        let told = (name.clone(), mac_of(link).filter(|_| is_tap));
+        if self.links.get(&index) != Some(&told) {
+            let (name, mac) = told.clone();
+            self.links.insert(index, told);
             self.events.push_back(LinkEvent::Appeared {
                 index,
                 name,
                 mac,
-                is_tap: is_tap(link),
+                is_tap,
             });
         }
     }

@@ -62,7 +62,9 @@ pub enum Earlier {
 
 /// Writes the record of a guest.
 pub fn put(store: &Store, guest: &Guest, earlier: Earlier) -> Result<Outcome, StoreError> {
-    let mut own = of_origin(store, &guest.origin)?;
+    let of_source = of_source(store, &guest.origin.source)?.into_iter();
+    let (own, others): (Vec<_>, Vec<_>) =
+        of_source.partition(|(_, stored)| origin_of(stored).as_ref() == Some(&guest.origin));
     if earlier == Earlier::Keep && !own.is_empty() {
         return Ok(Outcome::Kept);
     }
@@ -78,26 +80,16 @@ pub fn put(store: &Store, guest: &Guest, earlier: Earlier) -> Result<Outcome, St
             }
         }
     }
-    let same = own.iter().position(|(id, _)| *id == guest.id);
-    let expect = same.map_or(Expect::Absent, |at| Expect::At(own.swap_remove(at).1.revision));
-    // The guest has another id now.
-    for (id, stored) in own {
-        store.delete(&Key::Instance(id), &Expect::At(stored.revision))?;
-    }
-    let text = Value::Object(document).to_string();
-    let key = Key::Instance(guest.id.clone());
-    let mut put = store.put(&key, text.as_bytes(), &expect);
+    let (same, mut stale): (Vec<_>, Vec<_>) = own.into_iter().partition(|(id, _)| *id == guest.id);
     // A hypervisor that gives a tap to a guest has taken it from whoever had it, even if no word of that came through.
-    while let Err(StoreError::Taken { what, file }) = &put
-        && what.starts_with("Tap ")
-        && let Some((id, stale)) = of_source(store, &guest.origin.source)?
-            .into_iter()
-            .find(|(_, stored)| stored.file == *file)
-    {
-        store.delete(&Key::Instance(id), &Expect::At(stale.revision))?;
-        put = store.put(&key, text.as_bytes(), &expect);
-    }
-    match put {
+    let taps: Vec<&str> = taps(&guest.document).collect();
+    let has_our_tap = |stored: &Stored| self::taps(&stored.document).any(|tap| taps.contains(&tap));
+    stale.extend(others.into_iter().filter(|(_, stored)| has_our_tap(stored)));
+    delete_all(store, stale)?;
+    let key = Key::Instance(guest.id.clone());
+    let revision = same.into_iter().next().map(|(_, stored)| stored.revision);
+    let expect = revision.map_or(Expect::Absent, Expect::At);
+    match store.put(&key, Value::Object(document).to_string().as_bytes(), &expect) {
         Ok(_) => Ok(Outcome::Written),
         Err(StoreError::Exists(_)) => Ok(Outcome::LeftAlone(store.get(&key)?.file)),
         Err(StoreError::Taken { file, .. }) => Ok(Outcome::LeftAlone(file)),
@@ -107,7 +99,9 @@ pub fn put(store: &Store, guest: &Guest, earlier: Earlier) -> Result<Outcome, St
 
 /// Deletes what its source wrote of a guest; the instances that went.
 pub fn remove(store: &Store, origin: &Origin) -> Result<Vec<InstanceId>, StoreError> {
-    delete_all(store, of_origin(store, origin)?)
+    let mut own = of_source(store, &origin.source)?;
+    own.retain(|(_, stored)| origin_of(stored).as_ref() == Some(origin));
+    delete_all(store, own)
 }
 
 /// Deletes what `source` wrote of guests that are not in `here`; the instances that went.
@@ -125,12 +119,6 @@ fn delete_all(store: &Store, records: Vec<(InstanceId, Stored)>) -> Result<Vec<I
     records.into_iter().map(delete).collect()
 }
 
-fn of_origin(store: &Store, origin: &Origin) -> Result<Vec<(InstanceId, Stored)>, StoreError> {
-    let mut records = of_source(store, &origin.source)?;
-    records.retain(|(_, stored)| origin_of(stored).as_ref() == Some(origin));
-    Ok(records)
-}
-
 fn of_source(store: &Store, source: &str) -> Result<Vec<(InstanceId, Stored)>, StoreError> {
     let records = store.list(Kind::Instance)?.into_iter().filter_map(|stored| {
         let origin = origin_of(&stored)?;
@@ -142,6 +130,13 @@ fn of_source(store: &Store, source: &str) -> Result<Vec<(InstanceId, Stored)>, S
 
 fn origin_of(stored: &Stored) -> Option<Origin> {
     serde_json::from_value(stored.document.get("Origin")?.clone()).ok()
+}
+
+/// The taps that a record names.
+fn taps(document: &Map<String, Value>) -> impl Iterator<Item = &str> {
+    let interfaces = document.get("NetworkInterfaces").and_then(Value::as_array);
+    let interfaces = interfaces.into_iter().flatten();
+    interfaces.filter_map(|interface| interface.get("Tap")?.as_str())
 }
 
 /// The id of an instance that has no other: `i-` and the first digits of a digest, so that ids stay apart where UUIDs or
