@@ -4,7 +4,8 @@
 //! include/net/tcx.h. For every program that joins a hook the kernel waits until no processor can still be using the hook's
 //! old list: some 14 ms on an idle machine, two hooks a tap, all taps one after the other, so half a minute for a thousand
 //! taps. Expedited, the same wait takes some 0.1 ms and costs every processor an interrupt. Hosts that cannot bear that
-//! (real-time ones) say so with `rcu_normal`, which wins.
+//! (real-time ones) say so with `rcu_normal`, which wins. An agent that is killed in between leaves the kernel expediting, which
+//! changes nothing else.
 
 use std::{
     fs::{File, OpenOptions},
