@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -84,6 +85,26 @@ fn each_word_of_libvirts_hook_does_what_it_should() -> Result<()> {
     assert_eq!(records(&files)?, Vec::<Value>::new());
     hook(&files, "reconnect", DOMAIN)?;
     assert_eq!(records(&files)?.len(), 1);
+    Ok(())
+}
+
+/// An agent that is not root has to read the records and to share the lock.
+#[test]
+fn what_root_writes_belongs_to_whoever_owns_the_state_directory() -> Result<()> {
+    const SOMEBODY: u32 = 65534;
+    let files = HostFiles::new("")?;
+    let directory = files.config().parent().context("a directory")?.to_owned();
+    // The owner has to get there.
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o711))?;
+    let instances = files.state().join("instances");
+    for path in [files.state(), instances.clone()] {
+        chown(path, Some(SOMEBODY), Some(SOMEBODY))?;
+    }
+    hook(&files, "start", DOMAIN)?;
+    let record = fs::read_dir(&instances)?.next().context("a record")??;
+    for metadata in [record.metadata()?, files.state().join(".lock").metadata()?] {
+        assert_eq!((metadata.uid(), metadata.gid()), (SOMEBODY, SOMEBODY));
+    }
     Ok(())
 }
 

@@ -2,17 +2,23 @@
 
 use std::{
     io::{self, Write as _},
-    path::PathBuf,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use nix::unistd::{Gid, Uid, getegid, geteuid, setegid, seteuid};
 use serde_json::{Value, json};
 
 use super::Verdict;
 use crate::{
     config::Config,
-    registry::{Directory, InstanceId, instance::Origin, store::Store},
+    registry::{
+        Directory, InstanceId,
+        instance::Origin,
+        store::{Store, StoreError},
+    },
     sources::{self, Earlier, Guest, Outcome},
 };
 
@@ -30,7 +36,7 @@ impl Guests {
         for warning in &guest.warnings {
             eprintln!("imdsctl: {}: {warning}", guest.id);
         }
-        let outcome = sources::put(&self.store()?, guest, earlier)?;
+        let outcome = self.write(|store| sources::put(store, guest, earlier))?;
         if let Outcome::LeftAlone(file) = &outcome {
             let (id, file) = (&guest.id, file.display());
             eprintln!("imdsctl: {id}: {file} has the same id, MAC or tap and is left as it is");
@@ -40,23 +46,57 @@ impl Guests {
 
     /// Deletes the records of a guest.
     pub fn remove(&self, origin: &Origin) -> Result<Vec<InstanceId>> {
-        Ok(sources::remove(&self.store()?, origin)?)
+        self.write(|store| sources::remove(store, origin))
     }
 
     /// Deletes the records of a source's guests that are not here.
     pub fn retain(&self, source: &str, here: &[Origin]) -> Result<Vec<InstanceId>> {
-        Ok(sources::retain(&self.store()?, source, here)?)
+        self.write(|store| sources::retain(store, source, here))
     }
 
-    fn store(&self) -> Result<Store> {
+    fn write<T>(&self, work: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T> {
         let config = match &self.config {
             Some(file) => Some(Config::load(file)?),
             None => Config::load_default()?,
         };
         let config = config.unwrap_or_default();
         let directory = &config.state_directory;
+        let _owner = directory
+            .exists()
+            .then(|| Owner::become_that_of(directory))
+            .transpose()?;
         Directory::create(directory).with_context(|| format!("cannot make {}", directory.display()))?;
-        Ok(Store::new(directory, config.rules()))
+        Ok(work(&Store::new(directory, config.rules()))?)
+    }
+}
+
+/// Whoever owns the state directory, as long as this lives: hooks run as root, and the agent has to be able to read what they
+/// write, and to take the same lock.
+struct Owner {
+    before: (Uid, Gid),
+}
+
+impl Owner {
+    fn become_that_of(directory: &Path) -> Result<Self> {
+        let before = (geteuid(), getegid());
+        let owner = directory.metadata().context("the state directory has no owner")?;
+        let this = Self { before };
+        if before.0.is_root() && owner.uid() != 0 {
+            setegid(Gid::from_raw(owner.gid()))
+                .and_then(|()| seteuid(Uid::from_raw(owner.uid())))
+                .with_context(|| format!("cannot become the owner of {}", directory.display()))?;
+        }
+        Ok(this)
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        let (user, group) = self.before;
+        if geteuid() != user {
+            // Root's to take back, as the saved user is still root.
+            let _ = seteuid(user).and_then(|()| setegid(group));
+        }
     }
 }
 
