@@ -24,7 +24,7 @@ use crate::{
     control::{self, Control, Reloaded, TapState},
     credentials::{Issuer, IssuerKeys, Refresher, Sources, issuer_keys, refresh::Watch, schedule::Kind},
     datapath::{
-        Classifier, Injector,
+        Classifier, GracePeriods, Injector,
         link_watch::{LinkEvent, LinkWatch},
     },
     identity_files,
@@ -72,6 +72,7 @@ struct Agent {
     rules: watch::Sender<Rules>,
     control: Arc<Control>,
     classifier: Classifier,
+    grace_periods: GracePeriods,
     bindings: Bindings,
     snapshot: Arc<Snapshot>,
     signer: Signer,
@@ -92,7 +93,7 @@ struct Agent {
 
 /// Serves until SIGTERM or SIGINT. The classifier stays on the taps then, so that the address goes dark and not astray.
 /// The directory of the pins is reached at `pins`, and `read` reads the configuration again.
-pub async fn run(config: Config, pins: &Path, read: reload::Read) -> Result<()> {
+pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read: reload::Read) -> Result<()> {
     let started = Instant::now();
     let mut signals = Signals::new()?;
     Directory::create(&config.state_directory)?;
@@ -131,6 +132,7 @@ pub async fn run(config: Config, pins: &Path, read: reload::Read) -> Result<()> 
         None => None,
     };
     let mut classifier = Classifier::load(pins)?;
+    grace_periods.tell();
     let worker = Worker {
         ring: classifier
             .rings()
@@ -165,6 +167,7 @@ pub async fn run(config: Config, pins: &Path, read: reload::Read) -> Result<()> 
         control: Arc::clone(&control),
         applied,
         classifier,
+        grace_periods,
         snapshot,
         signer,
         worker,
@@ -249,20 +252,17 @@ impl Agent {
             LinkEvent::Appeared {
                 index,
                 name,
+                mac,
                 is_tap: true,
             } if self.taps.select(&name) => {
-                let changes = self.bindings.handle_tap(index, &name, &self.snapshot);
+                let changes = self.bindings.handle_tap(index, &name, mac, &self.snapshot);
                 self.apply(changes);
             }
-            // Renamed to what is none of our business, perhaps.
-            LinkEvent::Appeared { index, .. } => {
-                let change = self.bindings.handle_gone(index);
-                self.apply(change);
-            }
             LinkEvent::Listed => self.handle_listed(),
-            LinkEvent::Gone { index } => {
-                let change = self.bindings.handle_gone(index);
-                self.apply(change);
+            // Also one that was renamed to what is none of our business.
+            LinkEvent::Appeared { index, .. } | LinkEvent::Gone { index } => {
+                let changes = self.bindings.handle_gone(index, &self.snapshot);
+                self.apply(changes);
             }
         }
     }
@@ -314,6 +314,7 @@ impl Agent {
             index,
             name: name.to_owned(),
             mac: binding.map(|binding| binding.mac),
+            nobody: self.bindings.nobody(index).map(ToString::to_string),
             refused: self.refused.get(&index).cloned(),
         };
         self.bindings.taps().map(describe).collect()
@@ -365,7 +366,9 @@ impl Agent {
         match change {
             Change::Attach(tap) => {
                 let is_new = !self.classifier.attached().any(|attached| attached == tap);
+                let expedited = is_new.then(|| self.grace_periods.expedite());
                 self.classifier.attach(tap)?;
+                drop(expedited);
                 if is_new {
                     log::info!("tap {}: attached", self.name(tap));
                 }
@@ -379,10 +382,15 @@ impl Agent {
                 self.classifier.bind(tap, binding)?;
                 log::info!("tap {}: now bound to {}", self.name(tap), Bound(binding));
             }
-            Change::Unbind(tap) => {
+            Change::Unbind(tap, why) => {
                 self.classifier.unbind(tap)?;
                 self.worker.tell(worker::Command::Forget(tap));
-                log::info!("tap {}: bound to nobody", self.name(tap));
+                let level = if why.is_ambiguous() {
+                    log::Level::Warn
+                } else {
+                    log::Level::Info
+                };
+                log::log!(level, "tap {}: bound to nobody: {why}", self.name(tap));
             }
             Change::Detach(tap) => {
                 self.worker.tell(worker::Command::Forget(tap));

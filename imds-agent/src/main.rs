@@ -13,7 +13,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use imds_agent::{
     agent,
     config::{Config, ConfigError, DEFAULT_PATH, LogLevel},
-    datapath::{Classifier, pins},
+    datapath::{Classifier, GracePeriods, pins},
     exit_code,
     imdsctl::generate,
     privilege,
@@ -82,6 +82,8 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
     match command {
         Command::Run => {
             panic::set_hook(Box::new(tell_panic));
+            // The switch is root's.
+            let grace_periods = GracePeriods::open();
             let reduced = reduce_privileges(&config)?;
             // Keys and credentials go into no core dump, and no other process reads them. Not earlier: to change the user
             // makes this what the host has it for such programs.
@@ -95,7 +97,12 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
                 .context("cannot start the control threads")?;
             let file = file.map(Path::to_owned);
             let read_again = move || Ok(read(file.as_deref())?.unwrap_or_default());
-            runtime.block_on(agent::run(config, &reduced.pins, Box::new(read_again)))?;
+            runtime.block_on(agent::run(
+                config,
+                &reduced.pins,
+                grace_periods,
+                Box::new(read_again),
+            ))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Check => check(&config),

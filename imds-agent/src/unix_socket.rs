@@ -167,7 +167,7 @@ mod tests {
         assert!(path.exists());
         drop(next);
         assert!(!path.exists());
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        drop(net::UnixListener::bind(&path).unwrap());
         remove_stale(&path);
         assert!(!path.exists());
         fs::write(&path, "").unwrap();

@@ -24,7 +24,7 @@ use crate::{netns::Namespace, records};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the names of all hosts' directories begin with; the owning process follows.
-const PREFIX: &str = "imds-host-";
+pub(crate) const PREFIX: &str = "imds-host-";
 
 /// Whom the agents run as: any user but root will do, and this one is everywhere.
 pub const USER: &str = "nobody";

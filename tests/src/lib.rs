@@ -9,6 +9,7 @@ pub mod frames;
 pub mod host;
 pub mod kernel;
 pub mod kernel_guest;
+pub mod libvirt;
 pub mod load;
 pub mod moto;
 pub mod netns;

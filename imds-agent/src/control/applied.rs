@@ -8,9 +8,9 @@ use std::{sync::Arc, time::Duration};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Control, Refusal, asked, refusal::finding};
+use super::{Control, Refusal, TapState, asked, refusal::finding};
 use crate::registry::{
-    InstanceId, Snapshot,
+    InstanceId, NetworkInterface, Snapshot,
     record::Record,
     store::{Put, Revision},
 };
@@ -42,7 +42,7 @@ impl Control {
     pub(super) async fn settle(
         &self,
         wait: Duration,
-        taps: &[&str],
+        interfaces: &[NetworkInterface],
         holds: impl Fn(&Snapshot) -> bool,
     ) -> Result<State, Refusal> {
         let deadline = Instant::now() + wait;
@@ -54,7 +54,7 @@ impl Control {
                 .borrow_and_update()
                 .is_some_and(|revision| revision >= snapshot.revision);
             let is_held = holds(&snapshot);
-            if is_held && is_bound && !self.is_refused(taps).await? {
+            if is_held && is_bound && !self.is_refused(interfaces).await? {
                 return Ok(State::Applied);
             }
             let change = async {
@@ -82,15 +82,10 @@ impl Control {
             Some(Record::Instance(instance)) => Some(&**instance),
             _ => None,
         };
-        let interfaces = written
-            .into_iter()
-            .flat_map(|instance| &instance.network_interfaces);
-        let taps: Vec<&str> = interfaces
-            .filter_map(|interface| interface.tap.as_deref())
-            .collect();
+        let interfaces = written.map_or(&[][..], |instance| &instance.network_interfaces);
         let holds =
             |snapshot: &Snapshot| snapshot.instances.get(id).map(|member| &member.instance) == written;
-        self.settle(wait, &taps, holds).await
+        self.settle(wait, interfaces, holds).await
     }
 
     /// The answer to a write of an instance's record.
@@ -99,14 +94,16 @@ impl Control {
         Ok(written(state, put))
     }
 
-    async fn is_refused(&self, taps: &[&str]) -> Result<bool, Refusal> {
-        if taps.is_empty() {
+    async fn is_refused(&self, interfaces: &[NetworkInterface]) -> Result<bool, Refusal> {
+        if interfaces.is_empty() {
             return Ok(false);
         }
-        let known = self.taps().await?;
-        Ok(known
-            .iter()
-            .any(|tap| tap.refused.is_some() && taps.contains(&tap.name.as_str())))
+        let taps = self.taps().await?;
+        let is_one = |tap: &TapState, interface: &NetworkInterface| {
+            interface.tap.as_deref() == Some(&*tap.name) || tap.mac == Some(interface.mac_address)
+        };
+        let mut refused = taps.iter().filter(|tap| tap.refused.is_some());
+        Ok(refused.any(|tap| interfaces.iter().any(|interface| is_one(tap, interface))))
     }
 }
 

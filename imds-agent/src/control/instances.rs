@@ -1,6 +1,6 @@
 //! Instances: all of them in short, and one record whole.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use axum::{
     body::Bytes,
@@ -35,7 +35,7 @@ pub(super) async fn list(State(control): State<Arc<Control>>, _: Asked) -> Answe
     let taps = control.taps().await?;
     let bound: Bound<'_> = taps
         .iter()
-        .filter_map(|tap| Some((tap.name.as_str(), tap.mac?)))
+        .filter_map(|tap| Some((tap.mac?, tap.name.as_str())))
         .collect();
     let snapshot = control.facts.registry.load();
     let mut members: Vec<_> = snapshot.instances.values().collect();
@@ -106,20 +106,18 @@ pub(super) async fn change(
     Ok(answer(&written, put.is_new, &put.revision))
 }
 
-/// Which MAC is served on which tap.
-type Bound<'a> = HashSet<(&'a str, MacAddr)>;
+/// Which MAC is served on which tap, whether the record names it or its own MAC shows the guest's.
+type Bound<'a> = HashMap<MacAddr, &'a str>;
 
 fn summary(member: &Member, bound: &Bound<'_>) -> Value {
     let instance = &member.instance;
     let interfaces = instance.network_interfaces.iter().map(|interface| {
         let mac = interface.mac_address;
-        let is_bound = interface
-            .tap
-            .as_deref()
-            .is_some_and(|tap| bound.contains(&(tap, mac)));
+        let (named, bound) = (interface.tap.as_deref(), bound.get(&mac).copied());
+        let is_bound = bound.is_some() && (named.is_none() || named == bound);
         let mut value = json!({ "macAddress": mac.to_string(), "bound": is_bound });
-        if let Some(tap) = &interface.tap {
-            value["tap"] = tap.as_str().into();
+        if let Some(tap) = named.or(bound) {
+            value["tap"] = tap.into();
         }
         value
     });

@@ -66,6 +66,8 @@ pub struct TapState {
     pub name: String,
     /// The MAC that is served on it.
     pub mac: Option<MacAddr>,
+    /// Why none is.
+    pub nobody: Option<String>,
     /// What the kernel refused last, and has to be tried again.
     pub refused: Option<String>,
 }

@@ -100,7 +100,7 @@ fn describe(tap: &TapState, snapshot: &Snapshot) -> Value {
         (Some(refused), ..) => Some(format!("the kernel refuses: {refused}")),
         (None, Some(_), _) => None,
         (None, None, Some(instance)) => Some(format!("is about to be bound to {instance}")),
-        (None, None, None) => Some("no instance's record names this tap".to_owned()),
+        (None, None, None) => tap.nobody.clone(),
     };
     if let Some(reason) = reason {
         value["reason"] = reason.into();

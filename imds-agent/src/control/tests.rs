@@ -40,6 +40,7 @@ impl Host {
                     index: TapIndex(7),
                     name: "tap1".to_owned(),
                     mac: None,
+                    nobody: None,
                     refused,
                 };
                 let _ = answer.send(vec![tap]);

@@ -4,10 +4,12 @@
 //! `unsafe` in it.
 //!
 //! Read in this order: [`program`] (what the agent does with the classifier), [`hook`] (how it hangs on a tap), [`pins`]
-//! (what outlives the agent), [`punt`], [`ring`] and [`inject`] (the frames), [`link_watch`] and [`tap`] (the devices).
+//! (what outlives the agent), [`grace_period`] (why attaching need not be slow), [`punt`], [`ring`] and [`inject`] (the frames),
+//! [`link_watch`] and [`tap`] (the devices).
 
 mod bpf;
 pub mod counters;
+pub mod grace_period;
 pub mod hook;
 pub mod inject;
 pub mod link_watch;
@@ -20,6 +22,7 @@ pub mod sleep;
 pub mod tap;
 
 pub use counters::Counters;
+pub use grace_period::GracePeriods;
 pub use hook::{Direction, Hook};
 pub use inject::Injector;
 pub use link_watch::{LinkEvent, LinkWatch};

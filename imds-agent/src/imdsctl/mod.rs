@@ -7,11 +7,14 @@ pub mod client;
 pub mod conformance;
 pub mod event;
 pub mod generate;
+mod guests;
 pub mod iam;
 pub mod identity;
 pub mod instance;
+pub mod libvirt;
 pub mod parts;
 mod print;
+pub mod proxmox;
 mod status;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -91,6 +94,10 @@ enum Command {
     Conformance(conformance::Arguments),
     /// Signed instance identity documents.
     Identity(identity::Arguments),
+    /// Instance records of libvirt's domains.
+    Libvirt(libvirt::Arguments),
+    /// Instance records of a Proxmox VE node's virtual machines.
+    Proxmox(proxmox::Arguments),
     /// Write completions and man pages into a directory, for packages.
     #[command(hide = true)]
     Generate {
@@ -141,6 +148,8 @@ fn run(arguments: Arguments) -> Result<Verdict> {
         Command::DescribeIamInstanceProfileAssociations => iam::describe(&client, json),
         Command::Conformance(conformance) => conformance::run(conformance, json),
         Command::Identity(identity) => identity::run(identity, json),
+        Command::Libvirt(libvirt) => libvirt::run(libvirt, json),
+        Command::Proxmox(proxmox) => proxmox::run(proxmox, json),
         Command::Generate { directory } => {
             generate::write(Arguments::command(), &directory)?;
             Ok(Verdict::Yes)

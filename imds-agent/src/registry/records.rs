@@ -319,19 +319,7 @@ impl Records {
         };
         for in_force in self.files.values().filter_map(|file| file.in_force.as_ref()) {
             match &in_force.item {
-                Item::Instance(member) => {
-                    for (index, interface) in member.instance.network_interfaces.iter().enumerate() {
-                        snapshot
-                            .by_mac
-                            .insert(interface.mac_address, (Arc::clone(member), index));
-                        if let Some(tap) = &interface.tap {
-                            snapshot.by_tap.insert(tap.clone(), (Arc::clone(member), index));
-                        }
-                    }
-                    snapshot
-                        .instances
-                        .insert(member.instance.instance_id.clone(), Arc::clone(member));
-                }
+                Item::Instance(member) => snapshot.add(member),
                 Item::Role(role) => {
                     snapshot.roles.insert(role.arn.clone(), Arc::clone(role));
                 }

@@ -285,7 +285,7 @@ fn an_instance_comes_and_goes_by_imdsctl() -> Result<()> {
     let second = host.add_guest("tap1", records::guest_mac(3), "10.0.0.3/24")?;
     let status = || imdsctl(&host.files)?.arg("status").output().map_err(Into::into);
     let is_told = |output: &Output| {
-        String::from_utf8_lossy(&output.stdout).contains("no instance's record names this tap")
+        String::from_utf8_lossy(&output.stdout).contains("no record names it or has the MAC that it shows")
     };
     wait_for("the tap that is nobody's", status, is_told)?;
     let record = records::instance("i-2", records::guest_mac(3), "tap1", "10.0.0.3");
