@@ -20,6 +20,7 @@ pub mod routes;
 pub mod socket;
 mod status;
 mod user_data;
+mod watched;
 
 use std::{
     sync::Arc,
