@@ -1,18 +1,19 @@
 //! Composes everything and keeps it running: taps from the kernel, instances from the registry, bindings between the two.
 
+mod parts;
 mod work;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt, io,
+    path::Path,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use imds_ebpf::abi::{TapBinding, TapIndex};
 use jiff::Timestamp;
-use rand::{SeedableRng as _, rngs::StdRng};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
@@ -23,26 +24,20 @@ use self::work::Work;
 use crate::{
     bindings::{Bindings, Change},
     config::{Config, Taps},
-    credentials::{
-        Issuer, IssuerKeys, Refresher, Sources, Totals, issuer_keys, refresh::Watch, schedule::Kind,
-    },
+    control::{self, Control, Reloaded, TapState},
+    credentials::{Issuer, IssuerKeys, Totals, issuer_keys},
     datapath::{
-        self, Classifier, Injector,
+        self, Classifier, GracePeriods, Injector,
         link_watch::{LinkEvent, LinkWatch},
     },
-    identity_files,
     identity_signer::Signer,
-    imds::{
-        Imds,
-        token::{TokenKey, TokenKeys},
-    },
-    keys::{self, Key, Purpose},
     observe::{
-        Audit, Frames, Guests, Metrics, StsExchanges, audit,
+        Audit, Frames, Guests, StsExchanges, audit,
         metrics::{self, Endpoint},
     },
     privilege,
-    registry::{Directory, Problem, Snapshot},
+    registry::{Directory, Rules, Snapshot, Store},
+    reload::{self, Reload},
     sts,
     worker::{self, Facts, Worker},
 };
@@ -50,8 +45,13 @@ use crate::{
 /// How long the kernel is left alone with what it refused.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// Commands of the operators' socket that wait for their turn.
+const COMMANDS_MAX: usize = 64;
+
 /// What wakes the agent.
 enum Event {
+    Control(control::Command),
+    Reload(&'static str),
     Link(LinkEvent),
     Registry(Arc<Snapshot>),
     RegistryEnded(io::Error),
@@ -65,13 +65,20 @@ enum Event {
 /// The running agent.
 struct Agent {
     taps: Taps,
+    links: LinkWatch,
+    reload: Reload,
+    rules: watch::Sender<Rules>,
+    control: Arc<Control>,
     classifier: Classifier,
+    grace_periods: GracePeriods,
     bindings: Bindings,
     snapshot: Arc<Snapshot>,
     signer: Signer,
     work: Work,
-    /// Taps on which the kernel refused something that is to be tried again.
-    refused: BTreeSet<TapIndex>,
+    /// Taps on which the kernel refused something that is to be tried again, and what it said.
+    refused: BTreeMap<TapIndex, String>,
+    /// The registry's revision that the taps are bound by; nothing before all taps are told.
+    applied: watch::Sender<Option<u64>>,
     facts: Facts,
     /// Of the sessions of roles, and of those of the instances' own.
     fetches: [Arc<Totals>; 2],
@@ -82,9 +89,15 @@ struct Agent {
 }
 
 /// Serves until SIGTERM or SIGINT. The classifier stays on the taps then, so that the address goes dark and not astray.
-pub async fn run(config: Config) -> Result<()> {
-    let mut stop = Stop::new()?;
-    Directory::create(&config.state_directory).context("cannot make the state directory")?;
+/// The directory of the pins is reached at `pins`, and `read` reads the configuration again.
+pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read: reload::Read) -> Result<()> {
+    let started = Instant::now();
+    let mut signals = Signals::new()?;
+    Directory::create(&config.state_directory)?;
+    let socket = match config.control() {
+        Some(settings) => Some(control::Socket::bind(&settings).await?),
+        None => None,
+    };
     let directory = Directory::open(&config.state_directory, config.rules())?;
     let mut snapshots = directory.snapshots();
     let audit = match config.audit_file() {
@@ -100,22 +113,23 @@ pub async fn run(config: Config) -> Result<()> {
     let keys = config.keys_directory();
     let issuer_keys = IssuerKeys::load_or_create(&keys)?;
     let issuer = Arc::new(Issuer::new(&issuer_keys.newest, &issuer_keys.accepted));
-    let refresher = refresher(&config, &facts, &issuer).watched_by(assumptions(&facts.audit));
-    let identity_refresher =
-        identity_refresher(&config, &facts, &issuer).watched_by(assumptions(&facts.audit));
+    let watch = || parts::assumptions(&facts.audit);
+    let refresher = parts::refresher(&config, &facts, &issuer).watched_by(watch());
+    let identity_refresher = parts::identity_refresher(&config, &facts, &issuer).watched_by(watch());
     let fetches = [refresher.totals(), identity_refresher.totals()];
-    let signer = signer(&config, &facts)?;
+    let signer = parts::signer(&config, &facts)?;
     let exchanges = Arc::<StsExchanges>::default();
-    let (asks, mut asked) = mpsc::channel(1);
+    let (asks, mut scrapes) = mpsc::channel(1);
     let endpoint = match config.metrics() {
         Some(settings) => {
-            let metrics = metrics(&config, &facts, directory.problems(), &fetches, &exchanges);
+            let metrics = parts::metrics(&config, &facts, directory.problems(), &fetches, &exchanges);
             let endpoint = Endpoint::bind(&settings, metrics, asks).await;
             Some(endpoint.context("metrics cannot be served")?)
         }
         None => None,
     };
-    let mut classifier = Classifier::load(&config.bpf_directory)?;
+    let mut classifier = Classifier::load(pins)?;
+    grace_periods.tell();
     let worker = Worker {
         ring: classifier
             .rings()
@@ -123,19 +137,37 @@ pub async fn run(config: Config) -> Result<()> {
             .next()
             .context("the classifier has no ring")?,
         injector: Injector::new()?,
-        imds: imds(&config)?,
+        imds: parts::imds(&config)?,
         facts: facts.clone(),
     };
     let snapshot = Arc::clone(&snapshots.borrow_and_update());
     signer.handle_snapshot(Arc::clone(&snapshot));
+    let (commands, mut commanded) = mpsc::channel(COMMANDS_MAX);
+    let applied = watch::Sender::new(None);
+    let control = Arc::new(Control {
+        store: Store::new(&config.state_directory, config.rules()),
+        facts: facts.clone(),
+        snapshots: directory.snapshots(),
+        problems: directory.problems(),
+        applied: applied.subscribe(),
+        commands,
+        extended_credentials: config.extended_credentials(),
+        started,
+    });
     let mut agent = Agent {
         bindings: Bindings::new(config.packets_per_second()),
         taps: config.taps.clone(),
+        links: LinkWatch::new()?,
+        reload: Reload::new(config.clone(), read),
+        rules: directory.rules(),
+        control: Arc::clone(&control),
+        applied,
         classifier,
+        grace_periods,
         snapshot,
         signer,
         work: Work::new(worker),
-        refused: BTreeSet::new(),
+        refused: BTreeMap::new(),
         facts: facts.clone(),
         fetches,
         frames: Frames::default(),
@@ -147,6 +179,9 @@ pub async fn run(config: Config) -> Result<()> {
     let mut upkeep = JoinSet::new();
     if let Some(endpoint) = endpoint {
         upkeep.spawn(endpoint.run());
+    }
+    if let Some(socket) = socket {
+        upkeep.spawn(socket.serve(control::routes::router(control)));
     }
     if let Some(settings) = config.sts_endpoint() {
         let service = sts::Service::new(Arc::clone(&issuer));
@@ -167,22 +202,24 @@ pub async fn run(config: Config) -> Result<()> {
     upkeep.spawn(identity_refresher.run(directory.snapshots()));
     upkeep.spawn(issuer_keys::follow(issuer, keys, issuer_keys));
     let mut registry_watch = tokio::spawn(directory.watch(facts.registry));
-    let mut links = LinkWatch::new()?;
     loop {
         let event = tokio::select! {
             biased;
-            signal = stop.signal() => Event::Stop(signal),
-            event = links.next() => Event::Link(event?),
+            event = signals.next() => event,
+            event = agent.links.next() => Event::Link(event?),
             Ok(()) = snapshots.changed() => Event::Registry(Arc::clone(&snapshots.borrow_and_update())),
             ended = &mut registry_watch => Event::RegistryEnded(ended?),
             has_ended = agent.work.changed() => if has_ended { Event::Ended("the worker") } else { Event::Look },
+            Some(command) = commanded.recv() => Event::Control(command),
             Some(_) = upkeep.join_next() => Event::Ended("the upkeep of credentials"),
-            Some(asked) = asked.recv() => Event::Asked(asked),
+            Some(asked) = scrapes.recv() => Event::Asked(asked),
             () = tokio::time::sleep(RETRY_AFTER), if !agent.refused.is_empty() => Event::Retry,
         };
         match event {
             Event::Link(event) => agent.handle_link(event),
             Event::Registry(snapshot) => agent.handle_snapshot(snapshot),
+            Event::Control(command) => agent.handle_control(command),
+            Event::Reload(signal) => drop(agent.reload(signal)),
             Event::RegistryEnded(error) => {
                 return Err(error).context("the registry can no longer be watched");
             }
@@ -213,20 +250,17 @@ impl Agent {
             LinkEvent::Appeared {
                 index,
                 name,
+                mac,
                 is_tap: true,
             } if self.taps.select(&name) => {
-                let changes = self.bindings.handle_tap(index, &name, &self.snapshot);
+                let changes = self.bindings.handle_tap(index, &name, mac, &self.snapshot);
                 self.apply(changes);
             }
-            // Renamed to what is none of our business, perhaps.
-            LinkEvent::Appeared { index, .. } => {
-                let change = self.bindings.handle_gone(index);
-                self.apply(change);
-            }
             LinkEvent::Listed => self.handle_listed(),
-            LinkEvent::Gone { index } => {
-                let change = self.bindings.handle_gone(index);
-                self.apply(change);
+            // Also one that was renamed to what is none of our business.
+            LinkEvent::Appeared { index, .. } | LinkEvent::Gone { index } => {
+                let changes = self.bindings.handle_gone(index, &self.snapshot);
+                self.apply(changes);
             }
         }
     }
@@ -241,6 +275,7 @@ impl Agent {
             .collect();
         self.apply(others.into_iter().map(Change::Detach));
         self.work.handle_listed();
+        self.applied.send_replace(Some(self.snapshot.revision));
     }
 
     fn begin_if_ready(&mut self) -> Result<()> {
@@ -267,6 +302,46 @@ impl Agent {
         self.snapshot = snapshot;
         self.loaded = Timestamp::now();
         self.apply(changes);
+        // Before all taps are told nothing is applied, whatever the registry says meanwhile.
+        let revision = self.snapshot.revision;
+        self.applied
+            .send_if_modified(|applied| applied.is_some() && applied.replace(revision) != Some(revision));
+    }
+
+    fn handle_control(&mut self, command: control::Command) {
+        // Whoever asked may have gone meanwhile.
+        match command {
+            control::Command::Describe(answer) => drop(answer.send(self.describe())),
+            control::Command::Reload(answer) => drop(answer.send(self.reload("the control socket"))),
+        }
+    }
+
+    fn describe(&self) -> Vec<TapState> {
+        let describe = |(index, name, binding): (TapIndex, &str, Option<TapBinding>)| TapState {
+            index,
+            name: name.to_owned(),
+            mac: binding.map(|binding| binding.mac),
+            nobody: self.bindings.nobody(index).map(ToString::to_string),
+            refused: self.refused.get(&index).cloned(),
+        };
+        self.bindings.taps().map(describe).collect()
+    }
+
+    /// Puts in force what a changed configuration says. With a mistake in it nothing changes.
+    fn reload(&mut self, why: &str) -> Result<Reloaded, String> {
+        let reloaded = self.reload.read(why)?;
+        let config = self.reload.config();
+        self.rules.send_replace(config.rules());
+        self.control.store.set_rules(config.rules());
+        self.bindings.set_packets_per_second(config.packets_per_second());
+        if self.taps != config.taps {
+            self.taps = config.taps.clone();
+            // Those that are selected no more are detached then.
+            self.links.tell_again();
+        }
+        let changes = self.bindings.handle_snapshot(&self.snapshot);
+        self.apply(changes);
+        Ok(reloaded)
     }
 
     /// Carries changes out. One that the kernel refuses costs its tap the service, and nobody else anything.
@@ -275,20 +350,20 @@ impl Agent {
             let tap = change.tap();
             if let Err(error) = self.try_apply(change) {
                 log::error!("{error:#}; trying again every {RETRY_AFTER:?}");
-                self.refused.insert(tap);
+                self.refused.insert(tap, format!("{error:#}"));
             }
         }
     }
 
     /// Tries again what the kernel refused, and says so only where it works now.
     fn retry(&mut self) {
-        for tap in std::mem::take(&mut self.refused) {
+        for tap in std::mem::take(&mut self.refused).into_keys() {
             let changes = self.bindings.repeat(tap);
             match changes.into_iter().try_for_each(|change| self.try_apply(change)) {
                 Ok(()) => log::info!("tap {}: the kernel no longer refuses", self.name(tap)),
                 Err(error) => {
                     log::debug!("{error:#}");
-                    self.refused.insert(tap);
+                    self.refused.insert(tap, format!("{error:#}"));
                 }
             }
         }
@@ -298,7 +373,9 @@ impl Agent {
         match change {
             Change::Attach(tap) => {
                 let is_new = !self.classifier.attached().any(|attached| attached == tap);
+                let expedited = is_new.then(|| self.grace_periods.expedite());
                 self.classifier.attach(tap)?;
+                drop(expedited);
                 if is_new {
                     log::info!("tap {}: attached", self.name(tap));
                 }
@@ -314,10 +391,15 @@ impl Agent {
                 self.classifier.bind(tap, binding)?;
                 log::info!("tap {}: now bound to {}", self.name(tap), Bound(binding));
             }
-            Change::Unbind(tap) => {
+            Change::Unbind(tap, why) => {
                 self.classifier.unbind(tap)?;
                 self.work.tell(worker::Command::Forget(tap));
-                log::info!("tap {}: bound to nobody", self.name(tap));
+                let level = if why.is_ambiguous() {
+                    log::Level::Warn
+                } else {
+                    log::Level::Info
+                };
+                log::log!(level, "tap {}: bound to nobody: {why}", self.name(tap));
             }
             Change::Detach(tap) => {
                 self.work.tell(worker::Command::Forget(tap));
@@ -428,115 +510,28 @@ impl fmt::Display for Bound {
     }
 }
 
-fn imds(config: &Config) -> Result<Imds> {
-    let key: keys::TokenKey = Key::load_or_create(&config.token_key_path(), Purpose::Token)?;
-    let keys = TokenKeys::new(TokenKey::new(key.id, *key.secret()), Vec::new());
-    let imds = Imds::new(Arc::new(keys), StdRng::from_rng(&mut rand::rng()));
-    Ok(imds.with_extended_credentials(config.extended_credentials()))
-}
-
-fn refresher(config: &Config, facts: &Facts, issuer: &Arc<Issuer>) -> Refresher {
-    let settings = config.credentials();
-    let duration_seconds = settings.duration_seconds;
-    let sources = Sources::new(settings, Arc::clone(issuer));
-    Refresher::new(
-        Kind::InstanceProfile,
-        Arc::new(sources),
-        Arc::clone(&facts.credentials),
-        duration_seconds,
-    )
-}
-
-/// Everybody who has metrics to tell, but the agent's own loop, which is asked by the endpoint.
-fn metrics(
-    config: &Config,
-    facts: &Facts,
-    problems: watch::Receiver<Arc<[Problem]>>,
-    fetches: &[Arc<Totals>; 2],
-    exchanges: &Arc<StsExchanges>,
-) -> Metrics {
-    let worker = (Arc::clone(&facts.requests), Arc::clone(&facts.health));
-    Metrics::default()
-        .with(metrics::Workers(vec![worker]))
-        .with(metrics::Records {
-            registry: Arc::clone(&facts.registry),
-            problems,
-        })
-        .with(metrics::Credentials {
-            profiles: Arc::clone(&facts.credentials),
-            identities: Arc::clone(&facts.identity_credentials),
-            fetches: fetches.clone(),
-        })
-        .with(metrics::Exchanges(Arc::clone(exchanges)))
-        .with(metrics::Trail {
-            audit: facts.audit.clone(),
-            trace: facts.trace.clone(),
-        })
-        .with(metrics::Limits {
-            packets_per_second: config.packets_per_second(),
-            requests_per_second: facts.requests_per_second,
-            user_data_bytes: config.user_data_bytes_max,
-        })
-        .with(facts.guests.clone())
-        .with(Arc::clone(&facts.panics))
-        .with(metrics::Process::starting())
-}
-
-/// Writes down what sources answer.
-fn assumptions(audit: &Audit) -> Watch {
-    let audit = audit.clone();
-    Box::new(move |assumption| audit.record(audit::assumption(assumption)))
-}
-
-fn identity_refresher(config: &Config, facts: &Facts, issuer: &Arc<Issuer>) -> Refresher {
-    Refresher::new(
-        Kind::InstanceIdentity,
-        // No other source can vouch for what an instance is.
-        Arc::<Issuer>::clone(issuer),
-        Arc::clone(&facts.identity_credentials),
-        config.credentials().duration_seconds,
-    )
-}
-
-fn signer(config: &Config, facts: &Facts) -> Result<Signer> {
-    let keys = identity_files::load_or_create(&config.keys_directory(), &host_name(), unix_time())?;
-    Signer::start(keys, Arc::clone(&facts.identities))
-        .context("cannot start the signer of identity documents")
-}
-
-/// What the host's own certificate is made out to.
-fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    if name.trim().is_empty() {
-        "imds-agent".to_owned()
-    } else {
-        name.trim().to_owned()
-    }
-}
-
-fn unix_time() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
-/// The signals that end the agent.
-struct Stop {
+/// The signals that the agent obeys.
+struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
 }
 
-impl Stop {
+impl Signals {
     fn new() -> Result<Self> {
         let listen = |kind| signal(kind).context("cannot listen to signals");
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
+            hang_up: listen(SignalKind::hangup())?,
         })
     }
 
-    async fn signal(&mut self) -> &'static str {
+    async fn next(&mut self) -> Event {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => Event::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Event::Stop("SIGINT"),
+            _ = self.hang_up.recv() => Event::Reload("SIGHUP"),
         }
     }
 }

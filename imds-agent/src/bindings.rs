@@ -1,13 +1,30 @@
 //! Which tap is bound to which MAC: the host's taps on one side, the registry's interfaces on the other.
 //!
-//! Does no IO: events go in, [`Change`]s for the classifier and the workers come out. A tap that no record names is attached
-//! all the same, and so is dark: nothing for the metadata address leaves it.
+//! Does no IO: events go in, [`Change`]s for the classifier and the workers come out. A tap is bound
+//! 1. to the interface whose record names it (`Tap`), and to no other;
+//! 2. else by the convention of libvirt's bridges, which make a tap's own MAC of its guest's: `fe` and the last five octets.
+//!    So it is bound to the one interface with these octets, if its record names no tap and no other tap shows them.
+//!
+//! The tap's own MAC is the host's side of the cable, which nothing in the guest can change. A tap that neither rule binds
+//! is attached all the same, and so is dark: nothing for the metadata address leaves it.
 
-use std::collections::BTreeMap;
+mod nobody;
 
-use imds_ebpf::abi::{PACKETS_PER_SECOND, TapBinding, TapIndex};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
-use crate::registry::{HttpProtocolIpv6, InstanceId, Snapshot};
+use imds_ebpf::abi::{MacAddr, PACKETS_PER_SECOND, TapBinding, TapIndex};
+
+pub use self::nobody::Nobody;
+use crate::registry::{
+    HttpProtocolIpv6, InstanceId, Snapshot,
+    snapshot::{Member, mac_tail},
+};
+
+/// The first octet of a tap's own MAC that is made of its guest's.
+const CONVENTION_OCTET: u8 = 0xfe;
 
 /// What is to be done about one tap.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -18,8 +35,8 @@ pub enum Change {
     Bind(TapIndex, TapBinding, InstanceId),
     /// Go on serving the same MAC of the same instance, with other options.
     Amend(TapIndex, TapBinding),
-    /// Serve nobody on it.
-    Unbind(TapIndex),
+    /// Serve nobody on it, for this reason.
+    Unbind(TapIndex, Nobody),
     /// It is gone, or none of our business any more: take the classifier off it and forget it.
     Detach(TapIndex),
 }
@@ -31,8 +48,17 @@ impl Change {
             Self::Attach(tap)
             | Self::Bind(tap, ..)
             | Self::Amend(tap, _)
-            | Self::Unbind(tap)
+            | Self::Unbind(tap, _)
             | Self::Detach(tap) => *tap,
+        }
+    }
+
+    /// In this order changes are safe to make: dark before served, and a MAC that moves leaves its old tap first.
+    fn order(&self) -> u8 {
+        match self {
+            Self::Attach(_) | Self::Detach(_) => 0,
+            Self::Unbind(..) => 1,
+            Self::Bind(..) | Self::Amend(..) => 2,
         }
     }
 }
@@ -40,7 +66,10 @@ impl Change {
 #[derive(Debug)]
 struct Tap {
     name: String,
-    bound: Option<Bound>,
+    /// The octets of its guest's MAC that its own MAC shows.
+    shows: Option<[u8; 5]>,
+    /// Nothing as long as nothing was said about it.
+    bound: Option<Result<Bound, Nobody>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,6 +82,8 @@ struct Bound {
 #[derive(Debug)]
 pub struct Bindings {
     taps: BTreeMap<TapIndex, Tap>,
+    /// Which taps show these octets.
+    showing: HashMap<[u8; 5], BTreeSet<TapIndex>>,
     packets_per_second: u32,
 }
 
@@ -67,26 +98,39 @@ impl Bindings {
     pub fn new(packets_per_second: u32) -> Self {
         Self {
             taps: BTreeMap::new(),
+            showing: HashMap::new(),
             packets_per_second,
         }
     }
 
-    /// A tap appeared, changed its name, or may be another device with the same index. It is attached in every case, which
-    /// changes nothing where it is already. The first binding of a tap is always said, even if it is to nobody: the kernel may
-    /// still hold that of an earlier agent.
-    pub fn handle_tap(&mut self, index: TapIndex, name: &str, snapshot: &Snapshot) -> Vec<Change> {
-        let is_new = !self.taps.contains_key(&index);
-        let tap = self.taps.entry(index).or_insert(Tap {
-            name: String::new(),
-            bound: None,
-        });
-        name.clone_into(&mut tap.name);
-        let binding = tap.rebind(index, snapshot, self.packets_per_second);
-        let binding = binding.or(is_new.then_some(Change::Unbind(index)));
-        [Some(Change::Attach(index)), binding]
-            .into_iter()
-            .flatten()
-            .collect()
+    /// A tap appeared, changed its name or its own MAC, or may be another device with the same index. It is attached in
+    /// every case, which changes nothing where it is already. The first binding of a tap is always said, even if it is to
+    /// nobody: the kernel may still hold that of an earlier agent.
+    pub fn handle_tap(
+        &mut self,
+        index: TapIndex,
+        name: &str,
+        mac: Option<MacAddr>,
+        snapshot: &Snapshot,
+    ) -> Vec<Change> {
+        let shows = mac.filter(|mac| mac.0[0] == CONVENTION_OCTET).map(mac_tail);
+        let bound = self.taps.get_mut(&index).and_then(|tap| tap.bound.take());
+        let mut affected = self.hide(index);
+        let tap = Tap {
+            name: name.to_owned(),
+            shows,
+            bound,
+        };
+        self.taps.insert(index, tap);
+        if let Some(tail) = shows {
+            let showing = self.showing.entry(tail).or_default();
+            showing.insert(index);
+            affected.extend(showing.iter());
+        }
+        affected.insert(index);
+        let mut changes = vec![Change::Attach(index)];
+        changes.extend(self.rebind(affected, snapshot));
+        changes
     }
 
     /// Everything that is to be so on a tap, for when the kernel refused some of it.
@@ -94,28 +138,34 @@ impl Bindings {
         let Some(tap) = self.taps.get(&index) else {
             return vec![Change::Detach(index)];
         };
-        let binding = match &tap.bound {
-            Some(Bound { binding, instance }) => Change::Bind(index, *binding, instance.clone()),
-            None => Change::Unbind(index),
+        let binding = match tap.bound.clone() {
+            Some(Ok(Bound { binding, instance })) => Change::Bind(index, binding, instance),
+            Some(Err(nobody)) => Change::Unbind(index, nobody),
+            None => Change::Unbind(index, Nobody::Unnamed),
         };
         vec![Change::Attach(index), binding]
     }
 
     /// A tap is gone, or none of our business any more.
-    pub fn handle_gone(&mut self, index: TapIndex) -> Option<Change> {
-        self.taps.remove(&index).map(|_| Change::Detach(index))
+    pub fn handle_gone(&mut self, index: TapIndex, snapshot: &Snapshot) -> Vec<Change> {
+        let others = self.hide(index);
+        if self.taps.remove(&index).is_none() {
+            return Vec::new();
+        }
+        let mut changes = vec![Change::Detach(index)];
+        changes.extend(self.rebind(others, snapshot));
+        changes
     }
 
     /// The registry changed.
     pub fn handle_snapshot(&mut self, snapshot: &Snapshot) -> Vec<Change> {
-        let mut changes: Vec<_> = self
-            .taps
-            .iter_mut()
-            .filter_map(|(index, tap)| tap.rebind(*index, snapshot, self.packets_per_second))
-            .collect();
-        // A MAC that moves to another tap leaves the old one first: it is never bound twice.
-        changes.sort_by_key(|change| !matches!(change, Change::Unbind(_)));
-        changes
+        let all = self.taps.keys().copied().collect();
+        self.rebind(all, snapshot)
+    }
+
+    /// From the next snapshot on each tap has so many packets served in a second.
+    pub fn set_packets_per_second(&mut self, packets_per_second: u32) {
+        self.packets_per_second = packets_per_second;
     }
 
     /// The name of a tap, if it is known.
@@ -126,216 +176,113 @@ impl Bindings {
     /// Every tap with its name and what is bound to it.
     pub fn taps(&self) -> impl Iterator<Item = (TapIndex, &str, Option<TapBinding>)> {
         self.taps.iter().map(|(index, tap)| {
-            (
-                *index,
-                tap.name.as_str(),
-                tap.bound.as_ref().map(|bound| bound.binding),
-            )
+            let bound = tap.bound.as_ref().and_then(|bound| bound.as_ref().ok());
+            (*index, tap.name.as_str(), bound.map(|bound| bound.binding))
         })
+    }
+
+    /// Why a tap is bound to nobody, if it is.
+    pub fn nobody(&self, index: TapIndex) -> Option<&Nobody> {
+        self.taps.get(&index)?.bound.as_ref()?.as_ref().err()
+    }
+
+    /// Forgets what the tap showed, and tells the taps that this may concern.
+    fn hide(&mut self, index: TapIndex) -> BTreeSet<TapIndex> {
+        let Some(tail) = self.taps.get(&index).and_then(|tap| tap.shows) else {
+            return BTreeSet::new();
+        };
+        let mut others = self.showing.remove(&tail).unwrap_or_default();
+        others.remove(&index);
+        if !others.is_empty() {
+            self.showing.insert(tail, others.clone());
+        }
+        others
+    }
+
+    /// Brings the bindings of some taps in line with the registry.
+    fn rebind(&mut self, taps: BTreeSet<TapIndex>, snapshot: &Snapshot) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for index in taps {
+            let Some(tap) = self.taps.get(&index) else {
+                continue;
+            };
+            let wanted = self.wanted(tap, snapshot);
+            if let Some(tap) = self.taps.get_mut(&index) {
+                changes.extend(tap.rebind(index, wanted));
+            }
+        }
+        changes.sort_by_key(Change::order);
+        changes
+    }
+
+    fn wanted(&self, tap: &Tap, snapshot: &Snapshot) -> Result<Bound, Nobody> {
+        let named = snapshot.by_tap.get(&tap.name);
+        let (member, interface) = match named {
+            Some((member, interface)) => (member, *interface),
+            None => self.by_convention(tap, snapshot)?,
+        };
+        let interface = member.instance.network_interfaces.get(interface);
+        let interface = interface.ok_or(Nobody::Unnamed)?;
+        let binding = TapBinding::to(interface.mac_address).with_packets_per_second(self.packets_per_second);
+        let binding = match member.options.http_protocol_ipv6 {
+            HttpProtocolIpv6::Enabled => binding.with_ipv6(),
+            HttpProtocolIpv6::Disabled => binding,
+        };
+        Ok(Bound {
+            binding,
+            instance: member.instance.instance_id.clone(),
+        })
+    }
+
+    /// The interface that the tap's own MAC points to.
+    fn by_convention<'s>(
+        &self,
+        tap: &Tap,
+        snapshot: &'s Snapshot,
+    ) -> Result<(&'s Arc<Member>, usize), Nobody> {
+        let tail = tap.shows.ok_or(Nobody::Unnamed)?;
+        let matching = snapshot.by_mac_tail.get(&tail).map_or(&[][..], Vec::as_slice);
+        let (member, index) = match matching {
+            [] => return Err(Nobody::Unnamed),
+            [(member, index)] => (member, *index),
+            several => return Err(Nobody::several_interfaces(several)),
+        };
+        let interface = member.instance.network_interfaces.get(index);
+        let interface = interface.ok_or(Nobody::Unnamed)?;
+        if let Some(named) = &interface.tap {
+            return Err(Nobody::NamesAnother {
+                instance: member.instance.instance_id.clone(),
+                tap: named.clone(),
+            });
+        }
+        match self.showing.get(&tail) {
+            Some(taps) if taps.len() > 1 => {
+                let names = taps.iter().filter_map(|tap| self.taps.get(tap));
+                Err(Nobody::SeveralTaps {
+                    mac: interface.mac_address,
+                    taps: names.map(|tap| tap.name.clone()).collect(),
+                })
+            }
+            _ => Ok((member, index)),
+        }
     }
 }
 
 impl Tap {
-    /// Brings the binding in line with the registry.
-    fn rebind(&mut self, index: TapIndex, snapshot: &Snapshot, packets_per_second: u32) -> Option<Change> {
-        let wanted = snapshot.by_tap.get(&self.name).and_then(|(member, interface)| {
-            let interface = member.instance.network_interfaces.get(*interface)?;
-            let binding = TapBinding::to(interface.mac_address).with_packets_per_second(packets_per_second);
-            let binding = match member.options.http_protocol_ipv6 {
-                HttpProtocolIpv6::Enabled => binding.with_ipv6(),
-                HttpProtocolIpv6::Disabled => binding,
-            };
-            Some(Bound {
-                binding,
-                instance: member.instance.instance_id.clone(),
-            })
-        });
-        let bound = std::mem::replace(&mut self.bound, wanted);
-        match (&bound, &self.bound) {
-            (bound, wanted) if bound == wanted => None,
-            (_, None) => Some(Change::Unbind(index)),
-            (Some(bound), Some(wanted))
-                if bound.binding.mac == wanted.binding.mac && bound.instance == wanted.instance =>
+    fn rebind(&mut self, index: TapIndex, wanted: Result<Bound, Nobody>) -> Option<Change> {
+        let before = self.bound.replace(wanted.clone());
+        match (before, wanted) {
+            (Some(before), wanted) if before == wanted => None,
+            (_, Err(nobody)) => Some(Change::Unbind(index, nobody)),
+            (Some(Ok(before)), Ok(wanted))
+                if before.binding.mac == wanted.binding.mac && before.instance == wanted.instance =>
             {
                 Some(Change::Amend(index, wanted.binding))
             }
-            (_, Some(wanted)) => Some(Change::Bind(index, wanted.binding, wanted.instance.clone())),
+            (_, Ok(wanted)) => Some(Change::Bind(index, wanted.binding, wanted.instance)),
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use imds_ebpf::abi::MacAddr;
-
-    use super::*;
-    use crate::registry::{MetadataOptions, snapshot::Member};
-
-    const ONE: TapIndex = TapIndex(11);
-    const TWO: TapIndex = TapIndex(12);
-
-    fn mac(last: u8) -> MacAddr {
-        MacAddr([6, 0, 0, 0, 0, last])
-    }
-
-    fn bound(last: u8) -> TapBinding {
-        TapBinding::to(mac(last))
-    }
-
-    /// The instance that [`snapshot`] puts on a tap.
-    fn on(tap: &str) -> InstanceId {
-        format!("i-{tap}").parse().unwrap()
-    }
-
-    /// A registry in which each tap name carries the interface with the MAC.
-    fn snapshot(interfaces: &[(&str, MacAddr)]) -> Snapshot {
-        let mut snapshot = Snapshot::default();
-        for (tap, mac) in interfaces {
-            let record = serde_json::json!({
-                "InstanceId": format!("i-{tap}"),
-                "NetworkInterfaces": [{ "MacAddress": mac.to_string(), "Tap": tap }],
-            });
-            let member = Member {
-                instance: serde_json::from_value(record).unwrap(),
-                options: MetadataOptions::default(),
-                instance_profile: None,
-                role: None,
-                last_modified: jiff::Timestamp::UNIX_EPOCH,
-            };
-            snapshot.by_tap.insert((*tap).to_owned(), (Arc::new(member), 0));
-        }
-        snapshot
-    }
-
-    #[test]
-    fn a_tap_is_attached_before_it_is_bound() {
-        let mut bindings = Bindings::default();
-        let changes = bindings.handle_tap(ONE, "tap0", &snapshot(&[("tap0", mac(1))]));
-        assert_eq!(
-            changes,
-            [Change::Attach(ONE), Change::Bind(ONE, bound(1), on("tap0"))]
-        );
-    }
-
-    #[test]
-    fn a_tap_without_a_record_is_attached_and_bound_when_the_record_comes() {
-        let mut bindings = Bindings::default();
-        assert_eq!(
-            bindings.handle_tap(ONE, "tap0", &snapshot(&[])),
-            [Change::Attach(ONE), Change::Unbind(ONE)]
-        );
-        assert_eq!(
-            bindings.handle_snapshot(&snapshot(&[("tap0", mac(1))])),
-            [Change::Bind(ONE, bound(1), on("tap0"))]
-        );
-        assert_eq!(bindings.handle_snapshot(&snapshot(&[("tap0", mac(1))])), []);
-        assert_eq!(bindings.handle_snapshot(&snapshot(&[])), [Change::Unbind(ONE)]);
-    }
-
-    #[test]
-    fn a_mac_that_moves_leaves_the_old_tap_first() {
-        let mut bindings = Bindings::default();
-        bindings.handle_tap(ONE, "tap0", &snapshot(&[]));
-        bindings.handle_tap(TWO, "tap1", &snapshot(&[("tap1", mac(1))]));
-        let changes = bindings.handle_snapshot(&snapshot(&[("tap0", mac(1))]));
-        assert_eq!(
-            changes,
-            [Change::Unbind(TWO), Change::Bind(ONE, bound(1), on("tap0"))]
-        );
-    }
-
-    #[test]
-    fn an_option_that_changes_amends_the_binding() {
-        let enabled = |interfaces| {
-            let mut snapshot = snapshot(interfaces);
-            for (member, _) in snapshot.by_tap.values_mut() {
-                Arc::make_mut(member).options.http_protocol_ipv6 = HttpProtocolIpv6::Enabled;
-            }
-            snapshot
-        };
-        let record = [("tap0", mac(1))];
-        let mut bindings = Bindings::default();
-        bindings.handle_tap(ONE, "tap0", &snapshot(&record));
-        let with_ipv6 = bound(1).with_ipv6();
-        assert_eq!(
-            bindings.handle_snapshot(&enabled(&record)),
-            [Change::Amend(ONE, with_ipv6)]
-        );
-        assert_eq!(bindings.handle_snapshot(&enabled(&record)), []);
-        assert_eq!(
-            bindings.handle_snapshot(&snapshot(&record)),
-            [Change::Amend(ONE, bound(1))]
-        );
-        // Another MAC is somebody else, whatever the options.
-        let other = [("tap0", mac(2))];
-        assert_eq!(
-            bindings.handle_snapshot(&enabled(&other)),
-            [Change::Bind(ONE, bound(2).with_ipv6(), on("tap0"))]
-        );
-    }
-
-    #[test]
-    fn every_binding_has_the_hosts_rate() {
-        let mut bindings = Bindings::new(50);
-        assert_eq!(
-            bindings.handle_tap(ONE, "tap0", &snapshot(&[("tap0", mac(1))]))[1],
-            Change::Bind(ONE, bound(1).with_packets_per_second(50), on("tap0"))
-        );
-    }
-
-    #[test]
-    fn a_renamed_tap_is_somebody_else() {
-        let mut bindings = Bindings::default();
-        let registry = snapshot(&[("tap0", mac(1)), ("tap1", mac(2))]);
-        bindings.handle_tap(ONE, "tap0", &registry);
-        assert_eq!(
-            bindings.handle_tap(ONE, "tap1", &registry),
-            [Change::Attach(ONE), Change::Bind(ONE, bound(2), on("tap1"))]
-        );
-        assert_eq!(
-            bindings.handle_tap(ONE, "other", &registry),
-            [Change::Attach(ONE), Change::Unbind(ONE)]
-        );
-    }
-
-    #[test]
-    fn a_tap_that_is_gone_is_forgotten_once() {
-        let mut bindings = Bindings::default();
-        bindings.handle_tap(ONE, "tap0", &snapshot(&[]));
-        assert_eq!(bindings.handle_gone(ONE), Some(Change::Detach(ONE)));
-        assert_eq!(bindings.handle_gone(ONE), None);
-        assert_eq!(
-            bindings.handle_tap(ONE, "tap0", &snapshot(&[])),
-            [Change::Attach(ONE), Change::Unbind(ONE)]
-        );
-    }
-
-    /// The same tap and the same MAC: connections of the last instance are none of the next one's business.
-    #[test]
-    fn another_instance_with_the_same_mac_is_bound_anew() {
-        let mut bindings = Bindings::default();
-        let mut registry = snapshot(&[("tap0", mac(1))]);
-        bindings.handle_tap(ONE, "tap0", &registry);
-        let (member, _) = registry.by_tap.get_mut("tap0").unwrap();
-        Arc::make_mut(member).instance.instance_id = on("another");
-        assert_eq!(
-            bindings.handle_snapshot(&registry),
-            [Change::Bind(ONE, bound(1), on("another"))]
-        );
-    }
-
-    #[test]
-    fn what_the_kernel_refused_is_said_again_whole() {
-        let mut bindings = Bindings::default();
-        bindings.handle_tap(ONE, "tap0", &snapshot(&[("tap0", mac(1))]));
-        let again = bindings.repeat(ONE);
-        assert_eq!(
-            again,
-            [Change::Attach(ONE), Change::Bind(ONE, bound(1), on("tap0"))]
-        );
-        bindings.handle_gone(ONE);
-        assert_eq!(bindings.repeat(ONE), [Change::Detach(ONE)]);
-    }
-}
+mod tests;

@@ -1,5 +1,6 @@
 //! The configuration file, read into a validated [`Config`]. `docs/examples/config.toml` shows every field with its default.
 
+mod control;
 mod credentials;
 mod metrics;
 mod sts_endpoint;
@@ -12,8 +13,9 @@ use std::{
 use imds_ebpf::abi::PACKETS_PER_SECOND;
 use serde::{Deserialize, Deserializer, de};
 
-use self::{credentials::Credentials, metrics::Metrics, sts_endpoint::StsEndpoint};
+use self::{control::Control, credentials::Credentials, metrics::Metrics, sts_endpoint::StsEndpoint};
 use crate::{
+    control::{self as operators, Reloaded},
     credentials::sources,
     glob,
     imds::ExtendedCredentials,
@@ -61,6 +63,8 @@ pub struct Config {
     /// The audit trail; empty for none.
     #[serde(deserialize_with = "path_or_nothing")]
     audit_file: PathBuf,
+    /// The operators' socket.
+    control: Control,
     /// What holds for an instance whose record does not say.
     metadata_options: MetadataDefaults,
     /// Role credentials.
@@ -212,6 +216,66 @@ impl Config {
         (!self.audit_file.as_os_str().is_empty()).then_some(&*self.audit_file)
     }
 
+    /// The operators' socket; nothing if there is to be none.
+    pub fn control(&self) -> Option<operators::Settings> {
+        self.control.settings()
+    }
+
+    /// What differs in `new`: the fields that a running agent can put in force, and those that wait for its restart.
+    pub fn changes(&self, new: &Self) -> Reloaded {
+        let live = [
+            ("log_level", self.log_level != new.log_level),
+            ("taps", self.taps != new.taps),
+            (
+                "packets_per_second",
+                self.packets_per_second != new.packets_per_second,
+            ),
+            (
+                "user_data_bytes_max",
+                self.user_data_bytes_max != new.user_data_bytes_max,
+            ),
+            ("metadata_options", self.metadata_options != new.metadata_options),
+        ];
+        let fixed = [
+            ("user", self.user != new.user),
+            ("state_directory", self.state_directory != new.state_directory),
+            ("bpf_directory", self.bpf_directory != new.bpf_directory),
+            (
+                "requests_per_second",
+                self.requests_per_second != new.requests_per_second,
+            ),
+            ("audit_file", self.audit_file != new.audit_file),
+            ("control", self.control != new.control),
+            ("credentials", self.credentials != new.credentials),
+            ("sts_endpoint", self.sts_endpoint != new.sts_endpoint),
+            ("metrics", self.metrics != new.metrics),
+        ];
+        let named = |fields: &[(&'static str, bool)]| {
+            fields
+                .iter()
+                .filter(|(_, differs)| *differs)
+                .map(|(name, _)| *name)
+                .collect()
+        };
+        Reloaded {
+            changed: named(&live),
+            needs_restart: named(&fixed),
+        }
+    }
+
+    /// This configuration with those fields of `new` that a running agent can put in force.
+    #[must_use]
+    pub fn with_live_fields_of(self, new: Self) -> Self {
+        Self {
+            log_level: new.log_level,
+            taps: new.taps,
+            packets_per_second: new.packets_per_second,
+            user_data_bytes_max: new.user_data_bytes_max,
+            metadata_options: new.metadata_options,
+            ..self
+        }
+    }
+
     /// Where the security token service listens; nothing if it does not.
     pub fn sts_endpoint(&self) -> Option<sts::Settings> {
         self.sts_endpoint.settings(&self.keys_directory())
@@ -284,6 +348,7 @@ impl Default for Config {
             user_data_bytes_max: USER_DATA_BYTES_MAX as u64,
             log_level: LogLevel::default(),
             audit_file: "/var/log/imds-agent/audit.jsonl".into(),
+            control: Control::default(),
             metadata_options: MetadataDefaults::default(),
             credentials: Credentials::default(),
             sts_endpoint: StsEndpoint::default(),

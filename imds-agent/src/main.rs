@@ -1,6 +1,7 @@
 //! The agent: `imds-agent run`, and what an operator needs around it.
 
 use std::{
+    io,
     panic::{self, PanicHookInfo},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -8,18 +9,21 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use imds_agent::{
     agent,
     config::{Config, ConfigError, DEFAULT_PATH, LogLevel},
-    datapath::{attach, detach, pins},
+    datapath::{GracePeriods, attach, detach, pins},
+    exit_code,
+    imdsctl::generate,
     privilege,
-    registry::{Directory, problem::Severity},
+    registry::{Directory, Problem, problem::Severity, record::Kind},
+    reload, unix_socket,
 };
 
 /// EC2-compatible instance metadata service for KVM hosts.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, after_help = exit_code::HELP)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -36,6 +40,12 @@ enum Command {
     Check,
     #[command(flatten)]
     OnTaps(OnTaps),
+    /// Write completions and man pages into a directory, for packages
+    #[command(hide = true)]
+    Generate {
+        #[arg(value_name = "DIRECTORY")]
+        directory: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -67,14 +77,17 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("imds-agent: {error:#}");
-            ExitCode::FAILURE
+            exit_code::of(&error).into()
         }
     }
 }
 
 fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
-    let loaded = file.map_or_else(Config::load_default, |file| Config::load(file).map(Some));
-    let given = match (&command, loaded) {
+    if let Command::Generate { directory } = command {
+        generate::write(Arguments::command(), &directory)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let given = match (&command, read(file)) {
         // What is to be made safe or taken away is so with a file that says something wrong, too.
         (Command::OnTaps(_), Err(error @ ConfigError::Invalid { .. })) => {
             eprintln!("imds-agent: {error}");
@@ -83,7 +96,7 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
         (_, loaded) => loaded?,
     };
     let is_given = given.is_some();
-    let mut config = given.unwrap_or_default();
+    let config = given.unwrap_or_default();
     // What `check` finds it prints itself, once.
     let is_check = matches!(command, Command::Check);
     start_log(if is_check {
@@ -99,8 +112,9 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
     match command {
         Command::Run => {
             panic::set_hook(Box::new(tell_panic));
+            // The switch is root's.
+            let grace_periods = GracePeriods::open();
             let reduced = reduce_privileges(&config)?;
-            config.bpf_directory.clone_from(&reduced.pins);
             // Keys and credentials go into no core dump, and no other process reads them. Not earlier: to change the user
             // makes this what the host has it for such programs.
             nix::sys::prctl::set_dumpable(false).context("cannot keep secrets out of core dumps")?;
@@ -111,7 +125,14 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
                 .enable_all()
                 .build()
                 .context("cannot start the control threads")?;
-            runtime.block_on(agent::run(config))?;
+            let file = file.map(Path::to_owned);
+            let read_again = move || Ok(read(file.as_deref())?.unwrap_or_default());
+            runtime.block_on(agent::run(
+                config,
+                &reduced.pins,
+                grace_periods,
+                Box::new(read_again),
+            ))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Check => check(&config),
@@ -119,6 +140,8 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
             on_taps(command, &config)?;
             Ok(ExitCode::SUCCESS)
         }
+        // Done before the configuration was read.
+        Command::Generate { .. } => Ok(ExitCode::SUCCESS),
     }
 }
 
@@ -142,27 +165,34 @@ fn on_taps(command: OnTaps, config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// `RUST_LOG` overrules the configuration.
+/// The file that is given, or the default one if it is there.
+fn read(file: Option<&Path>) -> Result<Option<Config>, ConfigError> {
+    file.map_or_else(Config::load_default, |file| Config::load(file).map(Some))
+}
+
+/// `RUST_LOG` overrules the configuration, whose level may change later.
 fn start_log(level: LogLevel) {
-    let level = log::LevelFilter::from(level);
-    let filter = env_logger::Env::default().default_filter_or(format!("warn,imds_agent={level}"));
+    let filter = env_logger::Env::default().default_filter_or("warn,imds_agent=trace");
     env_logger::Builder::from_env(filter).format_target(false).init();
+    reload::set_log_level(level);
 }
 
 /// The process as it is to be while it opens what it serves with; what is root's to do beforehand is done.
 fn reduce_privileges(config: &Config) -> Result<privilege::Reduced> {
     pins::ensure_bpffs(&config.bpf_directory)?;
     let metrics = config.metrics().and_then(|metrics| metrics.socket);
-    let written: Vec<_> = config
-        .audit_file()
-        .into_iter()
-        .chain(metrics.as_deref())
-        .collect();
+    let control = config.control().map(|control| control.socket);
+    let sockets: Vec<_> = metrics.as_deref().into_iter().chain(control.as_deref()).collect();
+    let written: Vec<_> = config.audit_file().into_iter().collect();
+    for socket in &sockets {
+        unix_socket::remove_stale(socket);
+    }
     let reduced = privilege::reduce(&privilege::Settings {
         user: config.user(),
         owned: &[&config.state_directory],
         pins: &config.bpf_directory,
         written: &written,
+        sockets: &sockets,
     });
     Ok(reduced?)
 }
@@ -182,19 +212,48 @@ fn check(config: &Config) -> Result<ExitCode> {
     config.user().map(privilege::User::find).transpose()?;
     let directory = Directory::open(&config.state_directory, config.rules())?;
     let (snapshot, problems) = (directory.snapshots(), directory.problems());
-    for problem in problems.borrow().iter() {
+    let problems = problems.borrow();
+    let (not_yet, standing): (Vec<&Problem>, Vec<_>) = problems
+        .iter()
+        .partition(|problem| is_not_made_yet(config, problem));
+    for problem in &standing {
         println!("{problem}");
     }
+    for problem in not_yet {
+        println!(
+            "{} is not there yet: the first run makes it",
+            problem.file.display()
+        );
+    }
+    let groups = config
+        .control()
+        .map_or(Ok(()), |settings| settings.permits().map(drop));
+    if let Err(error) = &groups {
+        println!("{error}");
+    }
     let instances = snapshot.borrow().instances.len();
-    let errors = problems
-        .borrow()
+    let errors = standing
         .iter()
         .filter(|problem| problem.severity == Severity::Error)
-        .count();
+        .count()
+        + usize::from(groups.is_err());
     println!("{instances} instances, {errors} errors");
     Ok(if errors == 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Whether the problem is that a directory is missing which the agent makes when it runs.
+fn is_not_made_yet(config: &Config, problem: &Problem) -> bool {
+    let is_directory = Kind::ALL
+        .iter()
+        .any(|kind| problem.file == Path::new(kind.directory()));
+    is_directory
+        && config
+            .state_directory
+            .join(&problem.file)
+            .symlink_metadata()
+            .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }

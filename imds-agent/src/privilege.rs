@@ -41,6 +41,8 @@ pub struct Settings<'a> {
     pub pins: &'a Path,
     /// Files that it writes, in directories that need not be its own.
     pub written: &'a [&'a Path],
+    /// Sockets that it makes, in directories that others come through.
+    pub sockets: &'a [&'a Path],
 }
 
 /// The agent cannot be what it is to be.
@@ -159,6 +161,9 @@ pub fn reduce(settings: &Settings<'_>) -> Result<Reduced, PrivilegeError> {
         for directory in settings.written.iter().filter_map(|file| file.parent()) {
             user::make(directory, 0o750, &user)?;
         }
+        for directory in settings.sockets.iter().filter_map(|socket| socket.parent()) {
+            user::make(directory, 0o755, &user)?;
+        }
     }
     let is_other = user.id != current.id;
     let held = if is_other {
@@ -168,7 +173,15 @@ pub fn reduce(settings: &Settings<'_>) -> Result<Reduced, PrivilegeError> {
     };
     capabilities::keep_for_opening(|| if is_other { user.become_it() } else { Ok(()) })?;
     prctl::set_no_new_privs().map_err(PrivilegeError::NoNewPrivileges)?;
-    for path in settings.owned.iter().chain(settings.written) {
+    // What a killed agent left of a socket is replaced, whosever it was.
+    let directories = settings.sockets.iter().filter_map(|socket| socket.parent());
+    for path in settings
+        .owned
+        .iter()
+        .chain(settings.written)
+        .copied()
+        .chain(directories)
+    {
         check_access(path, &user)?;
     }
     if user.is_root() {

@@ -99,7 +99,8 @@ fn genuine_document_is_told_in_every_form() {
             let command = format!("identity verify --certificate {certificate} {arguments}");
             let (code, output) = received.imdsctl(&command, input);
             assert_eq!(code, YES, "{command}: {output:?}");
-            let table = "accountId  123456789012\nimageId    \"\\u001b[2J\"\nkernelId   -\n";
+            // In the order of the document.
+            let table = "accountId  123456789012\nkernelId   -\nimageId    \"\\u001b[2J\"\n";
             assert_eq!(String::from_utf8_lossy(&output.stdout), table, "{command}");
         }
     }

@@ -25,7 +25,7 @@ use crate::{clock::Clock, netns::Namespace, records};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the names of all hosts' directories begin with; the owning process follows.
-const PREFIX: &str = "imds-host-";
+pub(crate) const PREFIX: &str = "imds-host-";
 
 /// Whom the agents run as: any user but root will do, and this one is everywhere.
 pub const USER: &str = "nobody";
@@ -68,11 +68,12 @@ impl HostFiles {
         fs::create_dir(&run)?;
         fs::set_permissions(&run, fs::Permissions::from_mode(0o777))?;
         let config = format!(
-            "user = {user:?}\nstate_directory = {:?}\nbpf_directory = {:?}\naudit_file = {:?}\nmetrics.socket = {:?}\n{extra}\n",
+            "user = {user:?}\nstate_directory = {:?}\nbpf_directory = {:?}\naudit_file = {:?}\nmetrics.socket = {:?}\ncontrol.socket = {:?}\n{extra}\n",
             files.state(),
             files.pins,
             files.audit(),
             files.metrics(),
+            files.socket(),
         );
         fs::write(files.config(), config)?;
         Ok(files)
@@ -114,6 +115,11 @@ impl HostFiles {
     /// The socket of the agent's metrics.
     pub fn metrics(&self) -> PathBuf {
         self.directory.path().join("run/metrics.sock")
+    }
+
+    /// The control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("run/control.sock")
     }
 
     /// The directory of the agent's pins.

@@ -27,6 +27,19 @@ pub struct Response {
 }
 
 impl Response {
+    /// What was read until the other end closed.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let end = bytes.windows(4).position(|bytes| bytes == b"\r\n\r\n");
+        let (head, rest) = bytes.split_at(end.context("a response without an end of its head")?);
+        let head = str::from_utf8(head)?.to_owned();
+        let status = head.split(' ').nth(1).context("a response without a status")?;
+        Ok(Self {
+            status: status.parse()?,
+            body: rest.get(4..).unwrap_or_default().to_vec(),
+            head,
+        })
+    }
+
     /// The body as text.
     pub fn text(&self) -> &str {
         str::from_utf8(&self.body).unwrap_or("(no text)")
@@ -46,15 +59,7 @@ pub fn exchange(request: &str) -> Result<Response> {
     stream.write_all(request.as_bytes())?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
-    let end = bytes.windows(4).position(|bytes| bytes == b"\r\n\r\n");
-    let (head, rest) = bytes.split_at(end.context("a response without an end of its head")?);
-    let head = str::from_utf8(head)?.to_owned();
-    let status = head.split(' ').nth(1).context("a response without a status")?;
-    Ok(Response {
-        status: status.parse()?,
-        body: rest.get(4..).unwrap_or_default().to_vec(),
-        head,
-    })
+    Response::parse(&bytes)
 }
 
 /// A session token.

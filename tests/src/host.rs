@@ -92,10 +92,17 @@ impl Host {
 
 /// The agent's binary, beside the test's own.
 pub fn program() -> Result<PathBuf> {
+    program_called("imds-agent")
+}
+
+/// A binary of ours, beside the test's own.
+pub fn program_called(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let program = own
         .ancestors()
-        .map(|directory| directory.join("imds-agent"))
+        .map(|directory| directory.join(name))
         .find(|program| program.is_file());
-    program.context("imds-agent is not built: `cargo xtask test` does it, or `cargo build -p imds-agent`")
+    program.with_context(|| {
+        format!("{name} is not built: `cargo xtask test` does it, or `cargo build -p imds-agent`")
+    })
 }

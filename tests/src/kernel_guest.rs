@@ -4,7 +4,6 @@
 
 use std::{
     fs, io,
-    os::fd::AsFd as _,
     process::Command,
     sync::{
         Arc,
@@ -126,10 +125,8 @@ impl Drop for KernelGuest {
 fn pump(host: &Tap, guest: &Tap, stop: &AtomicBool) {
     let mut buffer = vec![0; 65_536 + 64];
     while !stop.load(Ordering::Relaxed) {
-        let mut descriptors = [
-            PollFd::new(host.as_fd(), PollFlags::POLLIN),
-            PollFd::new(guest.as_fd(), PollFlags::POLLIN),
-        ];
+        let queues = host.queues().chain(guest.queues());
+        let mut descriptors: Vec<_> = queues.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         // Wakes up now and then to see whether it is to stop.
         if poll(&mut descriptors, PollTimeout::from(100_u16)).is_err() {
             continue;

@@ -225,7 +225,7 @@ fn complaints(qemu: &mut Child) -> String {
 }
 
 /// Where `cargo xtask` puts guests' kernel and initramfs.
-pub(crate) fn image() -> PathBuf {
+pub fn image() -> PathBuf {
     target().join("guest")
 }
 

@@ -10,6 +10,7 @@ use std::{
         unix::fs::OpenOptionsExt,
     },
     path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -26,7 +27,10 @@ use nix::{
 /// A tap device, up, whose guest is the test: it goes away with this value.
 #[derive(Debug)]
 pub struct Tap {
-    device: File,
+    /// One, or as many as a guest with several processors has.
+    queues: Vec<File>,
+    /// How many frames the guest has sent: each leaves by another queue than the one before.
+    sent: AtomicUsize,
     index: TapIndex,
     vnet_header: bool,
 }
@@ -37,35 +41,51 @@ pub const VNET_HEADER_BYTES: usize = 10;
 impl Tap {
     /// Makes a tap in the network namespace of the calling thread.
     pub fn new(name: &str) -> anyhow::Result<Self> {
-        Self::open(name, None, false)
+        Self::open(name, None, false, 1)
+    }
+
+    /// Makes a tap with several queues.
+    pub fn with_queues(name: &str, queues: usize) -> anyhow::Result<Self> {
+        Self::open(name, None, false, queues)
     }
 
     /// Makes a tap with a given interface index, as a later device gets one that was in use before.
     pub fn with_index(name: &str, index: TapIndex) -> anyhow::Result<Self> {
-        Self::open(name, Some(index), false)
+        Self::open(name, Some(index), false, 1)
     }
 
     /// Makes a tap on which every frame is preceded by a `virtio_net_hdr`, like that of a guest with offloads.
     pub fn with_vnet_header(name: &str) -> anyhow::Result<Self> {
-        Self::open(name, None, true)
+        Self::open(name, None, true, 1)
     }
 
-    fn open(name: &str, index: Option<TapIndex>, vnet_header: bool) -> anyhow::Result<Self> {
+    fn open(name: &str, index: Option<TapIndex>, vnet_header: bool, queues: usize) -> anyhow::Result<Self> {
+        let mut flags = libc::IFF_TAP | libc::IFF_NO_PI;
+        if vnet_header {
+            flags |= libc::IFF_VNET_HDR;
+        }
+        if queues > 1 {
+            flags |= libc::IFF_MULTI_QUEUE;
+        }
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
-        let device = options.open("/dev/net/tun").context("/dev/net/tun")?;
-        if let Some(TapIndex(mut index)) = index {
-            ioctl(&device, libc::TUNSETIFINDEX, &mut index).context("TUNSETIFINDEX")?;
-        }
-        let mut request = interface_request(name)?;
-        let offloads = if vnet_header { libc::IFF_VNET_HDR } else { 0 };
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | offloads) as i16;
-        ioctl(&device, libc::TUNSETIFF, &mut request).context("TUNSETIFF")?;
+        let open_queue = |number| {
+            let queue = options.open("/dev/net/tun").context("/dev/net/tun")?;
+            if let (0, Some(TapIndex(mut index))) = (number, index) {
+                ioctl(&queue, libc::TUNSETIFINDEX, &mut index).context("TUNSETIFINDEX")?;
+            }
+            let mut request = interface_request(name)?;
+            request.ifr_ifru.ifru_flags = flags as i16;
+            ioctl(&queue, libc::TUNSETIFF, &mut request).context("TUNSETIFF")?;
+            Ok(queue)
+        };
+        let queues = (0..queues).map(open_queue).collect::<anyhow::Result<_>>()?;
         set_up(name)?;
         let index = TapIndex(if_nametoindex(name)?);
         wait_for_queue(index)?;
         Ok(Self {
-            device,
+            queues,
+            sent: AtomicUsize::new(0),
             index,
             vnet_header,
         })
@@ -81,19 +101,37 @@ impl Tap {
         if self.vnet_header {
             self.send_offloaded([0; VNET_HEADER_BYTES], frame)
         } else {
-            (&self.device).write_all(frame)
+            self.next_queue()?.write_all(frame)
         }
     }
 
     /// Sends a frame as a guest does that leaves work to its network card, and says which.
     pub fn send_offloaded(&self, header: [u8; VNET_HEADER_BYTES], frame: &[u8]) -> io::Result<()> {
         let header = if self.vnet_header { &header[..] } else { &[] };
-        (&self.device).write_all(&[header, frame].concat())
+        self.next_queue()?.write_all(&[header, frame].concat())
+    }
+
+    fn next_queue(&self) -> io::Result<&File> {
+        let number = self.sent.fetch_add(1, Ordering::Relaxed) % self.queues.len();
+        self.queues
+            .get(number)
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// Reads a frame to the guest into `buffer` without waiting; `WouldBlock` when there is none.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&self.device).read(buffer)
+        for mut queue in &self.queues {
+            match queue.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return read,
+            }
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// What is readable when there is a frame to the guest.
+    pub fn queues(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.queues.iter().map(AsFd::as_fd)
     }
 
     /// The next frame to the guest that `wanted` wants, passing over others (the host's own IPv6 greets every tap).
@@ -101,7 +139,7 @@ impl Tap {
         let deadline = Instant::now() + PATIENCE;
         let mut buffer = vec![0; 1 << 16];
         loop {
-            match (&self.device).read(&mut buffer) {
+            match self.read(&mut buffer) {
                 Ok(length) => {
                     let start = if self.vnet_header { VNET_HEADER_BYTES } else { 0 };
                     let frame = buffer.get(start..length).context("a frame without its header")?;
@@ -110,7 +148,7 @@ impl Tap {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    wait_readable(self.device.as_fd(), deadline)?;
+                    wait_any(self.queues(), deadline)?;
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -119,8 +157,9 @@ impl Tap {
 }
 
 impl AsFd for Tap {
+    /// Of the only queue, or the first.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.device.as_fd()
+        self.queues[0].as_fd()
     }
 }
 
@@ -150,9 +189,17 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Waits until `fd` is readable.
 pub fn wait_readable(fd: BorrowedFd<'_>, deadline: Instant) -> anyhow::Result<()> {
+    wait_any([fd], deadline)
+}
+
+fn wait_any<'fd>(fds: impl IntoIterator<Item = BorrowedFd<'fd>>, deadline: Instant) -> anyhow::Result<()> {
     let left = deadline.saturating_duration_since(Instant::now());
     let timeout = PollTimeout::try_from(left)?;
-    if poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout)? == 0 {
+    let mut fds: Vec<_> = fds
+        .into_iter()
+        .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+        .collect();
+    if poll(&mut fds, timeout)? == 0 {
         bail!("nothing came in time");
     }
     Ok(())

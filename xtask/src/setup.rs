@@ -55,6 +55,13 @@ const PACKAGES: &[Package] = &[
     ("python3-venv", None),
 ];
 
+/// What only the tests want: Debian's libvirtd without the package that makes services of it.
+const TEST_PACKAGES: &[Package] = &[
+    ("libvirt-daemon", Some("libvirtd")),
+    ("libvirt-daemon-driver-qemu", None),
+    ("libvirt-clients", Some("virsh")),
+];
+
 /// The compiler for the classifier, where rustup has no nightly with its sources.
 const COMPILER_PACKAGES: &[Package] = &[("rustc-web", None), ("cargo-web", None), ("rust-web-src", None)];
 
@@ -134,7 +141,7 @@ pub fn need_root(what: &str) -> Result<()> {
 
 fn missing(extent: Extent) -> Result<Vec<Item>> {
     let mut missing = Vec::new();
-    let packages = missing_packages()?;
+    let packages = missing_packages(extent)?;
     if !packages.is_empty() {
         missing.push(Item {
             what: format!("packages, by their Debian names: {}", packages.join(" ")),
@@ -233,10 +240,16 @@ fn missing_clients() -> Vec<Item> {
 }
 
 /// One question to dpkg for all packages; on other systems, a look along PATH.
-fn missing_packages() -> Result<Vec<&'static str>> {
+fn missing_packages(extent: Extent) -> Result<Vec<&'static str>> {
+    let for_tests = if extent == Extent::Tests {
+        TEST_PACKAGES
+    } else {
+        &[]
+    };
     if !is_debian() {
         let missing = PACKAGES
             .iter()
+            .chain(for_tests)
             .filter(|(_, program)| program.is_some_and(|program| !is_on_path(program)));
         return Ok(missing.map(|(package, _)| *package).collect());
     }
@@ -248,6 +261,7 @@ fn missing_packages() -> Result<Vec<&'static str>> {
     let wanted: Vec<_> = PACKAGES
         .iter()
         .chain(compiler)
+        .chain(for_tests)
         .map(|(package, _)| *package)
         .collect();
     let output = Command::new("dpkg-query")

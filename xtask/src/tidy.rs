@@ -18,18 +18,26 @@ use crate::host_command::workspace;
 const ROOMS: &[(&str, &str)] = &[
     (
         "agent",
-        "bindings config identity_files identity_signer keys observe privilege worker datapath stack http imds registry credentials sts now",
+        "bindings config control identity_files identity_signer keys observe privilege reload worker datapath stack http imds registry credentials sts now",
     ),
     ("bin", "imdsctl"),
     ("bindings", "registry"),
-    ("config", "glob imds observe registry credentials sts"),
+    ("config", "control glob imds observe registry credentials sts"),
+    (
+        "control",
+        "observe worker imds registry credentials unix_socket now",
+    ),
+    (
+        "exit_code",
+        "config control datapath observe privilege registry unix_socket",
+    ),
     (
         "worker",
         "observe privilege datapath stack http imds registry credentials now",
     ),
     (
         "observe",
-        "datapath http imds privilege registry credentials stack sts now",
+        "datapath http imds privilege registry credentials stack sts unix_socket now",
     ),
     ("datapath", ""),
     ("stack", "http now"),
@@ -37,14 +45,17 @@ const ROOMS: &[(&str, &str)] = &[
     ("identity_files", "imds keys"),
     ("identity_signer", "identity_files imds privilege registry"),
     ("imds", "http registry credentials now"),
-    ("imdsctl", "imds"),
     ("privilege", ""),
+    ("imdsctl", "config control imds registry sources"),
     ("registry", ""),
+    ("sources", "registry"),
+    ("reload", "config control"),
     ("credentials", "glob keys registry now"),
     ("sts", "keys registry credentials"),
     ("glob", ""),
     ("keys", ""),
     ("now", ""),
+    ("unix_socket", ""),
 ];
 
 /// Outside crates that only some files of the agent may name, by the paths under `imds-agent/src` that may.
@@ -55,16 +66,24 @@ const CRATES: &[(&str, &[&str])] = &[
     ("aws_runtime", &["credentials/sts"]),
     ("aws_sdk_sts", &["credentials/sts"]),
     ("aws_smithy_http_client", &["credentials/sts"]),
-    ("hyper", &["sts/", "observe/metrics/endpoint.rs"]),
-    ("hyper_util", &["sts/", "observe/metrics/endpoint.rs"]),
+    ("axum", &["control/"]),
+    (
+        "hyper",
+        &["sts/", "observe/metrics/endpoint.rs", "imdsctl/client.rs"],
+    ),
+    (
+        "hyper_util",
+        &["sts/", "observe/metrics/endpoint.rs", "imdsctl/client.rs"],
+    ),
     ("prometheus_client", &["observe/metrics"]),
     ("rustls", &["sts/tls.rs"]),
     ("tokio_rustls", &["sts/listener.rs"]),
     ("rcgen", &["sts/tls.rs"]),
-    ("caps", &["privilege"]),
+    ("caps", &["privilege", "exit_code.rs"]),
     ("landlock", &["privilege/sandbox"]),
     ("seccompiler", &["privilege/sandbox"]),
-    // Besides the datapath: privileges are given up, a file is opened without waiting for a pipe, a program is ended with its children.
+    // Besides the datapath: privileges are given up, a file is opened without waiting for a pipe, a program is ended with its children,
+    // users and groups have names.
     ("libc", &["datapath/", "privilege/", "registry/directory"]),
     (
         "nix",
@@ -73,9 +92,14 @@ const CRATES: &[(&str, &[&str])] = &[
             "registry/directory",
             "credentials/process",
             "privilege",
+            "control/",
+            "exit_code.rs",
+            // Records are written as whoever the agent runs as.
+            "imdsctl/guests.rs",
             "main.rs",
         ],
     ),
+    ("roxmltree", &["sources/libvirt"]),
     ("rtnetlink", &["datapath/"]),
     ("smoltcp", &["stack/"]),
     ("httparse", &["http/"]),

@@ -4,12 +4,12 @@
 //! When the kernel says that notifications were lost (`ENOBUFS`), everything is listed and told again.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt, io,
 };
 
 use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
-use imds_ebpf::abi::TapIndex;
+use imds_ebpf::abi::{MacAddr, TapIndex};
 use rtnetlink::{
     Handle, MulticastGroup, new_multicast_connection,
     packet_core::{NetlinkMessage, NetlinkPayload},
@@ -23,13 +23,15 @@ use thiserror::Error;
 /// A link came or went.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LinkEvent {
-    /// It is there: told once for each link at the start, for each new one, under its new name when it is renamed, and
+    /// It is there: told once for each link at the start, for each new one, again when its name or a tap's MAC changes, and
     /// once more for every link after notifications were lost (it may be another device by now, with the same index).
     Appeared {
         /// Its index.
         index: TapIndex,
         /// Its name at this time.
         name: String,
+        /// A tap's own MAC at this time: the host's side of the cable, which no guest can change.
+        mac: Option<MacAddr>,
         /// Whether it is a tap: a TUN/TAP device that carries Ethernet frames.
         is_tap: bool,
     },
@@ -81,6 +83,11 @@ impl LinkWatch {
         })
     }
 
+    /// From now on every link is told once more, as after lost notifications.
+    pub fn tell_again(&mut self) {
+        self.unlisted = true;
+    }
+
     /// The next event. A call that is cancelled loses nothing.
     pub async fn next(&mut self) -> Result<LinkEvent, LinkWatchError> {
         loop {
@@ -113,14 +120,14 @@ impl fmt::Debug for LinkWatch {
 /// The links that were told, and the events that were not yet.
 #[derive(Default, Debug)]
 struct Known {
-    names: BTreeMap<TapIndex, String>,
+    links: BTreeMap<TapIndex, (String, Option<MacAddr>)>,
     events: VecDeque<LinkEvent>,
 }
 
 impl Known {
     fn relist(&mut self, links: &[LinkMessage]) {
-        let listed: Vec<_> = links.iter().map(|link| TapIndex(link.header.index)).collect();
-        for (index, _) in std::mem::take(&mut self.names) {
+        let listed: BTreeSet<_> = links.iter().map(|link| TapIndex(link.header.index)).collect();
+        for (index, _) in std::mem::take(&mut self.links) {
             if !listed.contains(&index) {
                 self.events.push_back(LinkEvent::Gone { index });
             }
@@ -137,27 +144,38 @@ impl Known {
         }
     }
 
-    /// The kernel notifies of every change of a link; a new name is the only one that matters here.
+    /// The kernel notifies of every change of a link; a new name, or a tap's new MAC, is all that matters here. A bridge also tells of
+    /// its ports, in its own address family and without saying what kind of link they are.
     fn appeared(&mut self, link: &LinkMessage) {
-        let Some(name) = name_of(link) else { return };
+        let Some(name) = name_of(link).filter(|_| !is_from_bridge(link)) else {
+            return;
+        };
         let index = TapIndex(link.header.index);
-        if self.names.get(&index) != Some(name) {
-            self.names.insert(index, name.clone());
+        let is_tap = is_tap(link);
+        let told = (name.clone(), mac_of(link).filter(|_| is_tap));
+        if self.links.get(&index) != Some(&told) {
+            let (name, mac) = told.clone();
+            self.links.insert(index, told);
             self.events.push_back(LinkEvent::Appeared {
                 index,
-                name: name.clone(),
-                is_tap: is_tap(link),
+                name,
+                mac,
+                is_tap,
             });
         }
     }
 
-    /// A bridge also says "deleted" of a port that leaves it, in its own address family: that link lives on.
+    /// A bridge also says "deleted" of a port that leaves it: that link lives on.
     fn gone(&mut self, link: &LinkMessage) {
         let index = TapIndex(link.header.index);
-        if link.header.interface_family == AddressFamily::Unspec && self.names.remove(&index).is_some() {
+        if !is_from_bridge(link) && self.links.remove(&index).is_some() {
             self.events.push_back(LinkEvent::Gone { index });
         }
     }
+}
+
+fn is_from_bridge(link: &LinkMessage) -> bool {
+    link.header.interface_family != AddressFamily::Unspec
 }
 
 fn name_of(link: &LinkMessage) -> Option<&String> {
@@ -176,6 +194,13 @@ pub(super) fn is_now_tap(index: TapIndex) -> Result<bool, LinkWatchError> {
         let mut links = handle.link().get().match_index(index.0).execute();
         let link = links.try_next().await.map_err(LinkWatchError::List)?;
         Ok(link.is_some_and(|link| is_tap(&link)))
+    })
+}
+
+fn mac_of(link: &LinkMessage) -> Option<MacAddr> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(octets) => Some(MacAddr(octets.as_slice().try_into().ok()?)),
+        _ => None,
     })
 }
 
@@ -207,10 +232,25 @@ mod tests {
         link(index, name, AddressFamily::Unspec)
     }
 
+    fn with_mac(mut link: LinkMessage, mac: [u8; 6]) -> LinkMessage {
+        link.attributes.push(LinkAttribute::Address(mac.to_vec()));
+        link
+    }
+
     fn appeared(index: u32, name: &str) -> LinkEvent {
         LinkEvent::Appeared {
             index: TapIndex(index),
             name: name.to_owned(),
+            mac: None,
+            is_tap: true,
+        }
+    }
+
+    fn appeared_with_mac(index: u32, name: &str, mac: [u8; 6]) -> LinkEvent {
+        LinkEvent::Appeared {
+            index: TapIndex(index),
+            name: name.to_owned(),
+            mac: Some(MacAddr(mac)),
             is_tap: true,
         }
     }
@@ -233,10 +273,30 @@ mod tests {
     }
 
     #[test]
-    fn port_that_leaves_its_bridge_is_not_gone() {
+    fn link_is_told_again_with_a_new_mac() {
+        let mut known = Known::default();
+        let (random, fixed) = ([0x4e, 1, 2, 3, 4, 5], [0xfe, 0x54, 0, 0, 0, 1]);
+        known.appeared(&with_mac(tap(7, "vnet0"), random));
+        known.appeared(&with_mac(tap(7, "vnet0"), fixed));
+        known.appeared(&with_mac(tap(7, "vnet0"), fixed));
+        assert_eq!(
+            known.events,
+            [
+                appeared_with_mac(7, "vnet0", random),
+                appeared_with_mac(7, "vnet0", fixed)
+            ]
+        );
+    }
+
+    /// In the bridge's own family no message tells the kind of a link: a tap in it would pass for something else.
+    #[test]
+    fn what_a_bridge_says_of_its_ports_is_passed_over() {
         let mut known = Known::default();
         known.appeared(&tap(7, "vnet0"));
-        known.gone(&link(7, "vnet0", AddressFamily::Bridge));
+        let mut port = link(7, "vnet0", AddressFamily::Bridge);
+        port.attributes.truncate(1);
+        known.appeared(&with_mac(port.clone(), [0xfe, 0x54, 0, 0, 0, 1]));
+        known.gone(&port);
         assert_eq!(known.events, [appeared(7, "vnet0")]);
     }
 

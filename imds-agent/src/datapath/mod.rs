@@ -12,6 +12,7 @@ mod bpf;
 pub mod counters;
 pub mod detach;
 pub mod filters;
+pub mod grace_period;
 pub mod hook;
 pub mod inject;
 pub mod link_watch;
@@ -25,6 +26,7 @@ pub mod tap;
 
 pub use counters::Counters;
 pub use detach::DetachError;
+pub use grace_period::GracePeriods;
 pub use hook::{Direction, Hook};
 pub use inject::Injector;
 pub use link_watch::{LinkEvent, LinkWatch};

@@ -44,17 +44,29 @@ pub struct Directory {
     state: State,
 }
 
+/// The state directory cannot be made or read.
+#[derive(Debug, thiserror::Error)]
+#[error("the state directory's {} can be neither read nor made", path.display())]
+pub struct CreateError {
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
 /// The kernel refuses to watch files.
 #[derive(Debug, thiserror::Error)]
 #[error("no inotify instance is to be had (see fs.inotify.max_user_instances)")]
 pub struct OpenError(#[source] io::Error);
 
 impl Directory {
-    /// Makes the directories under `state_directory` that are not there, for root alone: records hold user data.
-    pub fn create(state_directory: &Path) -> io::Result<()> {
+    /// Makes the directories under `state_directory` that are not there, for root alone: records hold user data. Fails if
+    /// one of them cannot be read.
+    pub fn create(state_directory: &Path) -> Result<(), CreateError> {
         for kind in Kind::ALL {
             let path = state_directory.join(kind.directory());
-            DirBuilder::new().mode(0o700).recursive(true).create(path)?;
+            let made = DirBuilder::new().mode(0o700).recursive(true).create(&path);
+            let readable = made.and_then(|()| path.read_dir().map(drop));
+            readable.map_err(|source| CreateError { path, source })?;
         }
         Ok(())
     }
@@ -70,6 +82,7 @@ impl Directory {
             absent: Kind::ALL.map(|kind| (kind, String::new())).into(),
             snapshots: watch::Sender::new(Arc::default()),
             problems: watch::Sender::new(Arc::default()),
+            rules: watch::Sender::new(rules),
         };
         if let Some(snapshot) = state.handle(Batch::default()) {
             state.snapshots.send_replace(snapshot);
@@ -80,6 +93,11 @@ impl Directory {
     /// The current snapshot, and each that follows once [`Self::watch`] runs.
     pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.state.snapshots.subscribe()
+    }
+
+    /// Where new rules are told, which hold for every record once [`Self::watch`] has read it again.
+    pub fn rules(&self) -> watch::Sender<Rules> {
+        self.state.rules.clone()
     }
 
     /// What is wrong at present, and after each change once [`Self::watch`] runs.
@@ -100,8 +118,13 @@ impl Directory {
             Ok(events) => events.ready_chunks(EVENTS_MAX),
             Err(error) => return error,
         };
+        let mut rules = state.rules.subscribe();
         loop {
             let batch = tokio::select! {
+                Ok(()) = rules.changed() => Batch {
+                    rules: Some(*rules.borrow_and_update()),
+                    ..Batch::default()
+                },
                 Some(events) = events.next() => match events.into_iter().collect() {
                     Ok(events) => state.batch(events),
                     Err(error) => return error,
@@ -135,6 +158,7 @@ struct State {
     absent: HashMap<Kind, String>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     problems: watch::Sender<Arc<[Problem]>>,
+    rules: watch::Sender<Rules>,
 }
 
 /// What one read of events says.
@@ -145,6 +169,8 @@ struct Batch {
     lost: HashSet<Kind>,
     /// The kernel dropped events.
     overflow: bool,
+    /// All files are to be read again, by these.
+    rules: Option<Rules>,
 }
 
 impl State {
@@ -184,10 +210,13 @@ impl State {
                 self.root.display()
             );
         }
+        if let Some(rules) = batch.rules {
+            self.records.set_rules(rules);
+        }
         for &kind in &batch.lost {
             self.lose(kind);
         }
-        let mut rescan: HashSet<Kind> = if batch.overflow {
+        let mut rescan: HashSet<Kind> = if batch.overflow || batch.rules.is_some() {
             self.watched.values().copied().collect()
         } else {
             HashSet::new()
@@ -292,7 +321,7 @@ impl State {
 }
 
 /// Editors' temporary and backup files begin with a dot or end otherwise.
-fn is_record_name(name: &OsStr) -> bool {
+pub(super) fn is_record_name(name: &OsStr) -> bool {
     let name = name.as_encoded_bytes();
     name.ends_with(b".json") && !name.starts_with(b".")
 }

@@ -141,6 +141,8 @@ pub struct Instance {
     pub events: Events,
     /// Base64, as `aws ec2 run-instances` takes it.
     pub user_data: Option<UserData>,
+    /// *Ours*: which hypervisor source wrote the record and may write and delete it again. An operator's record has none.
+    pub origin: Option<Origin>,
 }
 
 /// One network interface of an instance.
@@ -197,6 +199,8 @@ macro_rules! parts {
 }
 
 parts! {
+    /// Who wrote a record: `libvirt` or `proxmox`, and what that calls the guest. *Ours*.
+    Origin { source: String, id: String }
     /// A key pair's public half. *Ours*: EC2 keeps it outside the instance.
     PublicKey { key_name: String, public_key_material: String }
     /// A security group that applies to the instance or the interface.

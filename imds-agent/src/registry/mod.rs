@@ -13,8 +13,9 @@ pub mod record;
 pub mod records;
 pub mod role;
 pub mod snapshot;
+pub mod store;
 
-pub use directory::{Directory, OpenError};
+pub use directory::{CreateError, Directory, OpenError};
 pub use instance::{
     HttpEndpoint, HttpProtocolIpv6, HttpTokens, Instance, InstanceId, InstanceMetadataTags,
     InstanceMetadataTagsIndex, InterfaceId, MetadataOptions, NetworkInterface,
@@ -23,3 +24,4 @@ pub use problem::Problem;
 pub use record::Rules;
 pub use role::{AccountId, IamArn, InstanceProfile, InstanceProfileName, Role, RoleName};
 pub use snapshot::{Published, Snapshot};
+pub use store::Store;

@@ -61,3 +61,17 @@ impl fmt::Display for Problem {
         write!(f, ": {}", self.finding.message)
     }
 }
+
+/// For a document without a file: `NetworkInterfaces[0].Tap: is another interface's of this instance`.
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.field.as_str() {
+            "" => f.write_str(&self.message)?,
+            field => write!(f, "{field}: {}", self.message)?,
+        }
+        match self.place {
+            Some((line, column)) => write!(f, " (line {line}, column {column})"),
+            None => Ok(()),
+        }
+    }
+}

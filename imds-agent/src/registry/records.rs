@@ -95,6 +95,21 @@ impl Records {
         }
     }
 
+    /// From now on records are taken by `rules`, and those in force get the options that they do not say themselves. What else
+    /// the rules say holds for a file when it is read next.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
+        for in_force in self.files.values_mut().filter_map(|file| file.in_force.as_mut()) {
+            if let Item::Instance(member) = &mut in_force.item {
+                let options = member.instance.metadata_options.or(rules.options);
+                if member.options != options {
+                    Arc::make_mut(member).options = options;
+                    self.dirty = true;
+                }
+            }
+        }
+    }
+
     /// Takes a file's newest bytes. Nothing is in force before [`Self::commit`].
     pub fn handle_file(&mut self, key: FileKey, bytes: &[u8], modified: Timestamp) {
         let parsed = record::parse(key.kind, bytes, &self.rules);
@@ -304,19 +319,7 @@ impl Records {
         };
         for in_force in self.files.values().filter_map(|file| file.in_force.as_ref()) {
             match &in_force.item {
-                Item::Instance(member) => {
-                    for (index, interface) in member.instance.network_interfaces.iter().enumerate() {
-                        snapshot
-                            .by_mac
-                            .insert(interface.mac_address, (Arc::clone(member), index));
-                        if let Some(tap) = &interface.tap {
-                            snapshot.by_tap.insert(tap.clone(), (Arc::clone(member), index));
-                        }
-                    }
-                    snapshot
-                        .instances
-                        .insert(member.instance.instance_id.clone(), Arc::clone(member));
-                }
+                Item::Instance(member) => snapshot.add(member),
                 Item::Role(role) => {
                     snapshot.roles.insert(role.arn.clone(), Arc::clone(role));
                 }

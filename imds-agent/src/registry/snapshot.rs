@@ -19,6 +19,8 @@ pub struct Snapshot {
     pub instances: HashMap<InstanceId, Arc<Member>>,
     /// Who owns a MAC: the instance, and the index of the interface within it.
     pub by_mac: HashMap<MacAddr, (Arc<Member>, usize)>,
+    /// Interfaces by the last five octets of their MAC, which is what some hypervisors' taps show of it.
+    pub by_mac_tail: HashMap<[u8; 5], Vec<(Arc<Member>, usize)>>,
     /// The interface that a tap, by name, is expected to carry, as far as records say so.
     pub by_tap: HashMap<String, (Arc<Member>, usize)>,
     /// Roles by ARN: two accounts on one host may use the same name.
@@ -47,11 +49,33 @@ pub struct Member {
 pub struct Published(ArcSwap<Snapshot>);
 
 impl Snapshot {
+    /// Enters an instance under all that it can be found by.
+    pub fn add(&mut self, member: &Arc<Member>) {
+        for (index, interface) in member.instance.network_interfaces.iter().enumerate() {
+            let found = || (Arc::clone(member), index);
+            self.by_mac.insert(interface.mac_address, found());
+            self.by_mac_tail
+                .entry(mac_tail(interface.mac_address))
+                .or_default()
+                .push(found());
+            if let Some(tap) = &interface.tap {
+                self.by_tap.insert(tap.clone(), found());
+            }
+        }
+        self.instances
+            .insert(member.instance.instance_id.clone(), Arc::clone(member));
+    }
+
     /// Who owns `mac`.
     pub fn interface(&self, mac: MacAddr) -> Option<(&Arc<Member>, &NetworkInterface)> {
         let (member, index) = self.by_mac.get(&mac)?;
         Some((member, member.instance.network_interfaces.get(*index)?))
     }
+}
+
+/// All but the first octet.
+pub fn mac_tail(MacAddr([_, tail @ ..]): MacAddr) -> [u8; 5] {
+    tail
 }
 
 impl Published {

@@ -1,18 +1,6 @@
 //! Where metrics are to be had: HTTP on a Unix socket, and at addresses that the operator names.
 
-use std::{
-    convert::Infallible,
-    fs::{self, DirBuilder, Permissions},
-    io,
-    net::SocketAddr,
-    os::unix::{
-        fs::{DirBuilderExt as _, PermissionsExt as _},
-        net::UnixStream,
-    },
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -22,7 +10,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener},
+    net::TcpListener,
     sync::{Semaphore, mpsc, oneshot},
     task::JoinSet,
 };
@@ -31,6 +19,7 @@ use super::{
     Metrics,
     sources::{Host, Told},
 };
+use crate::unix_socket::{BindError, UnixSocket};
 
 /// Scrapers at once: a pair of Prometheus servers, a person with curl, and some.
 const CONNECTIONS_MAX: usize = 16;
@@ -72,23 +61,14 @@ pub enum EndpointError {
         source: io::Error,
     },
     /// The socket cannot be made.
-    #[error("cannot make the socket {}", path.display())]
-    Socket {
-        /// Its path.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Somebody answers at the socket.
-    #[error("the socket {} is in use, by another agent perhaps", .0.display())]
-    InUse(PathBuf),
+    #[error("the socket of metrics")]
+    Socket(#[from] BindError),
 }
 
 /// The endpoint, with its sockets open.
 #[derive(Debug)]
 pub struct Endpoint {
-    socket: Option<Socket>,
+    socket: Option<UnixSocket>,
     listeners: Vec<TcpListener>,
     shared: Arc<Shared>,
 }
@@ -108,7 +88,10 @@ impl Endpoint {
         metrics: Metrics,
         asks: mpsc::Sender<Asked>,
     ) -> Result<Self, EndpointError> {
-        let socket = settings.socket.as_deref().map(Socket::bind).transpose()?;
+        let socket = match &settings.socket {
+            Some(path) => Some(UnixSocket::bind(path, SOCKET_MODE, None).await?),
+            None => None,
+        };
         let mut listeners = Vec::new();
         for &address in &settings.addresses {
             let listener = TcpListener::bind(address).await;
@@ -133,7 +116,8 @@ impl Endpoint {
         if let Some(socket) = self.socket {
             let shared = Arc::clone(&self.shared);
             listeners.spawn(async move {
-                let listener = &socket.listener;
+                // The file is there for as long as it is served.
+                let (_file, listener) = socket.into_parts();
                 accept(|| async { Ok(listener.accept().await?.0) }, &shared).await;
             });
         }
@@ -143,46 +127,6 @@ impl Endpoint {
                 .spawn(async move { accept(|| async { Ok(listener.accept().await?.0) }, &shared).await });
         }
         while listeners.join_next().await.is_some() {}
-    }
-}
-
-/// A Unix socket that is removed with its listener.
-#[derive(Debug)]
-struct Socket {
-    path: PathBuf,
-    listener: UnixListener,
-}
-
-impl Socket {
-    fn bind(path: &Path) -> Result<Self, EndpointError> {
-        let failed = |source| EndpointError::Socket {
-            path: path.to_owned(),
-            source,
-        };
-        if let Some(directory) = path.parent() {
-            let made = DirBuilder::new().recursive(true).mode(0o755).create(directory);
-            made.map_err(failed)?;
-        }
-        match UnixStream::connect(path) {
-            Ok(_) => return Err(EndpointError::InUse(path.to_owned())),
-            // What an agent left that was killed.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                fs::remove_file(path).map_err(failed)?;
-            }
-            Err(_) => {}
-        }
-        let listener = UnixListener::bind(path).map_err(failed)?;
-        fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE)).map_err(failed)?;
-        Ok(Self {
-            path: path.to_owned(),
-            listener,
-        })
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        _ = fs::remove_file(&self.path);
     }
 }
 

@@ -1,0 +1,178 @@
+//! Who may do what: told by the kernel from the other end of the socket, never by what is sent through it.
+
+use std::{fs, sync::Arc};
+
+use axum::{
+    Extension,
+    extract::{ConnectInfo, Request, connect_info::Connected},
+    http::Method,
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+    serve::IncomingStream,
+};
+use nix::unistd::{Gid, Uid, geteuid};
+use tokio::net::UnixStream;
+
+use super::{Refusal, socket::Guarded};
+
+/// What a route asks of its caller.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Access {
+    /// Whoever gets through the socket's file mode.
+    Anyone,
+    /// Look, but at no secret.
+    Read,
+    /// Change, and see secrets.
+    Admin,
+}
+
+/// The process at the other end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Peer {
+    /// Nothing where the kernel does not say.
+    user: Option<Uid>,
+    groups: Vec<Gid>,
+}
+
+/// Which groups may do what.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Permits {
+    /// Members may look.
+    pub read_group: Option<Gid>,
+    /// Members may change.
+    pub admin_group: Option<Gid>,
+}
+
+impl Permits {
+    /// What `peer` may do. Root and the agent's own user may do everything.
+    pub fn of(&self, peer: &Peer) -> Access {
+        let is_member = |group: Option<Gid>| group.is_some_and(|group| peer.groups.contains(&group));
+        match peer.user {
+            None => Access::Anyone,
+            Some(user) if user.is_root() || user == geteuid() => Access::Admin,
+            Some(_) if is_member(self.admin_group) => Access::Admin,
+            Some(_) if is_member(self.read_group) => Access::Read,
+            Some(_) => Access::Anyone,
+        }
+    }
+}
+
+impl Peer {
+    /// The other end of `stream`.
+    pub fn of(stream: &UnixStream) -> Self {
+        let Ok(credentials) = stream.peer_cred() else {
+            return Self {
+                user: None,
+                groups: Vec::new(),
+            };
+        };
+        let (user, group) = (credentials.uid(), credentials.gid());
+        let others = credentials
+            .pid()
+            .and_then(|process| supplementary_groups(process, user, group));
+        let mut groups = others.unwrap_or_default();
+        groups.push(Gid::from_raw(group));
+        Self {
+            user: Some(Uid::from_raw(user)),
+            groups,
+        }
+    }
+}
+
+impl Connected<IncomingStream<'_, Guarded>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Guarded>) -> Self {
+        stream.io().peer().clone()
+    }
+}
+
+/// The groups of a process besides its own, which the socket does not tell.
+///
+/// By now the process may have ended and its number be another's. Then what is read counts only if that one is the same
+/// user's with the same group: somebody who could have connected by itself.
+fn supplementary_groups(process: i32, user: u32, group: u32) -> Option<Vec<Gid>> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let numbers = |field: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+        line.split_whitespace()
+            .map(|number| number.parse().ok())
+            .collect::<Option<Vec<u32>>>()
+    };
+    // Real, effective, saved, file system.
+    let is_same = numbers("Uid:")?.get(1) == Some(&user) && numbers("Gid:")?.get(1) == Some(&group);
+    is_same
+        .then(|| numbers("Groups:"))?
+        .map(|groups| groups.into_iter().map(Gid::from_raw).collect())
+}
+
+/// What the caller of a request may do, for handlers that show more to some.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Granted(pub Access);
+
+/// Lets a request through to its handler, or does not. Who changed something, or was shown secrets, is in the log.
+pub async fn gate(
+    needed: Access,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Extension(permits): Extension<Arc<Permits>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let granted = permits.of(&peer);
+    request.extensions_mut().insert(Granted(granted));
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let response = if granted < needed {
+        Refusal::forbidden(needed, peer.user).into_response()
+    } else {
+        next.run(request).await
+    };
+    if method != Method::GET || uri.query().is_some_and(|query| query.contains("secrets")) {
+        let user = peer
+            .user
+            .map_or_else(|| "nobody known".to_owned(), |user| user.to_string());
+        log::info!(
+            "control socket: user {user}: {method} {uri}: {}",
+            response.status()
+        );
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peers_user_and_groups_decide() {
+        let permits = Permits {
+            read_group: Some(Gid::from_raw(5000)),
+            admin_group: Some(Gid::from_raw(5001)),
+        };
+        let of = |user: Option<u32>, groups: &[u32]| {
+            let groups = groups.iter().copied().map(Gid::from_raw).collect();
+            permits.of(&Peer {
+                user: user.map(Uid::from_raw),
+                groups,
+            })
+        };
+        assert_eq!(of(Some(0), &[]), Access::Admin);
+        assert_eq!(of(Some(geteuid().as_raw()), &[]), Access::Admin);
+        assert_eq!(of(Some(4000), &[5001, 5000]), Access::Admin);
+        assert_eq!(of(Some(4000), &[7, 5000]), Access::Read);
+        assert_eq!(of(Some(4000), &[0]), Access::Anyone);
+        assert_eq!(of(None, &[5001]), Access::Anyone);
+        let nobody = Permits::default().of(&Peer {
+            user: Some(Uid::from_raw(4000)),
+            groups: vec![Gid::from_raw(0)],
+        });
+        assert_eq!(nobody, Access::Anyone);
+    }
+
+    #[test]
+    fn the_groups_of_a_process_count_for_its_own_user_only() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let (user, group) = (geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        assert!(supplementary_groups(own, user, group).is_some());
+        assert_eq!(supplementary_groups(own, user + 1, group), None);
+        assert_eq!(supplementary_groups(own, user, group + 1), None);
+        assert_eq!(supplementary_groups(-1, user, group), None);
+    }
+}

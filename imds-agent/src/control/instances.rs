@@ -1,0 +1,155 @@
+//! Instances: all of them in short, and one record whole.
+
+use std::{collections::HashMap, sync::Arc};
+
+use axum::{
+    body::Bytes,
+    extract::{Path, State},
+    response::Response,
+};
+use imds_ebpf::abi::MacAddr;
+use serde_json::{Map, Value, json};
+
+use super::{
+    Control, Refusal,
+    access::Access,
+    applied::{answer, deleted},
+    asked::{Asked, json, versioned},
+};
+use crate::registry::{
+    InstanceId,
+    snapshot::Member,
+    store::{Key, StoreError},
+};
+
+type Answer = Result<Response, Refusal>;
+
+/// An instance's id out of a path.
+pub(super) fn id(text: &str) -> Result<InstanceId, Refusal> {
+    text.parse()
+        .map_err(|error| Refusal::invalid(format!("{text:?} is no instance id: {error}")))
+}
+
+/// `GET /v1/instances`: those in force.
+pub(super) async fn list(State(control): State<Arc<Control>>, _: Asked) -> Answer {
+    let taps = control.taps().await?;
+    let bound: Bound<'_> = taps
+        .iter()
+        .filter_map(|tap| Some((tap.mac?, tap.name.as_str())))
+        .collect();
+    let snapshot = control.facts.registry.load();
+    let mut members: Vec<_> = snapshot.instances.values().collect();
+    members.sort_by_key(|member| &member.instance.instance_id);
+    let instances: Vec<Value> = members
+        .into_iter()
+        .map(|member| summary(member, &bound))
+        .collect();
+    Ok(json(&json!({ "instances": instances })))
+}
+
+/// `GET /v1/instances/{id}`: the record as it is on disk.
+pub(super) async fn get(
+    State(control): State<Arc<Control>>,
+    Path(text): Path<String>,
+    asked: Asked,
+) -> Answer {
+    let key = Key::Instance(id(&text)?);
+    let mut stored = control.store(move |store| store.get(&key)).await?;
+    if asked.access < Access::Admin {
+        stored.document.shift_remove("UserData");
+    }
+    Ok(versioned(&Value::Object(stored.document), &stored.revision))
+}
+
+/// `PUT /v1/instances/{id}`
+pub(super) async fn put(
+    State(control): State<Arc<Control>>,
+    Path(text): Path<String>,
+    asked: Asked,
+    body: Bytes,
+) -> Answer {
+    let id = id(&text)?;
+    let (key, expect) = (Key::Instance(id.clone()), asked.expect);
+    let put = control
+        .store(move |store| store.put(&key, &body, &expect))
+        .await?;
+    let written = control.written(asked.wait, &id, &put).await?;
+    Ok(answer(&written, put.is_new, &put.revision))
+}
+
+/// `DELETE /v1/instances/{id}`
+pub(super) async fn delete(
+    State(control): State<Arc<Control>>,
+    Path(text): Path<String>,
+    asked: Asked,
+) -> Answer {
+    let id = id(&text)?;
+    let (key, expect) = (Key::Instance(id.clone()), asked.expect);
+    control.store(move |store| store.delete(&key, &expect)).await?;
+    let state = control.settle_instance(asked.wait, &id, None).await?;
+    Ok(json(&deleted(state)))
+}
+
+/// Changes an instance's record and waits for it.
+pub(super) async fn change(
+    control: Arc<Control>,
+    id: &str,
+    asked: Asked,
+    change: impl FnOnce(&mut Map<String, Value>) -> Result<(), StoreError> + Send + 'static,
+) -> Answer {
+    let id = self::id(id)?;
+    let (key, expect) = (Key::Instance(id.clone()), asked.expect);
+    let put = control
+        .store(move |store| store.amend(&key, &expect, change))
+        .await?;
+    let written = control.written(asked.wait, &id, &put).await?;
+    Ok(answer(&written, put.is_new, &put.revision))
+}
+
+/// Which MAC is served on which tap, whether the record names it or its own MAC shows the guest's.
+type Bound<'a> = HashMap<MacAddr, &'a str>;
+
+fn summary(member: &Member, bound: &Bound<'_>) -> Value {
+    let instance = &member.instance;
+    let interfaces = instance.network_interfaces.iter().map(|interface| {
+        let mac = interface.mac_address;
+        let (named, bound) = (interface.tap.as_deref(), bound.get(&mac).copied());
+        let is_bound = bound.is_some() && (named.is_none() || named == bound);
+        let mut value = json!({ "macAddress": mac.to_string(), "bound": is_bound });
+        if let Some(tap) = named.or(bound) {
+            value["tap"] = tap.into();
+        }
+        value
+    });
+    let mut value = json!({
+        "instanceId": instance.instance_id,
+        "interfaces": interfaces.collect::<Vec<_>>(),
+        "httpTokens": member.options.http_tokens,
+    });
+    let name = instance
+        .tags
+        .find(|key| key.cmp("Name"))
+        .map(|(_, tag)| tag.value.clone());
+    let said = [
+        ("name", name),
+        ("instanceType", instance.instance_type.clone()),
+        (
+            "privateIpAddress",
+            instance.private_ip_address.map(|address| address.to_string()),
+        ),
+        (
+            "instanceProfile",
+            member
+                .instance_profile
+                .as_ref()
+                .map(|profile| profile.arn.clone()),
+        ),
+        ("role", member.role.as_ref().map(|role| role.arn.clone())),
+    ];
+    for (field, said) in said {
+        if let Some(said) = said {
+            value[field] = said.into();
+        }
+    }
+    value
+}

@@ -1,0 +1,202 @@
+//! The socket: its mode, and the seats that those have who may do next to nothing.
+
+use std::{
+    io,
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum::{Router, serve::Listener};
+use nix::unistd::{Gid, Group};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{UnixListener, UnixStream, unix::SocketAddr},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+
+use super::access::{Access, Peer, Permits};
+use crate::unix_socket::{BindError, UnixSocket};
+
+/// Connections at once of those who may do next to nothing: enough for probes, too few to keep others out.
+const STRANGERS_MAX: usize = 16;
+
+/// Where the socket is and who may use it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// The socket's path.
+    pub socket: PathBuf,
+    /// Its file mode; nothing for what the groups need.
+    pub mode: Option<u32>,
+    /// Members may look.
+    pub read_group: Option<String>,
+    /// Members may change.
+    pub admin_group: Option<String>,
+}
+
+impl Settings {
+    /// Who may do what, by the groups that the host has.
+    pub fn permits(&self) -> Result<Permits, ControlError> {
+        let group = |field, name: &Option<String>| match name {
+            Some(name) => gid(name).map(Some).ok_or_else(|| ControlError::Group {
+                field,
+                name: name.clone(),
+            }),
+            None => Ok(None),
+        };
+        Ok(Permits {
+            read_group: group("read_group", &self.read_group)?,
+            admin_group: group("admin_group", &self.admin_group)?,
+        })
+    }
+}
+
+/// There is no control socket.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// It cannot be made.
+    #[error("the control socket")]
+    Socket(#[from] BindError),
+    /// There is no such group.
+    #[error("control.{field}: there is no group {name:?}")]
+    Group {
+        /// `read_group` or `admin_group`.
+        field: &'static str,
+        /// As the configuration has it.
+        name: String,
+    },
+}
+
+/// The open socket. Its file goes when it is dropped.
+#[derive(Debug)]
+pub struct Socket {
+    socket: UnixSocket,
+    permits: Permits,
+}
+
+impl Socket {
+    /// Makes the socket's file and listens.
+    pub async fn bind(settings: &Settings) -> Result<Self, ControlError> {
+        let permits = settings.permits()?;
+        let mode = settings
+            .mode
+            .unwrap_or(match (permits.read_group, permits.admin_group) {
+                (None, None) => 0o600,
+                (Some(_), None) | (None, Some(_)) => 0o660,
+                // A file has one group; who of the two is there is told from the peer's credentials.
+                (Some(_), Some(_)) => 0o666,
+            });
+        // Where everybody gets through, it does not matter whose the file is.
+        let group = permits.read_group.or(permits.admin_group);
+        let group = group.filter(|_| mode & 0o006 != 0o006).map(Gid::as_raw);
+        let socket = UnixSocket::bind(&settings.socket, mode, group).await?;
+        Ok(Self { socket, permits })
+    }
+
+    /// Answers requests until dropped, by `router`.
+    pub async fn serve(self, router: Router) {
+        let Self { socket, permits } = self;
+        let router = router.layer(axum::Extension(Arc::new(permits)));
+        let service = router.into_make_service_with_connect_info::<Peer>();
+        let (file, listener) = socket.into_parts();
+        let guarded = Guarded {
+            listener,
+            permits,
+            strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
+        };
+        // It accepts again after every error, and so never ends.
+        let _ = axum::serve(guarded, service).await;
+        drop(file);
+    }
+}
+
+/// The listener, with few seats for strangers.
+#[derive(Debug)]
+pub struct Guarded {
+    listener: UnixListener,
+    permits: Permits,
+    strangers: Arc<Semaphore>,
+}
+
+/// A connection, and who is at its other end.
+#[derive(Debug)]
+pub struct Seated {
+    stream: UnixStream,
+    peer: Peer,
+    _seat: Option<OwnedSemaphorePermit>,
+}
+
+impl Seated {
+    /// Who is at the other end.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+}
+
+impl Listener for Guarded {
+    type Io = Seated;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Seated, SocketAddr) {
+        loop {
+            let (stream, address) = Listener::accept(&mut self.listener).await;
+            let peer = Peer::of(&stream);
+            let seat = match self.permits.of(&peer) {
+                Access::Anyone => Some(Arc::clone(&self.strangers).try_acquire_owned()),
+                Access::Read | Access::Admin => None,
+            };
+            if let Ok(seat) = seat.transpose() {
+                return (
+                    Seated {
+                        stream,
+                        peer,
+                        _seat: seat,
+                    },
+                    address,
+                );
+            }
+            log::debug!("control socket: {peer:?} is one stranger too many");
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+impl AsyncRead for Seated {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Seated {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+/// The group of a name or number.
+fn gid(name: &str) -> Option<Gid> {
+    if let Ok(number) = name.parse() {
+        return Some(Gid::from_raw(number));
+    }
+    Group::from_name(name).ok().flatten().map(|group| group.gid)
+}

@@ -1,0 +1,153 @@
+//! How `imds-agent` ends, so that whoever supervises it can tell what helps from what does not. Code 2, wrong usage, is
+//! clap's.
+
+use std::io;
+
+use nix::errno::Errno;
+
+use crate::{
+    config::ConfigError,
+    control::ControlError,
+    datapath::{LoadError, inject::InjectorError, pins::PinsError},
+    privilege::PrivilegeError,
+    registry::CreateError,
+    unix_socket::BindError,
+};
+
+/// Anything that has no code of its own; and what `check` found.
+pub const FAILURE: u8 = 1;
+/// The configuration has a mistake, or cannot be read.
+pub const CONFIGURATION: u8 = 3;
+/// The process lacks root or a capability.
+pub const PERMISSION: u8 = 4;
+/// Another agent has the control socket or the pins.
+pub const OCCUPIED: u8 = 5;
+/// The state directory can be neither read nor made.
+pub const STATE_DIRECTORY: u8 = 6;
+/// The kernel has not what the classifier needs.
+pub const KERNEL: u8 = 7;
+
+/// For `imds-agent --help`.
+pub const HELP: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 configuration, 4 missing permission, \
+                        5 another agent is there, 6 state directory, 7 unsupported kernel";
+
+/// The code for an error: that of the outermost part of it that has one.
+pub fn of(error: &anyhow::Error) -> u8 {
+    error.chain().find_map(of_part).unwrap_or(FAILURE)
+}
+
+fn of_part(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    let is_denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    if error.is::<ConfigError>() {
+        return Some(CONFIGURATION);
+    }
+    if error.is::<CreateError>() {
+        return Some(STATE_DIRECTORY);
+    }
+    if error.is::<InjectorError>() {
+        return Some(PERMISSION);
+    }
+    if let Some(error) = error.downcast_ref() {
+        return match error {
+            BindError::Occupied(_) => Some(OCCUPIED),
+            BindError::NoSocket(_) => Some(CONFIGURATION),
+            BindError::Group { .. } => Some(PERMISSION),
+            BindError::Io { .. } => None,
+        };
+    }
+    if let Some(ControlError::Group { .. }) = error.downcast_ref() {
+        return Some(CONFIGURATION);
+    }
+    if let Some(error) = error.downcast_ref() {
+        return match error {
+            PrivilegeError::InUse { .. } => Some(OCCUPIED),
+            PrivilegeError::NoSuchUser { .. } => Some(CONFIGURATION),
+            PrivilegeError::Lookup { .. } | PrivilegeError::Prepare { .. } => None,
+            PrivilegeError::OtherUser { .. }
+            | PrivilegeError::Change { .. }
+            | PrivilegeError::Missing { .. }
+            | PrivilegeError::Capabilities(_)
+            | PrivilegeError::NoNewPrivileges(_)
+            | PrivilegeError::Owner { .. }
+            | PrivilegeError::Access { .. } => Some(PERMISSION),
+        };
+    }
+    if let Some(error) = error.downcast_ref() {
+        return match error {
+            LoadError::KernelTooOld | LoadError::Refused(_) => Some(KERNEL),
+            LoadError::NotPermitted(_) => Some(PERMISSION),
+            LoadError::Pins(pins) => of_pins(pins),
+            _ => None,
+        };
+    }
+    let errno = error
+        .downcast_ref()
+        .is_some_and(|errno| matches!(errno, Errno::EPERM | Errno::EACCES));
+    (errno || error.downcast_ref().is_some_and(is_denied)).then_some(PERMISSION)
+}
+
+fn of_pins(error: &PinsError) -> Option<u8> {
+    match error {
+        PinsError::InUse { .. } => Some(OCCUPIED),
+        PinsError::Mount(Errno::EPERM | Errno::EACCES) => Some(PERMISSION),
+        PinsError::Mount(_) => Some(KERNEL),
+        PinsError::NotBpffs { .. } => Some(CONFIGURATION),
+        PinsError::Io { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn the_outermost_part_with_a_code_decides() {
+        let of = |error: anyhow::Error| of(&error);
+        let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
+        assert_eq!(of(anyhow::anyhow!("something")), FAILURE);
+        assert_eq!(
+            of(anyhow::Error::from(denied()).context("cannot open")),
+            PERMISSION
+        );
+        assert_eq!(of(BindError::Occupied("/s".into()).into()), OCCUPIED);
+        let io = BindError::Io {
+            action: "make",
+            path: "/s".into(),
+            source: denied(),
+        };
+        assert_eq!(of(io.into()), PERMISSION);
+        let socket = ControlError::Socket(BindError::Occupied("/s".into()));
+        assert_eq!(of(socket.into()), OCCUPIED);
+        let missing = PrivilegeError::Missing {
+            missing: caps::Capability::CAP_BPF,
+        };
+        assert_eq!(of(missing.into()), PERMISSION);
+        let in_use = PrivilegeError::InUse { path: "/p".into() };
+        assert_eq!(of(in_use.into()), OCCUPIED);
+        let unwritable = PrivilegeError::Prepare {
+            path: "/p".into(),
+            source: denied(),
+        };
+        assert_eq!(of(unwritable.into()), PERMISSION);
+        assert_eq!(of(LoadError::KernelTooOld.into()), KERNEL);
+        assert_eq!(
+            of(LoadError::Pins(PinsError::InUse { root: "/p".into() }).into()),
+            OCCUPIED
+        );
+        assert_eq!(
+            of(LoadError::Pins(PinsError::Mount(Errno::ENODEV)).into()),
+            KERNEL
+        );
+        assert_eq!(
+            of(LoadError::Pins(PinsError::Mount(Errno::EPERM)).into()),
+            PERMISSION
+        );
+        let read = ConfigError::Read {
+            path: "/c".into(),
+            source: denied(),
+        };
+        assert_eq!(of(Err::<(), _>(read).context("why").unwrap_err()), CONFIGURATION);
+    }
+}

@@ -1,0 +1,156 @@
+//! The records of a hypervisor's guests in the state directory, for the commands that write them.
+
+use std::{
+    io::{self, Write as _},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use nix::unistd::{Gid, Uid, getegid, geteuid, setegid, seteuid};
+use serde_json::{Value, json};
+
+use super::Verdict;
+use crate::{
+    config::Config,
+    registry::{
+        Directory, InstanceId,
+        instance::Origin,
+        store::{Store, StoreError},
+    },
+    sources::{self, Earlier, Guest, Outcome},
+};
+
+/// Where the records are.
+#[derive(Args, Debug)]
+pub struct Guests {
+    /// The agent's configuration file [default: /etc/imds-agent/config.toml, where it exists]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Guests {
+    /// Writes a guest's record, and tells on standard error what should be known about that.
+    pub fn put(&self, guest: &Guest, earlier: Earlier) -> Result<Outcome> {
+        for warning in &guest.warnings {
+            eprintln!("imdsctl: {}: {warning}", guest.id);
+        }
+        let outcome = self.write(|store| sources::put(store, guest, earlier))?;
+        if let Outcome::LeftAlone(file) = &outcome {
+            let (id, file) = (&guest.id, file.display());
+            eprintln!("imdsctl: {id}: {file} has the same id, MAC or tap and is left as it is");
+        }
+        Ok(outcome)
+    }
+
+    /// Deletes the records of a guest.
+    pub fn remove(&self, origin: &Origin) -> Result<Vec<InstanceId>> {
+        self.write(|store| sources::remove(store, origin))
+    }
+
+    /// Deletes the records of a source's guests that are not here.
+    pub fn retain(&self, source: &str, here: &[Origin]) -> Result<Vec<InstanceId>> {
+        self.write(|store| sources::retain(store, source, here))
+    }
+
+    fn write<T>(&self, work: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T> {
+        let config = match &self.config {
+            Some(file) => Some(Config::load(file)?),
+            None => Config::load_default()?,
+        };
+        let config = config.unwrap_or_default();
+        let directory = &config.state_directory;
+        let _owner = directory
+            .exists()
+            .then(|| Owner::become_that_of(directory))
+            .transpose()?;
+        Directory::create(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        Ok(work(&Store::new(directory, config.rules()))?)
+    }
+}
+
+/// Whoever owns the state directory, as long as this lives: hooks run as root, and the agent has to be able to read what they
+/// write, and to take the same lock.
+struct Owner {
+    before: (Uid, Gid),
+}
+
+impl Owner {
+    fn become_that_of(directory: &Path) -> Result<Self> {
+        let before = (geteuid(), getegid());
+        let owner = directory.metadata().context("the state directory has no owner")?;
+        let this = Self { before };
+        if before.0.is_root() && owner.uid() != 0 {
+            setegid(Gid::from_raw(owner.gid()))
+                .and_then(|()| seteuid(Uid::from_raw(owner.uid())))
+                .with_context(|| format!("cannot become the owner of {}", directory.display()))?;
+        }
+        Ok(this)
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        let (user, group) = self.before;
+        if geteuid() != user {
+            // Root's to take back, as the saved user is still root.
+            let _ = seteuid(user).and_then(|()| setegid(group));
+        }
+    }
+}
+
+/// What became of several guests.
+#[derive(Default, Debug)]
+pub struct Report {
+    guests: Vec<Value>,
+    gone: Vec<InstanceId>,
+    has_failed: bool,
+}
+
+impl Report {
+    /// Takes note of one guest, which the hypervisor calls `name`.
+    pub fn add(&mut self, name: &str, outcome: Result<(Guest, Outcome)>) {
+        self.guests.push(match outcome {
+            Ok((guest, Outcome::LeftAlone(file))) => {
+                json!({ "Guest": name, "InstanceId": guest.id, "Outcome": "left-alone", "File": file })
+            }
+            Ok((guest, _)) => json!({ "Guest": name, "InstanceId": guest.id, "Outcome": "written" }),
+            Err(error) => {
+                self.has_failed = true;
+                json!({ "Guest": name, "Outcome": "failed", "Reason": format!("{error:#}") })
+            }
+        });
+    }
+
+    /// Takes note of records that were deleted.
+    pub fn gone(&mut self, instances: Vec<InstanceId>) {
+        self.gone.extend(instances);
+    }
+
+    /// Prints it all. It is so if every guest has its record.
+    pub fn print(self, is_json: bool) -> Result<Verdict> {
+        let mut out = io::stdout().lock();
+        if is_json {
+            writeln!(
+                out,
+                "{:#}",
+                json!({ "Guests": self.guests, "Deleted": self.gone })
+            )?;
+        } else {
+            for guest in &self.guests {
+                let text = |field| guest.get(field).and_then(Value::as_str).unwrap_or_default();
+                let detail = [text("InstanceId"), text("File"), text("Reason")].join(" ");
+                writeln!(out, "{}: {} {}", text("Guest"), text("Outcome"), detail.trim())?;
+            }
+            for instance in &self.gone {
+                writeln!(out, "{instance}: deleted, its guest is gone")?;
+            }
+        }
+        Ok(if self.has_failed {
+            Verdict::No
+        } else {
+            Verdict::Yes
+        })
+    }
+}

@@ -1,0 +1,119 @@
+//! Output: JSON for programs, tables for people.
+
+use anyhow::Result;
+use serde_json::Value;
+
+use super::Verdict;
+
+/// Rows under a heading, in columns.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// With a heading.
+    pub fn new(heading: &[&str]) -> Self {
+        Self {
+            rows: vec![heading.iter().map(|text| (*text).to_owned()).collect()],
+        }
+    }
+
+    /// One more row.
+    pub fn row(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+
+    /// Lines with columns as wide as they need; nothing where there is only the heading.
+    pub fn lines(&self) -> Vec<String> {
+        if self.rows.len() < 2 {
+            return Vec::new();
+        }
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or_default();
+        let cell =
+            |row: &[String], column: usize| row.get(column).map(|text| printable(text)).unwrap_or_default();
+        let width = |column| {
+            self.rows
+                .iter()
+                .map(|row| cell(row, column).chars().count())
+                .max()
+                .unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let line = |row: &Vec<String>| {
+            let cells = widths
+                .iter()
+                .enumerate()
+                .map(|(column, width)| format!("{:width$}", cell(row, column)));
+            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+        };
+        self.rows.iter().map(line).collect()
+    }
+
+    /// Prints the lines.
+    pub fn print(&self) {
+        for line in self.lines() {
+            println!("{line}");
+        }
+    }
+}
+
+/// Prints JSON for people as well as programs.
+pub fn json(value: &Value) {
+    println!("{value:#}");
+}
+
+/// A field as text, `-` where there is none.
+pub fn text(value: &Value, field: &str) -> String {
+    match value.get(field) {
+        None | Some(Value::Null) => "-".to_owned(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    }
+}
+
+/// What came of a write: for people only what is not as it should be.
+pub fn written(answer: &Value, is_json: bool) -> Result<Verdict> {
+    if is_json {
+        json(answer);
+    }
+    for warning in answer["warnings"].as_array().into_iter().flatten() {
+        eprintln!(
+            "imdsctl: warning: {} {}",
+            text(warning, "field"),
+            text(warning, "message")
+        );
+    }
+    Ok(verdict(answer["state"].as_str()))
+}
+
+/// Whether a change is in force.
+pub fn verdict(state: Option<&str>) -> Verdict {
+    if state == Some("pending") {
+        eprintln!("imdsctl: it is written, and not in force yet: `imdsctl status` tells why");
+        Verdict::No
+    } else {
+        Verdict::Yes
+    }
+}
+
+/// What a record says may not write to the terminal as it likes.
+pub fn printable(text: &str) -> String {
+    text.chars()
+        .map(|letter| if letter.is_control() { '?' } else { letter })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_they_need() {
+        let mut table = Table::new(&["A", "LONGER"]);
+        assert!(table.lines().is_empty());
+        table.row(vec!["value\u{1b}[2J".to_owned(), "x".to_owned()]);
+        table.row(vec!["ü".to_owned()]);
+        assert_eq!(table.lines(), ["A          LONGER", "value?[2J  x", "ü"]);
+    }
+}

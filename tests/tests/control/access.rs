@@ -1,0 +1,118 @@
+//! Who may do what, told from the other end of the socket.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    os::unix::fs::PermissionsExt as _,
+    process::{Command, Output, Stdio},
+};
+
+use anyhow::{Context as _, Result};
+use imds_tests::host::{Host, INSTANCE_ID, program_called};
+use serde_json::Value;
+
+#[test]
+fn the_peers_user_and_groups_decide_what_it_may() -> Result<()> {
+    let config = "control.read_group = \"5000\"\ncontrol.admin_group = \"5001\"";
+    let mut host = Host::new(config, |_| ())?;
+    let socket = host.files.socket();
+    let directory = socket.parent().context("no directory")?;
+    // Others than root have to reach socket and program.
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?;
+    let program = directory.join("imdsctl");
+    fs::copy(program_called("imdsctl")?, &program)?;
+    let as_user = |groups: &str, arguments: &str| -> Result<Output> {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid=4000", "--regid=4000", groups])
+            .arg(&program)
+            .arg("--socket")
+            .arg(&socket);
+        Ok(command.args(arguments.split_whitespace()).output()?)
+    };
+    let (none, reader, admin) = ("--clear-groups", "--groups=4001,5000", "--groups=5001");
+    let tag = format!("tags create {INSTANCE_ID} team=red");
+    let user_data = format!("get {INSTANCE_ID} user-data");
+    let secrets = format!("get {INSTANCE_ID} meta-data/ --show-secrets");
+    let record = format!("instance show {INSTANCE_ID}");
+    for (groups, arguments, is_allowed) in [
+        (none, "status", false),
+        (none, record.as_str(), false),
+        (none, tag.as_str(), false),
+        (reader, "status", true),
+        (reader, record.as_str(), true),
+        (reader, tag.as_str(), false),
+        (reader, user_data.as_str(), false),
+        (reader, secrets.as_str(), false),
+        (reader, "reload", false),
+        (admin, "status", true),
+        (admin, tag.as_str(), true),
+        (admin, user_data.as_str(), true),
+        (admin, secrets.as_str(), true),
+    ] {
+        let output = as_user(groups, arguments)?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            output.status.success(),
+            is_allowed,
+            "{groups} {arguments}: {errors}"
+        );
+        assert!(
+            is_allowed || errors.contains("control.admin_group") || errors.contains("the admin group"),
+            "{errors}"
+        );
+    }
+    let shown =
+        |groups: &str| -> Result<Value> { Ok(serde_json::from_slice(&as_user(groups, &record)?.stdout)?) };
+    assert!(shown(admin)?.get("UserData").is_some());
+    assert!(
+        shown(reader)?.get("UserData").is_none(),
+        "readers are shown user data"
+    );
+
+    // However many connections a stranger holds, others get theirs.
+    let hold = "
+import socket, sys
+held = [socket.socket(socket.AF_UNIX) for _ in range(40)]
+for one in held: one.connect(sys.argv[1])
+held[-1].settimeout(10)
+try:
+    held[-1].sendall(b'GET /healthz HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n')
+    answer = held[-1].recv(1)
+except OSError:
+    answer = b''
+print('answered' if answer else 'turned away', flush=True)
+sys.stdin.read()
+";
+    let mut stranger = Command::new("setpriv")
+        .args([
+            "--reuid=4000",
+            "--regid=4000",
+            none,
+            "/usr/bin/python3",
+            "-c",
+            hold,
+        ])
+        .arg(&socket)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut told = String::new();
+    BufReader::new(stranger.stdout.take().context("no output")?).read_line(&mut told)?;
+    assert_eq!(told.trim(), "turned away");
+    assert!(as_user(reader, "status")?.status.success());
+    drop(stranger.stdin.take());
+    stranger.wait()?;
+
+    // Who changed something is in the log, and who tried to.
+    for status in [403, 200] {
+        let line = format!("user 4000: PATCH /v1/instances/{INSTANCE_ID}/tags: {status}");
+        host.agent.wait_for_log(&line)?;
+    }
+
+    // Without groups nobody but root gets through the file's mode.
+    let host = Host::new("", |_| ())?;
+    let mode = fs::metadata(host.files.socket())?.permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    Ok(())
+}

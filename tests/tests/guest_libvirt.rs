@@ -1,0 +1,223 @@
+//! Domains of a real libvirtd, which the shipped hook tells the agent about.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use imds_ebpf::abi::MacAddr;
+use imds_tests::{
+    agent::{Agent, HostFiles},
+    client::wait_for,
+    host::program,
+    libvirt::{Domain, Libvirt},
+    netns::Namespace,
+};
+use serde_json::Value;
+
+const HOOK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../dist/libvirt/imds-agent");
+
+const ID: &str = "/latest/meta-data/instance-id";
+const TAG: &str = "/latest/meta-data/tags/instance/team";
+const USER: &str = "/latest/user-data";
+
+const STEPS: &[&str] = &[
+    "get=/latest/meta-data/instance-id",
+    "get=/latest/meta-data/tags/instance/team",
+    "get=/latest/user-data",
+];
+
+const METADATA: &str = r#"
+<imds:instance xmlns:imds="urn:imds-agent:instance:1">
+  <imds:availability-zone>home-1a</imds:availability-zone>
+  <imds:tag key="team">blue</imds:tag>
+  <imds:metadata-options instance-metadata-tags="enabled"/>
+  <imds:user-data>#!/bin/sh
+echo hello</imds:user-data>
+</imds:instance>"#;
+
+/// A host with an agent and a libvirtd. Fields are dropped in order.
+struct Host {
+    libvirt: Libvirt,
+    agent: Agent,
+    files: HostFiles,
+    namespace: Namespace,
+}
+
+impl Host {
+    fn new() -> Result<Self> {
+        let namespace = Namespace::new()?;
+        namespace.ip("link add br0 type bridge")?;
+        namespace.ip("link set br0 up")?;
+        let files = HostFiles::new("")?;
+        let agent = Agent::start(&program()?, &namespace, &files)?;
+        let libvirt = Libvirt::start(&namespace, Path::new(HOOK), &imdsctl()?, &files.config())?;
+        Ok(Self {
+            libvirt,
+            agent,
+            files,
+            namespace,
+        })
+    }
+
+    fn records(&self) -> Result<Vec<(PathBuf, Value)>> {
+        let entries = fs::read_dir(self.files.state().join("instances"))?;
+        let files = entries
+            .map(|entry| Ok(entry?.path()))
+            .collect::<Result<Vec<_>>>()?;
+        let records = files
+            .into_iter()
+            .filter(|file| file.extension().is_some_and(|extension| extension == "json"));
+        records
+            .map(|file| Ok((file.clone(), serde_json::from_slice(&fs::read(&file)?)?)))
+            .collect()
+    }
+
+    fn only_record(&self) -> Result<(PathBuf, Value)> {
+        let mut records = self.records()?;
+        ensure!(
+            records.len() == 1,
+            "{} records\n{}",
+            records.len(),
+            self.libvirt.log()
+        );
+        records.pop().context("a record")
+    }
+
+    /// Waits until the domain is gone, of which libvirt tells its hook, and its record with it.
+    fn wait_for_end(&self, domain: &Domain) -> Result<()> {
+        let is_gone = || Ok(self.libvirt.virsh(&["dominfo", domain.name]).is_err());
+        wait_for("the domain's end", is_gone, |is_gone| *is_gone)?;
+        wait_for("no record", || self.records(), Vec::is_empty)?;
+        Ok(())
+    }
+
+    fn import(&self) -> Result<String> {
+        let output = Command::new(imdsctl()?)
+            .args(["libvirt", "--config"])
+            .arg(self.files.config())
+            .args(["import", "--connect", &self.libvirt.uri(), "--json"])
+            .output()?;
+        let text = String::from_utf8(output.stdout)?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{text}{complaint}");
+        Ok(text)
+    }
+}
+
+fn imdsctl() -> Result<PathBuf> {
+    Ok(program()?.with_file_name("imdsctl"))
+}
+
+fn bridged() -> Domain {
+    Domain {
+        name: "bridged",
+        uuid: "ec2f8b1e-6a3c-4b52-9d0e-3f1a7c5b9e21",
+        metadata: METADATA,
+        interface: "<source bridge='br0'/>",
+        interface_type: "bridge",
+        mac: MacAddr([0x52, 0x54, 0, 0xaa, 0xbb, 1]),
+        steps: STEPS,
+    }
+}
+
+fn ethernet() -> Domain {
+    Domain {
+        name: "ethernet",
+        uuid: "8c4b6f00-2d5e-4f0a-9c3e-1b2a3c4d5e6f",
+        interface: "<target dev='storage-7'/>",
+        interface_type: "ethernet",
+        mac: MacAddr([0x52, 0x54, 0, 0xaa, 0xbb, 2]),
+        ..bridged()
+    }
+}
+
+fn expect_metadata(host: &Host, domain: &Domain, id: &str) -> Result<()> {
+    let console = host.libvirt.wait(domain)?;
+    for (path, body) in [(ID, id), (TAG, "blue"), (USER, "#!/bin/sh\necho hello\n")] {
+        assert_eq!(
+            console.answer(path),
+            Some(&*format!("200 {body:?}")),
+            "{:#?}",
+            console.lines
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_domain_on_a_bridge_has_its_metadata_from_its_start_to_its_end() -> Result<()> {
+    let mut host = Host::new()?;
+    let domain = bridged();
+    host.libvirt.create(&domain, true)?;
+    let (file, record) = host.only_record()?;
+    let id = record["InstanceId"].as_str().context("an id")?.to_owned();
+    let tap = record["NetworkInterfaces"][0]["Tap"]
+        .as_str()
+        .context("the tap has its name")?;
+    host.agent
+        .wait_for_log(&format!("tap {tap}: bound to {}", domain.mac))?;
+
+    // The record is lost, and made again from what runs.
+    fs::remove_file(&file)?;
+    host.agent.wait_for_log("bound to nobody")?;
+    let report = host.import()?;
+    ensure!(report.contains(&id), "{report}");
+    // Then without the tap's name: libvirt's convention for MACs says the same.
+    let (_, mut record) = host.only_record()?;
+    record["NetworkInterfaces"][0]["Tap"].take();
+    host.files.put("instances", &id, &record)?;
+
+    host.libvirt.virsh(&["resume", domain.name])?;
+    expect_metadata(&host, &domain, &id)?;
+    host.wait_for_end(&domain)
+}
+
+#[test]
+fn a_domain_with_a_tap_of_its_own_has_its_metadata_until_it_is_destroyed() -> Result<()> {
+    let host = Host::new()?;
+    let domain = ethernet();
+    host.libvirt.create(&domain, true)?;
+    let (_, record) = host.only_record()?;
+    assert_eq!(record["NetworkInterfaces"][0]["Tap"], "storage-7");
+    let id = record["InstanceId"].as_str().context("an id")?.to_owned();
+    host.namespace.ip("link set storage-7 up")?;
+    host.libvirt.virsh(&["resume", domain.name])?;
+    expect_metadata(&host, &domain, &id)?;
+    host.wait_for_end(&domain)?;
+
+    host.libvirt.create(&domain, true)?;
+    assert_eq!(host.only_record()?.1["InstanceId"], *id);
+    host.libvirt.virsh(&["destroy", domain.name])?;
+    host.wait_for_end(&domain)?;
+    // A record that the last word of a domain did not reach goes with the next import.
+    host.libvirt.create(&domain, true)?;
+    let (file, stale) = host.only_record()?;
+    host.libvirt.virsh(&["destroy", domain.name])?;
+    host.wait_for_end(&domain)?;
+    fs::write(&file, stale.to_string())?;
+    let report = host.import()?;
+    ensure!(report.contains("Deleted") && report.contains(&id), "{report}");
+    assert_eq!(host.records()?, []);
+    Ok(())
+}
+
+/// Nothing but what an operator wrote decides who that instance is.
+#[test]
+fn an_operators_record_of_a_domain_outlives_it() -> Result<()> {
+    let mut host = Host::new()?;
+    let domain = bridged();
+    let record = serde_json::json!({
+        "InstanceId": "i-0123456789abcdef0",
+        "NetworkInterfaces": [{ "MacAddress": domain.mac.to_string() }],
+    });
+    host.files.put("instances", "web", &record)?;
+    host.libvirt.create(&domain, true)?;
+    host.agent.wait_for_log(&format!("bound to {}", domain.mac))?;
+    host.libvirt.virsh(&["destroy", domain.name])?;
+    host.agent.wait_for_log("detached")?;
+    assert_eq!(host.only_record()?.1, record);
+    Ok(())
+}
