@@ -1,17 +1,18 @@
 //! Composes everything and keeps it running: taps from the kernel, instances from the registry, bindings between the two.
 
+mod changes;
 mod parts;
 mod work;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fmt, io,
+    io,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use imds_ebpf::abi::{TapBinding, TapIndex};
 use jiff::Timestamp;
 use tokio::{
@@ -27,7 +28,7 @@ use crate::{
     control::{self, Control, Reloaded, TapState},
     credentials::{Issuer, IssuerKeys, Totals, issuer_keys},
     datapath::{
-        self, Classifier, GracePeriods, Injector,
+        Classifier, GracePeriods, Injector,
         link_watch::{LinkEvent, LinkWatch},
     },
     identity_signer::Signer,
@@ -39,7 +40,7 @@ use crate::{
     registry::{Directory, Rules, Snapshot, Store},
     reload::{self, Reload},
     sts,
-    worker::{self, Facts, Worker},
+    worker::{Facts, Worker},
 };
 
 /// How long the kernel is left alone with what it refused.
@@ -344,76 +345,6 @@ impl Agent {
         Ok(reloaded)
     }
 
-    /// Carries changes out. One that the kernel refuses costs its tap the service, and nobody else anything.
-    fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
-        for change in changes {
-            let tap = change.tap();
-            if let Err(error) = self.try_apply(change) {
-                log::error!("{error:#}; trying again every {RETRY_AFTER:?}");
-                self.refused.insert(tap, format!("{error:#}"));
-            }
-        }
-    }
-
-    /// Tries again what the kernel refused, and says so only where it works now.
-    fn retry(&mut self) {
-        for tap in std::mem::take(&mut self.refused).into_keys() {
-            let changes = self.bindings.repeat(tap);
-            match changes.into_iter().try_for_each(|change| self.try_apply(change)) {
-                Ok(()) => log::info!("tap {}: the kernel no longer refuses", self.name(tap)),
-                Err(error) => {
-                    log::debug!("{error:#}");
-                    self.refused.insert(tap, format!("{error:#}"));
-                }
-            }
-        }
-    }
-
-    fn try_apply(&mut self, change: Change) -> Result<()> {
-        match change {
-            Change::Attach(tap) => {
-                let is_new = !self.classifier.attached().any(|attached| attached == tap);
-                let expedited = is_new.then(|| self.grace_periods.expedite());
-                self.classifier.attach(tap)?;
-                drop(expedited);
-                if is_new {
-                    log::info!("tap {}: attached", self.name(tap));
-                }
-            }
-            Change::Bind(tap, binding, instance) => {
-                self.expect_name(tap)?;
-                self.work.tell(worker::Command::Serve(tap, instance));
-                self.classifier.bind(tap, binding)?;
-                log::info!("tap {}: bound to {}", self.name(tap), Bound(binding));
-            }
-            Change::Amend(tap, binding) => {
-                self.expect_name(tap)?;
-                self.classifier.bind(tap, binding)?;
-                log::info!("tap {}: now bound to {}", self.name(tap), Bound(binding));
-            }
-            Change::Unbind(tap, why) => {
-                self.classifier.unbind(tap)?;
-                self.work.tell(worker::Command::Forget(tap));
-                let level = if why.is_ambiguous() {
-                    log::Level::Warn
-                } else {
-                    log::Level::Info
-                };
-                log::log!(level, "tap {}: bound to nobody: {why}", self.name(tap));
-            }
-            Change::Detach(tap) => {
-                self.work.tell(worker::Command::Forget(tap));
-                if let Ok(counters) = self.classifier.counters(tap) {
-                    self.frames.handle_counters(tap, counters);
-                }
-                self.classifier.detach(tap)?;
-                self.frames.forget(tap);
-                log::info!("tap {tap}: detached");
-            }
-        }
-        Ok(())
-    }
-
     /// What an earlier agent saw happen on taps is not counted as ours.
     fn adopt_counters(&mut self) {
         for tap in self.classifier.attached() {
@@ -447,20 +378,6 @@ impl Agent {
             taps,
             loaded: self.loaded,
         }
-    }
-
-    /// Fails when the tap is not, or no longer, the one that a binding was decided for: links are told of a moment late, and
-    /// another device may have got the index. Once the classifier is attached that is told for certain, because a device
-    /// that takes the index over from here on comes without the classifier, and nothing is served on it.
-    fn expect_name(&self, tap: TapIndex) -> Result<()> {
-        let (known, name) = (self.name(tap), datapath::tap::name_of(tap)?);
-        ensure!(name == known, "tap {known} (index {tap}) is called {name} by now");
-        Ok(())
-    }
-
-    fn name(&self, tap: TapIndex) -> String {
-        let name = self.bindings.name(tap);
-        name.map_or_else(|| tap.to_string(), str::to_owned)
     }
 
     /// Ends the worker and tells what was counted.
@@ -498,16 +415,6 @@ fn has_first_sets(snapshot: &Snapshot, facts: &Facts) -> bool {
         Some((&member.instance.instance_id, role))
     });
     sessions.all(|(instance, role)| facts.credentials.state(instance, role, now).is_some())
-}
-
-/// A binding as the log tells it.
-struct Bound(TapBinding);
-
-impl fmt::Display for Bound {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let also = if self.0.serves_ipv6() { ", IPv6 too" } else { "" };
-        write!(f, "{}{also}", self.0.mac)
-    }
 }
 
 /// The signals that the agent obeys.

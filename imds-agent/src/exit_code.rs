@@ -60,7 +60,6 @@ fn of_part(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if let Some(error) = error.downcast_ref() {
         return match error {
-            PrivilegeError::InUse { .. } => Some(OCCUPIED),
             PrivilegeError::NoSuchUser { .. } => Some(CONFIGURATION),
             PrivilegeError::Lookup { .. } | PrivilegeError::Prepare { .. } => None,
             PrivilegeError::OtherUser { .. }
@@ -124,8 +123,6 @@ mod tests {
             missing: caps::Capability::CAP_BPF,
         };
         assert_eq!(of(missing.into()), PERMISSION);
-        let in_use = PrivilegeError::InUse { path: "/p".into() };
-        assert_eq!(of(in_use.into()), OCCUPIED);
         let unwritable = PrivilegeError::Prepare {
             path: "/p".into(),
             source: denied(),

@@ -13,7 +13,10 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use imds_agent::{
     agent,
     config::{Config, ConfigError, DEFAULT_PATH, LogLevel},
-    datapath::{GracePeriods, attach, detach, pins},
+    datapath::{
+        GracePeriods, attach, detach,
+        pins::{self, Pins},
+    },
     exit_code,
     imdsctl::generate,
     privilege,
@@ -180,6 +183,8 @@ fn start_log(level: LogLevel) {
 /// The process as it is to be while it opens what it serves with; what is root's to do beforehand is done.
 fn reduce_privileges(config: &Config) -> Result<privilege::Reduced> {
     pins::ensure_bpffs(&config.bpf_directory)?;
+    // What belongs to a running agent is not given to another's user; one that is killed may still be on its way out.
+    drop(Pins::open_existing(&config.bpf_directory)?);
     let metrics = config.metrics().and_then(|metrics| metrics.socket);
     let control = config.control().map(|control| control.socket);
     let sockets: Vec<_> = metrics.as_deref().into_iter().chain(control.as_deref()).collect();

@@ -15,7 +15,6 @@ pub mod user;
 mod violation;
 
 use std::{
-    fs::File,
     io,
     os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -23,7 +22,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{Flock, FlockArg, OFlag, open},
+    fcntl::{OFlag, open},
     sys::{prctl, stat::Mode},
     unistd::{AccessFlags, eaccess},
 };
@@ -93,12 +92,6 @@ pub enum PrivilegeError {
     /// The kernel refuses `no_new_privs`.
     #[error("cannot do without new privileges")]
     NoNewPrivileges(#[source] Errno),
-    /// Another agent runs with these pins.
-    #[error("{path} is in use by another agent")]
-    InUse {
-        /// The directory.
-        path: PathBuf,
-    },
     /// A directory is somebody else's.
     #[error("{path} belongs to another user: `chown -R {user} {path}`")]
     Owner {
@@ -154,7 +147,6 @@ pub fn reduce(settings: &Settings<'_>) -> Result<Reduced, PrivilegeError> {
         }
     };
     if current.is_root() {
-        check_unused(settings.pins)?;
         for directory in settings.owned.iter().chain([&settings.pins]) {
             user::own(directory, &user)?;
         }
@@ -205,19 +197,6 @@ fn hold(directory: &Path) -> Result<OwnedFd, PrivilegeError> {
         path: directory.to_owned(),
         source: errno.into(),
     })
-}
-
-/// What belongs to a running agent is not given to another user's.
-fn check_unused(pins: &Path) -> Result<(), PrivilegeError> {
-    let Ok(directory) = File::open(pins) else {
-        return Ok(());
-    };
-    match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-        Err((_, Errno::EWOULDBLOCK)) => Err(PrivilegeError::InUse {
-            path: pins.to_owned(),
-        }),
-        _ => Ok(()),
-    }
 }
 
 /// Where something cannot be written that matters, the agent does not start. What is not there yet must be possible to make.

@@ -30,7 +30,7 @@ use thiserror::Error;
 
 use super::{
     LoadError, bpf, filters,
-    pins::{Pins, PinsError, link_in, remove_pin},
+    pins::{Pins, PinsError, link_in, remove_pin, shown},
     tap::{self, TapError},
 };
 
@@ -216,7 +216,7 @@ fn adopt_link(program: &mut SchedClassifier, tap: TapIndex, pin: &Path) -> Resul
 
 fn update_link(program: &mut SchedClassifier, pin: &Path) -> Result<(), HookError> {
     let foreign = |source| HookError::ForeignPin {
-        path: pin.to_owned(),
+        path: shown(pin),
         source,
     };
     let link = FdLink::from(PinnedLink::from_pin(pin).map_err(foreign)?);
@@ -233,7 +233,7 @@ fn pinned_tap(pin: &Path) -> Result<Option<TapIndex>, HookError> {
         Ok(tap) => Ok(tap),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(HookError::PinnedLink {
-            path: pin.to_owned(),
+            path: shown(pin),
             source,
         }),
     }
@@ -252,11 +252,11 @@ fn attach_link(
         .map_err(HookError::Program)?;
     let link = program.take_link(id).map_err(HookError::Program)?;
     let link = FdLink::try_from(link).map_err(|source| HookError::ForeignPin {
-        path: pin.to_owned(),
+        path: shown(pin),
         source,
     })?;
     link.pin(pin).map_err(|source| HookError::Pin {
-        path: pin.to_owned(),
+        path: shown(pin),
         source,
     })?;
     // Aya attaches by name, and names move: only the link itself tells what it hangs on.
@@ -276,7 +276,7 @@ fn detach_link(pin: &Path) -> Result<(), HookError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => {
             return Err(HookError::PinnedLink {
-                path: pin.to_owned(),
+                path: shown(pin),
                 source,
             });
         }

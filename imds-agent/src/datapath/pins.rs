@@ -115,9 +115,7 @@ impl Pins {
     }
 
     fn hold(root: &Path) -> Result<Self, PinsError> {
-        let in_use = || PinsError::InUse {
-            root: root.to_owned(),
-        };
+        let in_use = || PinsError::InUse { root: shown(root) };
         let directory = File::open(root).map_err(failed("open", root))?;
         let held = match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(held) => held,
@@ -254,6 +252,16 @@ pub(super) fn link_in(root: &Path, tap: TapIndex, direction: Direction) -> PathB
     root.join(LINKS).join(name)
 }
 
+/// A path as an operator knows it. An agent that is not root reaches its pins through a descriptor (`docs/security.md`).
+pub(super) fn shown(path: &Path) -> PathBuf {
+    let mut parts = path.components();
+    let descriptor: PathBuf = parts.by_ref().take(5).collect();
+    match fs::read_link(&descriptor) {
+        Ok(directory) if descriptor.starts_with("/proc/self/fd") => directory.join(parts.as_path()),
+        _ => path.to_owned(),
+    }
+}
+
 /// Removes a pin that may be gone already.
 pub(super) fn remove_pin(path: &Path) -> Result<(), PinsError> {
     match fs::remove_file(path) {
@@ -325,7 +333,7 @@ fn give(directory: &Path, user: u32, group: u32) -> Result<(), PinsError> {
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinsError {
     move |source| PinsError::Io {
         action,
-        path: path.to_owned(),
+        path: shown(path),
         source,
     }
 }

@@ -1,7 +1,11 @@
 //! Whatever state the agent is in: nothing about the address leaves, nothing that claims to come from it goes in, the
 //! neighbours pass untouched, and the counters add up to the frames sent.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, chown},
+    path::PathBuf,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use imds_agent::datapath::Counters;
@@ -141,6 +145,8 @@ fn nothing_leaks_while_an_older_version_is_replaced() -> Result<()> {
     // From here on the links carry programs whose maps are those of an older version.
     let (older, newer) = (host.maps(ABI_VERSION - 1), host.maps(ABI_VERSION));
     fs::create_dir(&older)?;
+    let owner = fs::metadata(&newer)?;
+    chown(&older, Some(owner.uid()), Some(owner.gid()))?;
     for map in fs::read_dir(&newer)? {
         let name = map?.file_name();
         fs::rename(newer.join(&name), older.join(&name))?;

@@ -1,0 +1,105 @@
+//! What changes of bindings are to the kernel and the worker.
+
+use std::fmt;
+
+use anyhow::{Result, ensure};
+use imds_ebpf::abi::{TapBinding, TapIndex};
+
+use super::{Agent, RETRY_AFTER};
+use crate::{bindings::Change, datapath, worker};
+
+impl Agent {
+    /// Carries changes out. One that the kernel refuses costs its tap the service, and nobody else anything.
+    pub(super) fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
+        for change in changes {
+            let tap = change.tap();
+            if let Err(error) = self.try_apply(change) {
+                log::error!("{error:#}; trying again every {RETRY_AFTER:?}");
+                self.refused.insert(tap, format!("{error:#}"));
+            }
+        }
+    }
+
+    /// Tries again what the kernel refused, and says so only where it works now.
+    pub(super) fn retry(&mut self) {
+        for tap in std::mem::take(&mut self.refused).into_keys() {
+            let changes = self.bindings.repeat(tap);
+            match changes.into_iter().try_for_each(|change| self.try_apply(change)) {
+                Ok(()) => log::info!("tap {}: the kernel no longer refuses", self.name(tap)),
+                Err(error) => {
+                    log::debug!("{error:#}");
+                    self.refused.insert(tap, format!("{error:#}"));
+                }
+            }
+        }
+    }
+
+    fn try_apply(&mut self, change: Change) -> Result<()> {
+        match change {
+            Change::Attach(tap) => {
+                let is_new = !self.classifier.attached().any(|attached| attached == tap);
+                let expedited = is_new.then(|| self.grace_periods.expedite());
+                self.classifier.attach(tap)?;
+                drop(expedited);
+                if is_new {
+                    log::info!("tap {}: attached", self.name(tap));
+                }
+            }
+            Change::Bind(tap, binding, instance) => {
+                self.expect_name(tap)?;
+                self.work.tell(worker::Command::Serve(tap, instance));
+                self.classifier.bind(tap, binding)?;
+                log::info!("tap {}: bound to {}", self.name(tap), Bound(binding));
+            }
+            Change::Amend(tap, binding) => {
+                self.expect_name(tap)?;
+                self.classifier.bind(tap, binding)?;
+                log::info!("tap {}: now bound to {}", self.name(tap), Bound(binding));
+            }
+            Change::Unbind(tap, why) => {
+                self.classifier.unbind(tap)?;
+                self.work.tell(worker::Command::Forget(tap));
+                let level = if why.is_ambiguous() {
+                    log::Level::Warn
+                } else {
+                    log::Level::Info
+                };
+                log::log!(level, "tap {}: bound to nobody: {why}", self.name(tap));
+            }
+            Change::Detach(tap) => {
+                self.work.tell(worker::Command::Forget(tap));
+                if let Ok(counters) = self.classifier.counters(tap) {
+                    self.frames.handle_counters(tap, counters);
+                }
+                self.classifier.detach(tap)?;
+                self.frames.forget(tap);
+                log::info!("tap {tap}: detached");
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails when the tap is not, or no longer, the one that a binding was decided for: links are told of a moment late, and
+    /// another device may have got the index. Once the classifier is attached that is told for certain, because a device
+    /// that takes the index over from here on comes without the classifier, and nothing is served on it.
+    fn expect_name(&self, tap: TapIndex) -> Result<()> {
+        let (known, name) = (self.name(tap), datapath::tap::name_of(tap)?);
+        ensure!(name == known, "tap {known} (index {tap}) is called {name} by now");
+        Ok(())
+    }
+
+    pub(super) fn name(&self, tap: TapIndex) -> String {
+        let name = self.bindings.name(tap);
+        name.map_or_else(|| tap.to_string(), str::to_owned)
+    }
+}
+
+/// A binding as the log tells it.
+struct Bound(TapBinding);
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let also = if self.0.serves_ipv6() { ", IPv6 too" } else { "" };
+        write!(f, "{}{also}", self.0.mac)
+    }
+}
