@@ -9,9 +9,19 @@ use std::{
         net,
     },
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use tokio::net::{UnixListener, UnixStream};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    time::Instant,
+};
+
+/// How long it may take until another has let go of the socket: a killed agent on its way out.
+const HELD_MAX: Duration = Duration::from_secs(2);
+
+/// How often it is looked meanwhile.
+const HELD_LOOK: Duration = Duration::from_millis(20);
 
 /// There is no socket.
 #[derive(Debug, thiserror::Error)]
@@ -55,23 +65,14 @@ pub struct UnixSocket {
 
 impl UnixSocket {
     /// Makes the socket's file, of `group` unless that is the agent's own, and listens. What a killed agent left is
-    /// replaced; one that answers is not.
+    /// replaced; one that goes on answering is not.
     pub async fn bind(path: &Path, mode: u32, group: Option<u32>) -> Result<Self, BindError> {
-        let failed = |action, path: &Path| {
-            let path = path.to_owned();
-            move |source| BindError::Io { action, path, source }
-        };
-        match fs::symlink_metadata(path) {
-            Ok(found) if !found.file_type().is_socket() => return Err(BindError::NoSocket(path.to_owned())),
-            Ok(_) => match UnixStream::connect(path).await {
-                Err(error) if is_stale(&error) => {}
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    return Err(failed("take the place of", path)(error));
-                }
-                // Also one that is too busy to answer.
-                _ => return Err(BindError::Occupied(path.to_owned())),
-            },
-            Err(_) => {}
+        let by = Instant::now() + HELD_MAX;
+        while let Err(error) = check_free(path).await {
+            if !matches!(error, BindError::Occupied(_)) || Instant::now() >= by {
+                return Err(error);
+            }
+            tokio::time::sleep(HELD_LOOK).await;
         }
         if let Some(directory) = path.parent() {
             let made = DirBuilder::new().recursive(true).mode(0o755).create(directory);
@@ -132,6 +133,28 @@ impl Drop for SocketFile {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Whether a socket may be made at `path`.
+async fn check_free(path: &Path) -> Result<(), BindError> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => return Err(BindError::NoSocket(path.to_owned())),
+        Ok(_) => {}
+        Err(_) => return Ok(()),
+    }
+    match UnixStream::connect(path).await {
+        Err(error) if is_stale(&error) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(failed("take the place of", path)(error))
+        }
+        // Also one that is too busy to answer.
+        _ => Err(BindError::Occupied(path.to_owned())),
+    }
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BindError + use<> {
+    let path = path.to_owned();
+    move |source| BindError::Io { action, path, source }
 }
 
 /// Whether nobody listens at a socket that is there, or it has just gone.

@@ -8,7 +8,7 @@ use std::{
     fmt, io,
 };
 
-use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
+use futures_util::{FutureExt as _, StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
 use imds_ebpf::abi::{MacAddr, TapIndex};
 use rtnetlink::{
     Handle, MulticastGroup, new_multicast_connection,
@@ -65,6 +65,8 @@ pub struct LinkWatch {
     known: Known,
     /// To be listed (again) before anything else.
     unlisted: bool,
+    /// The listing under way. The kernel makes one at a time (`EBUSY`), so that it outlives a call that is cancelled.
+    listing: Option<BoxFuture<'static, Result<Vec<LinkMessage>, rtnetlink::Error>>>,
 }
 
 impl LinkWatch {
@@ -80,6 +82,7 @@ impl LinkWatch {
             messages,
             known: Known::default(),
             unlisted: true,
+            listing: None,
         })
     }
 
@@ -94,10 +97,14 @@ impl LinkWatch {
             if let Some(event) = self.known.events.pop_front() {
                 return Ok(event);
             }
-            if self.unlisted {
-                let links = self.handle.link().get().execute().try_collect::<Vec<_>>().await;
+            if self.listing.is_none() && std::mem::take(&mut self.unlisted) {
+                let links = self.handle.link().get().execute();
+                self.listing = Some(links.try_collect().boxed());
+            }
+            if let Some(listing) = &mut self.listing {
+                let links = listing.await;
+                self.listing = None;
                 self.known.relist(&links.map_err(LinkWatchError::List)?);
-                self.unlisted = false;
                 continue;
             }
             match self.messages.next().await.ok_or(LinkWatchError::Closed)?.payload {
