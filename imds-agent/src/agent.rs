@@ -41,6 +41,7 @@ use crate::{
     privilege,
     registry::{Directory, Problem, Rules, Snapshot, Store, role::RoleSource},
     reload::{self, Reload},
+    service_manager::ServiceManager,
     sts,
     worker::{self, Facts, Worker},
 };
@@ -60,6 +61,7 @@ enum Event {
     RegistryEnded(io::Error),
     Ended(&'static str),
     Retry,
+    Watchdog,
     Asked(metrics::Asked),
     Stop(&'static str),
 }
@@ -69,6 +71,7 @@ struct Agent {
     taps: Taps,
     links: LinkWatch,
     reload: Reload,
+    manager: ServiceManager,
     rules: watch::Sender<Rules>,
     control: Arc<Control>,
     classifier: Classifier,
@@ -161,6 +164,7 @@ pub async fn run(config: Config, pins: &Path, read: reload::Read) -> Result<()> 
         taps: config.taps.clone(),
         links: LinkWatch::new()?,
         reload: Reload::new(config.clone(), read),
+        manager: ServiceManager::find(),
         rules: directory.rules(),
         control: Arc::clone(&control),
         applied,
@@ -211,6 +215,7 @@ pub async fn run(config: Config, pins: &Path, read: reload::Read) -> Result<()> 
         let event = tokio::select! {
             biased;
             event = signals.next() => event,
+            () = agent.manager.watchdog() => Event::Watchdog,
             event = agent.links.next() => Event::Link(event?),
             Ok(()) = snapshots.changed() => Event::Registry(Arc::clone(&snapshots.borrow_and_update())),
             ended = &mut registry_watch => Event::RegistryEnded(ended?),
@@ -231,15 +236,18 @@ pub async fn run(config: Config, pins: &Path, read: reload::Read) -> Result<()> 
             // What is left would serve nobody: whoever supervises the agent starts a whole one.
             Event::Ended(what) => bail!("{what} ended"),
             Event::Retry => agent.retry(),
+            Event::Watchdog => agent.manager.tell_alive(),
             // Who asked may have gone.
             Event::Asked(asked) => _ = asked.send(agent.tell()),
             Event::Stop(signal) => {
+                agent.manager.tell_stopping();
                 log::info!("{signal}: stopping; the classifier stays on its taps, and the address is dark");
                 upkeep.abort_all();
                 agent.stop();
                 return Ok(());
             }
         }
+        agent.tell_status();
     }
 }
 
@@ -282,6 +290,12 @@ impl Agent {
             ours.len()
         );
         self.applied.send_replace(Some(self.snapshot.revision));
+        self.manager.tell_ready();
+    }
+
+    fn tell_status(&mut self) {
+        let taps = self.bindings.taps().count();
+        self.manager.tell_status(self.snapshot.instances.len(), taps);
     }
 
     fn handle_snapshot(&mut self, snapshot: Arc<Snapshot>) {
@@ -321,7 +335,10 @@ impl Agent {
 
     /// Puts in force what a changed configuration says. With a mistake in it nothing changes.
     fn reload(&mut self, why: &str) -> Result<Reloaded, String> {
-        let reloaded = self.reload.read(why)?;
+        self.manager.tell_reloading();
+        let reloaded = self.reload.read(why);
+        self.manager.tell_reloaded();
+        let reloaded = reloaded?;
         let config = self.reload.config();
         self.rules.send_replace(config.rules());
         self.control.store.set_rules(config.rules());

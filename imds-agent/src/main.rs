@@ -18,7 +18,7 @@ use imds_agent::{
     imdsctl::generate,
     privilege,
     registry::{Directory, Problem, problem::Severity, record::Kind},
-    reload, unix_socket,
+    reload, service_manager, unix_socket,
 };
 
 /// EC2-compatible instance metadata service for KVM hosts.
@@ -39,7 +39,11 @@ enum Command {
     /// Say what is wrong with the configuration and the records, and serve nothing
     Check,
     /// Take the classifier off every tap and remove what is pinned: the metadata address becomes ordinary traffic
-    Detach,
+    Detach {
+        /// Off every tap, which is all there is
+        #[arg(long)]
+        all: bool,
+    },
     /// Write completions and man pages into a directory, for packages
     #[command(hide = true)]
     Generate {
@@ -101,7 +105,7 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
         Command::Check => check(&config),
         // Done before the configuration was read.
         Command::Generate { .. } => Ok(ExitCode::SUCCESS),
-        Command::Detach => {
+        Command::Detach { .. } => {
             Classifier::load(&config.bpf_directory)?.detach_all()?;
             Ok(ExitCode::SUCCESS)
         }
@@ -116,7 +120,12 @@ fn read(file: Option<&Path>) -> Result<Option<Config>, ConfigError> {
 /// `RUST_LOG` overrules the configuration, whose level may change later.
 fn start_log(level: LogLevel) {
     let filter = env_logger::Env::default().default_filter_or("warn,imds_agent=trace");
-    env_logger::Builder::from_env(filter).format_target(false).init();
+    let mut logger = env_logger::Builder::from_env(filter);
+    logger.format_target(false);
+    if service_manager::has_journal() {
+        logger.format(service_manager::write_line);
+    }
+    logger.init();
     reload::set_log_level(level);
 }
 

@@ -10,6 +10,7 @@ pub mod host;
 pub mod kernel;
 pub mod kernel_guest;
 pub mod load;
+pub mod machine;
 pub mod moto;
 pub mod netns;
 pub mod qemu;

@@ -2,13 +2,14 @@
 //!
 //! Read in this order: [`setup`] and [`debian_roots`] (what the machine needs), [`build_ebpf`](mod@build_ebpf),
 //! [`guest_image`] and [`prepare`] (what is built of it), [`demo`] and [`vm`] (the product at work), [`test`](mod@test),
-//! [`tidy`] and [`ci`] (what keeps it right), [`bench`](mod@bench) (how fast it is).
+//! [`tidy`] and [`ci`] (what keeps it right), [`bench`](mod@bench) (how fast it is), [`dist`] (what is installed of it).
 
 mod bench;
 mod build_ebpf;
 mod ci;
 mod debian_roots;
 mod demo;
+mod dist;
 mod guest_image;
 mod host_command;
 mod prepare;
@@ -46,6 +47,12 @@ enum Command {
     Test(test::Options),
     /// Measure the agent beside nginx
     Bench(bench::Options),
+    /// Make the Debian package, at target/dist/imds-agent.deb
+    Dist {
+        /// Of the programs as they are tested, without building a release
+        #[arg(long)]
+        debug: bool,
+    },
     /// Check the rules of the code that no compiler checks
     Tidy,
     /// Check format, lints and tidiness: all that CI runs besides `test`
@@ -74,6 +81,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             &prepare::release("cargo xtask bench")?,
             &host_command::target(),
         ),
+        Command::Dist { debug } => dist::run(debug),
         Command::Tidy => tidy::run(),
         Command::Ci => ci::run(),
     }

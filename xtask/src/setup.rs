@@ -20,6 +20,9 @@ use crate::{
 /// The version that reads the bitcode of LLVM 22, which is what the compilers below write.
 const BPF_LINKER: &str = "0.13.0";
 
+/// What makes the package.
+const CARGO_DEB: &str = "3.8.0";
+
 /// Where Debian puts LLVM 22.
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
@@ -269,6 +272,28 @@ fn install_bpf_linker() -> Result<()> {
             .args(["--no-default-features", "--features", "llvm-22", "--root"])
             .arg(target().join("tools")),
     )
+}
+
+/// Provides cargo-deb in `target/tools`, and returns it.
+pub fn cargo_deb() -> Result<PathBuf> {
+    let program = target().join("tools/bin/cargo-deb");
+    let crates = fs::read_to_string(target().join("tools/.crates.toml")).unwrap_or_default();
+    if !crates.contains(&format!("\"cargo-deb {CARGO_DEB} ")) || !program.exists() {
+        println!("setup: cargo-deb {CARGO_DEB} in target/tools (takes a minute or two)");
+        run_shown(
+            cargo()
+                .args([
+                    "install",
+                    "cargo-deb",
+                    "--version",
+                    CARGO_DEB,
+                    "--locked",
+                    "--root",
+                ])
+                .arg(target().join("tools")),
+        )?;
+    }
+    Ok(program)
 }
 
 /// Fetches a Debian package and unpacks it in `directory`. The stamp is written last, so that a fetch that was
