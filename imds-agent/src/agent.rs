@@ -39,6 +39,7 @@ use crate::{
     privilege,
     registry::{Directory, Rules, Snapshot, Store},
     reload::{self, Reload},
+    service_manager::ServiceManager,
     sts,
     worker::{Facts, Worker},
 };
@@ -58,6 +59,7 @@ enum Event {
     RegistryEnded(io::Error),
     Ended(&'static str),
     Retry,
+    Watchdog,
     Asked(metrics::Asked),
     Look,
     Stop(&'static str),
@@ -68,6 +70,7 @@ struct Agent {
     taps: Taps,
     links: LinkWatch,
     reload: Reload,
+    manager: ServiceManager,
     rules: watch::Sender<Rules>,
     control: Arc<Control>,
     classifier: Classifier,
@@ -160,6 +163,7 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
         taps: config.taps.clone(),
         links: LinkWatch::new()?,
         reload: Reload::new(config.clone(), read),
+        manager: ServiceManager::find(),
         rules: directory.rules(),
         control: Arc::clone(&control),
         applied,
@@ -207,6 +211,7 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
         let event = tokio::select! {
             biased;
             event = signals.next() => event,
+            () = agent.manager.watchdog() => Event::Watchdog,
             event = agent.links.next() => Event::Link(event?),
             Ok(()) = snapshots.changed() => Event::Registry(Arc::clone(&snapshots.borrow_and_update())),
             ended = &mut registry_watch => Event::RegistryEnded(ended?),
@@ -227,10 +232,12 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
             // What is left would serve nobody: whoever supervises the agent starts a whole one.
             Event::Ended(what) => bail!("{what} ended"),
             Event::Retry => agent.retry(),
+            Event::Watchdog => agent.manager.tell_alive(),
             // Who asked may have gone.
             Event::Asked(asked) => _ = asked.send(agent.tell()),
             Event::Look => {}
             Event::Stop(signal) => {
+                agent.manager.tell_stopping();
                 log::info!("{signal}: stopping; the classifier stays on its taps, and the address is dark");
                 upkeep.abort_all();
                 agent.stop();
@@ -238,6 +245,7 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
             }
         }
         agent.begin_if_ready()?;
+        agent.tell_status();
     }
 }
 
@@ -279,6 +287,11 @@ impl Agent {
         self.applied.send_replace(Some(self.snapshot.revision));
     }
 
+    fn tell_status(&mut self) {
+        let taps = self.bindings.taps().count();
+        self.manager.tell_status(self.snapshot.instances.len(), taps);
+    }
+
     fn begin_if_ready(&mut self) -> Result<()> {
         let (snapshot, facts) = (&self.snapshot, &self.facts);
         let begun = self.work.begin_if(|| has_first_sets(snapshot, facts));
@@ -288,6 +301,7 @@ impl Agent {
                 self.snapshot.instances.len(),
                 self.bindings.taps().count()
             );
+            self.manager.tell_ready();
         }
         Ok(())
     }
@@ -330,7 +344,10 @@ impl Agent {
 
     /// Puts in force what a changed configuration says. With a mistake in it nothing changes.
     fn reload(&mut self, why: &str) -> Result<Reloaded, String> {
-        let reloaded = self.reload.read(why)?;
+        self.manager.tell_reloading();
+        let reloaded = self.reload.read(why);
+        self.manager.tell_reloaded();
+        let reloaded = reloaded?;
         let config = self.reload.config();
         self.rules.send_replace(config.rules());
         self.control.store.set_rules(config.rules());

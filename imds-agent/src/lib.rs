@@ -52,6 +52,7 @@ pub mod observe;
 pub mod privilege;
 pub mod registry;
 pub mod reload;
+pub mod service_manager;
 pub mod sources;
 pub mod stack;
 pub mod sts;

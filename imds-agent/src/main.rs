@@ -21,7 +21,7 @@ use imds_agent::{
     imdsctl::generate,
     privilege,
     registry::{Directory, Problem, problem::Severity, record::Kind},
-    reload, unix_socket,
+    reload, service_manager, unix_socket,
 };
 
 /// EC2-compatible instance metadata service for KVM hosts.
@@ -176,7 +176,12 @@ fn read(file: Option<&Path>) -> Result<Option<Config>, ConfigError> {
 /// `RUST_LOG` overrules the configuration, whose level may change later.
 fn start_log(level: LogLevel) {
     let filter = env_logger::Env::default().default_filter_or("warn,imds_agent=trace");
-    env_logger::Builder::from_env(filter).format_target(false).init();
+    let mut logger = env_logger::Builder::from_env(filter);
+    logger.format_target(false);
+    if service_manager::has_journal() {
+        logger.format(service_manager::write_line);
+    }
+    logger.init();
     reload::set_log_level(level);
 }
 

@@ -15,6 +15,7 @@ pub mod kernel_guest;
 pub mod leaks;
 pub mod libvirt;
 pub mod load;
+pub mod machine;
 pub mod moto;
 pub mod netns;
 pub mod qemu;

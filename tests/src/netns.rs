@@ -21,6 +21,13 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// That of a process.
+    pub fn of_process(process: u32) -> Result<Self> {
+        let path = format!("/proc/{process}/ns/net");
+        let namespace = File::open(&path).with_context(|| format!("cannot open {path}"))?;
+        Ok(Self(namespace))
+    }
+
     /// Runs `work` on a thread inside the namespace: sockets it opens stay in there.
     pub fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         thread::scope(|scope| {

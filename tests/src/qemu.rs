@@ -233,6 +233,7 @@ fn failures() -> PathBuf {
     target().join("guest/failures")
 }
 
-pub(crate) fn target() -> PathBuf {
+/// The directory of everything that is built.
+pub fn target() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target"))
 }

@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`setup`], [`apt`], [`debian_roots`] and [`kernels`] (what the machine needs), [`build_ebpf`](mod@build_ebpf),
 //! [`guest_image`] and [`prepare`] (what is built of it), [`demo`] and [`vm`] (the product at work), [`test`](mod@test),
-//! [`fuzz`], [`tidy`] and [`ci`] (what keeps it right), [`bench`](mod@bench) (how fast it is).
+//! [`fuzz`], [`tidy`] and [`ci`] (what keeps it right), [`bench`](mod@bench) (how fast it is), [`dist`] (what is installed of it).
 
 mod apt;
 mod bench;
@@ -10,6 +10,7 @@ mod build_ebpf;
 mod ci;
 mod debian_roots;
 mod demo;
+mod dist;
 mod fuzz;
 mod guest_image;
 mod host_command;
@@ -51,6 +52,12 @@ enum Command {
     Fuzz(fuzz::Options),
     /// Measure the agent beside nginx
     Bench(bench::Options),
+    /// Make the Debian package, at target/dist/imds-agent.deb
+    Dist {
+        /// Of the programs as they are tested, without building a release
+        #[arg(long)]
+        debug: bool,
+    },
     /// Check the rules of the code that no compiler checks
     Tidy,
     /// Check format, lints and tidiness, and fuzz for a moment: all that CI runs besides `test`
@@ -80,6 +87,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             &prepare::release("cargo xtask bench")?,
             &host_command::target(),
         ),
+        Command::Dist { debug } => dist::run(debug),
         Command::Tidy => tidy::run(),
         Command::Ci => ci::run(),
     }

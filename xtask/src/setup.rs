@@ -22,6 +22,9 @@ use crate::{
 /// The version that reads the bitcode of LLVM 22, which is what the compilers below write.
 const BPF_LINKER: &str = "0.13.0";
 
+/// What makes the package.
+const CARGO_DEB: &str = "3.8.0";
+
 /// Where Debian puts LLVM 22.
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
@@ -298,6 +301,12 @@ pub fn install_tool(name: &str, version: &str) -> Result<()> {
             .args(["install", name, "--version", version, "--locked", "--root"])
             .arg(target().join("tools")),
     )
+}
+
+/// Provides cargo-deb in `target/tools`, and returns it.
+pub fn cargo_deb() -> Result<PathBuf> {
+    install_tool("cargo-deb", CARGO_DEB)?;
+    Ok(target().join("tools/bin/cargo-deb"))
 }
 
 fn is_tool_there(name: &str, version: &str) -> bool {

@@ -23,6 +23,7 @@ use nix::{
 };
 
 use crate::{
+    dist,
     host_command::{self, cargo, workspace},
     prepare::prepare,
     setup::Extent,
@@ -73,6 +74,10 @@ pub fn run(options: &Options) -> Result<()> {
     let wanted = |rung: Rung| options.rung.is_empty() || options.rung.contains(&rung);
     if wanted(Rung::T1) || wanted(Rung::T2) || wanted(Rung::T3) {
         prepare("cargo xtask test", Extent::Tests)?;
+    }
+    if wanted(Rung::T1) {
+        // The programs as they are tested: a release would be built for minutes, and only for this.
+        dist::package(&host_command::target().join("debug"))?;
     }
     let mut outcomes = Vec::new();
     for rung in RUNGS.into_iter().filter(|rung| wanted(*rung)) {

@@ -18,7 +18,7 @@ use crate::host_command::workspace;
 const ROOMS: &[(&str, &str)] = &[
     (
         "agent",
-        "bindings config control identity_files identity_signer keys observe privilege reload worker datapath stack http imds registry credentials sts now",
+        "bindings config control identity_files identity_signer keys observe privilege reload service_manager worker datapath stack http imds registry credentials sts now",
     ),
     ("bin", "imdsctl"),
     ("bindings", "registry"),
@@ -51,6 +51,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("sources", "registry"),
     ("reload", "config control"),
     ("credentials", "glob keys registry now"),
+    ("service_manager", ""),
     ("sts", "keys registry credentials"),
     ("glob", ""),
     ("keys", ""),
