@@ -105,7 +105,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("hmac", &["imds/", "credentials/capsule.rs", "sts/sigv4.rs"]),
     ("subtle", &["imds/", "sts/sigv4.rs"]),
     ("inotify", &["registry/"]),
-    ("toml", &["config.rs"]),
+    ("toml", &["config.rs", "config/reference.rs"]),
     ("clap", &["main.rs", "imdsctl/"]),
     ("aws_lc_rs", &["imds/identity", "identity_files.rs", "sts/tls.rs"]),
     ("cms", &["imds/identity"]),
