@@ -98,6 +98,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "main.rs",
         ],
     ),
+    ("ratatui", &["imdsctl/top/"]),
     ("roxmltree", &["sources/libvirt"]),
     ("rtnetlink", &["datapath/"]),
     ("smoltcp", &["stack/"]),
