@@ -3,6 +3,8 @@
 mod control;
 mod credentials;
 mod metrics;
+#[cfg(test)]
+mod reference;
 mod sts_endpoint;
 
 use std::{

@@ -16,6 +16,7 @@ pub mod parts;
 mod print;
 pub mod proxmox;
 mod status;
+pub mod top;
 pub mod watched;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -62,6 +63,8 @@ enum Command {
     Reload,
     /// Print requests as guests make them.
     Trace(watched::Trace),
+    /// Watch interfaces by what their guests ask.
+    Top(top::Arguments),
     /// Instances and their records.
     #[command(subcommand)]
     Instance(instance::Command),
@@ -136,6 +139,7 @@ fn run(arguments: Arguments) -> Result<Verdict> {
         Command::Status => status::status(&client, json),
         Command::Reload => status::reload(&client, json),
         Command::Trace(trace) => watched::trace(&trace, &client, json),
+        Command::Top(top) => top::run(&top, &client, json),
         Command::Instance(command) => instance::run(command, &client, json),
         Command::Get(get) => instance::get(&get, &client, json),
         Command::MetadataOptions(command) => parts::options(command, &client, json),

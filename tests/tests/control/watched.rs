@@ -84,3 +84,36 @@ fn callers_without_tokens_are_told() -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn top_shows_the_requests_of_a_guest() -> Result<()> {
+    let (host, guest) = Host::with_guest(|_| ())?;
+    let mut top = imdsctl(&host.files)?
+        .args(["top", "--once", "--json"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    // It watches from some moment on, and for a time: there is something to see whenever that is.
+    while top.try_wait()?.is_none() {
+        let request = "GET /latest/meta-data/instance-id HTTP/1.1\r\n\r\n";
+        assert_eq!(guest.namespace.enter(|| exchange(request))?.status, 401);
+    }
+    let output = top.wait_with_output()?;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let frame: Value = serde_json::from_slice(&output.stdout)?;
+    assert_eq!(frame["summary"]["ready"], true, "{frame}");
+    let row = &frame["interfaces"][0];
+    assert_eq!(row["instanceId"], INSTANCE_ID, "{frame}");
+    let number = |field: &str| row[field].as_f64().unwrap_or_default();
+    assert!(number("requestsPerSecond") > 0.0, "{frame}");
+    assert_eq!(number("refusedPerSecond"), number("requestsPerSecond"), "{frame}");
+    assert!(number("connections") >= 1.0, "{frame}");
+    assert!(
+        number("latencyMaxSeconds") >= number("latencyMeanSeconds"),
+        "{frame}"
+    );
+    // Without a terminal there is no live view.
+    let live = imdsctl(&host.files)?.arg("top").stdin(Stdio::null()).output()?;
+    assert_eq!(live.status.code(), Some(1), "{live:?}");
+    assert!(String::from_utf8(live.stderr)?.contains("--once"));
+    Ok(())
+}

@@ -1,0 +1,268 @@
+//! What `imdsctl top` knows: requests of the last seconds by interface, and how the agent says its taps are. Pure: lines of the
+//! agent's answers and the time come in, rows go out.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+use clap::ValueEnum;
+use serde::Serialize;
+use serde_json::Value;
+
+/// Rates and latencies are those of so many seconds.
+const WINDOW_SECONDS: u64 = 5;
+
+/// What rows are ordered by, the most first; their instances where it is the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+pub enum Sort {
+    /// Requests a second.
+    #[default]
+    Requests,
+    /// The longest latency.
+    Latency,
+    /// Refused requests a second.
+    Refused,
+    /// Connections with requests.
+    Connections,
+    /// The instance's id, ascending.
+    Instance,
+}
+
+/// One interface.
+#[derive(Clone, PartialEq, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Row {
+    /// Whose it is.
+    pub instance_id: Option<String>,
+    /// The MAC that is served on it.
+    pub mac_address: Option<String>,
+    /// The tap; nothing for one that is gone, or not told yet.
+    pub tap: Option<String>,
+    /// Why the tap is bound to nobody, or what the kernel refuses.
+    pub reason: Option<String>,
+    /// Requests a second, of the last seconds.
+    pub requests_per_second: f64,
+    /// How many of them were refused.
+    pub refused_per_second: f64,
+    /// Connections that had requests in the last seconds.
+    pub connections: usize,
+    /// From a request's last frame to its response, on average.
+    pub latency_mean_seconds: Option<f64>,
+    /// The longest.
+    pub latency_max_seconds: Option<f64>,
+}
+
+/// The agent as a whole.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Summary {
+    /// Whether the agent says that all taps are told and dealt with.
+    pub ready: bool,
+    /// Instances in force.
+    pub instances: u64,
+    /// Sessions of roles that have credentials.
+    pub credentials_ready: u64,
+    /// Those that wait for their first ones.
+    pub credentials_pending: u64,
+    /// Those that their source refuses.
+    pub credentials_refused: u64,
+    /// Requests that came too fast to be told, since the start.
+    pub lost_requests: u64,
+}
+
+/// All that is known.
+#[derive(Debug)]
+pub struct Model {
+    started: Instant,
+    interfaces: BTreeMap<String, Recent>,
+    taps: Vec<Row>,
+    summary: Summary,
+}
+
+/// The last seconds of one interface, the latest at the end.
+#[derive(Default, Debug)]
+struct Recent {
+    instance_id: Option<String>,
+    seconds: VecDeque<(u64, Second)>,
+}
+
+#[derive(Default, Debug)]
+struct Second {
+    requests: u64,
+    refused: u64,
+    ports: BTreeSet<u64>,
+    timed: u64,
+    latency_sum: f64,
+    latency_max: f64,
+}
+
+impl Model {
+    /// Knows nothing yet.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            started: now,
+            interfaces: BTreeMap::new(),
+            taps: Vec::new(),
+            summary: Summary::default(),
+        }
+    }
+
+    /// One line of `/v1/trace`: a request, or how many were missed.
+    pub fn handle_request(&mut self, now: Instant, told: &Value) {
+        if let Some(lost) = told["lost"].as_u64() {
+            self.summary.lost_requests += lost;
+            return;
+        }
+        let Some(mac) = told["mac"].as_str() else { return };
+        let second = self.second(now);
+        let recent = self.interfaces.entry(mac.to_owned()).or_default();
+        recent.instance_id = said(told, "instance");
+        if recent.seconds.back().is_none_or(|(is, _)| *is != second) {
+            recent.seconds.push_back((second, Second::default()));
+            recent.forget(second);
+        }
+        let Some((_, counts)) = recent.seconds.back_mut() else {
+            return;
+        };
+        counts.requests += 1;
+        counts.refused += u64::from(!told["refusal"].is_null());
+        counts.ports.extend(told["peer_port"].as_u64());
+        if let Some(latency) = told["latency_seconds"].as_f64() {
+            counts.timed += 1;
+            counts.latency_sum += latency;
+            counts.latency_max = counts.latency_max.max(latency);
+        }
+    }
+
+    /// The answer of `/v1/status`.
+    pub fn handle_status(&mut self, now: Instant, status: &Value) {
+        let list = |field: &str| status[field].as_array().map_or(&[][..], Vec::as_slice);
+        let taps = list("taps").iter().map(|tap| Row {
+            instance_id: said(tap, "instanceId"),
+            mac_address: said(tap, "macAddress"),
+            tap: said(tap, "name"),
+            reason: said(tap, "reason"),
+            ..Row::default()
+        });
+        self.taps = taps.collect();
+        let sessions = |field: &str| {
+            let roles = list("credentials").iter();
+            roles.filter_map(|role| role[field].as_u64()).sum()
+        };
+        self.summary = Summary {
+            ready: status["ready"] == true,
+            instances: status["instances"].as_u64().unwrap_or_default(),
+            credentials_ready: sessions("ready"),
+            credentials_pending: sessions("pending"),
+            credentials_refused: sessions("refused"),
+            lost_requests: self.summary.lost_requests,
+        };
+        let second = self.second(now);
+        self.interfaces.retain(|_, recent| {
+            recent.forget(second);
+            !recent.seconds.is_empty()
+        });
+    }
+
+    /// The agent as a whole.
+    pub fn summary(&self) -> &Summary {
+        &self.summary
+    }
+
+    /// Every tap, and every interface that had requests in the last seconds.
+    pub fn rows(&self, now: Instant, sort: Sort) -> Vec<Row> {
+        let is_told = |mac: &String| self.taps.iter().any(|tap| tap.mac_address.as_ref() == Some(mac));
+        let untold = self.interfaces.iter().filter(|(mac, _)| !is_told(mac));
+        let untold = untold.map(|(mac, recent)| Row {
+            instance_id: recent.instance_id.clone(),
+            mac_address: Some(mac.clone()),
+            ..Row::default()
+        });
+        let mut rows: Vec<Row> = self.taps.iter().cloned().chain(untold).collect();
+        for row in &mut rows {
+            let recent = row.mac_address.as_ref().and_then(|mac| self.interfaces.get(mac));
+            if let Some(recent) = recent {
+                self.count(row, recent, now);
+            }
+        }
+        let most = |row: &Row| match sort {
+            Sort::Requests => row.requests_per_second,
+            Sort::Latency => row.latency_max_seconds.unwrap_or_default(),
+            Sort::Refused => row.refused_per_second,
+            Sort::Connections => row.connections as f64,
+            Sort::Instance => 0.0,
+        };
+        rows.sort_by(|one, other| {
+            let name = |row: &Row| {
+                (
+                    Reverse(row.instance_id.is_some()),
+                    row.instance_id.clone(),
+                    row.tap.clone(),
+                )
+            };
+            most(other)
+                .total_cmp(&most(one))
+                .then_with(|| name(one).cmp(&name(other)))
+        });
+        rows
+    }
+
+    fn count(&self, row: &mut Row, recent: &Recent, now: Instant) {
+        let first = self.second(now).saturating_sub(WINDOW_SECONDS - 1);
+        let seconds = || {
+            recent
+                .seconds
+                .iter()
+                .filter(|(is, _)| *is >= first)
+                .map(|(_, second)| second)
+        };
+        // The last second is not over yet, and a new model has not seen all of them.
+        let since = Duration::from_secs(first);
+        let seen = now
+            .duration_since(self.started)
+            .saturating_sub(since)
+            .as_secs_f64()
+            .max(0.1);
+        row.requests_per_second = seconds().map(|second| second.requests).sum::<u64>() as f64 / seen;
+        row.refused_per_second = seconds().map(|second| second.refused).sum::<u64>() as f64 / seen;
+        row.connections = seconds()
+            .flat_map(|second| &second.ports)
+            .collect::<BTreeSet<_>>()
+            .len();
+        let timed: u64 = seconds().map(|second| second.timed).sum();
+        if timed > 0 {
+            let sum: f64 = seconds().map(|second| second.latency_sum).sum();
+            row.latency_mean_seconds = Some(sum / timed as f64);
+            row.latency_max_seconds = seconds().map(|second| second.latency_max).reduce(f64::max);
+        }
+    }
+
+    fn second(&self, now: Instant) -> u64 {
+        now.duration_since(self.started).as_secs()
+    }
+}
+
+impl Recent {
+    fn forget(&mut self, second: u64) {
+        while let Some((is, _)) = self.seconds.front()
+            && *is + WINDOW_SECONDS <= second
+        {
+            self.seconds.pop_front();
+        }
+    }
+}
+
+impl Sort {
+    /// The one after, and after the last the first.
+    pub fn next(self) -> Self {
+        let all = Self::value_variants();
+        let at = all.iter().position(|sort| *sort == self).unwrap_or_default();
+        all[(at + 1) % all.len()]
+    }
+}
+
+fn said(value: &Value, field: &str) -> Option<String> {
+    value[field].as_str().map(str::to_owned)
+}

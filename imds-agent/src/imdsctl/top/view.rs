@@ -1,0 +1,90 @@
+//! How a frame of `imdsctl top` looks.
+
+use ratatui::{
+    Frame,
+    layout::{Constraint, Layout},
+    style::{Style, Stylize as _},
+    text::Line,
+    widgets::{Row as Cells, Table},
+};
+
+use super::model::{Row, Sort, Summary};
+use crate::imdsctl::print::printable;
+
+/// The columns of [`cells`].
+pub const HEADING: [&str; 8] = [
+    "INSTANCE",
+    "TAP",
+    "REQ/S",
+    "REFUSED/S",
+    "CONNS",
+    "MEAN",
+    "MAX",
+    "WHY NOT BOUND",
+];
+
+/// Draws all of a frame.
+pub fn draw(frame: &mut Frame<'_>, summary: &Summary, rows: &[Row], sort: Sort) {
+    let [head, body, foot] =
+        Layout::vertical([Constraint::Length(1), Constraint::Min(0), Constraint::Length(1)])
+            .areas(frame.area());
+    frame.render_widget(Line::from(sentence(summary)).bold(), head);
+    let widths = [21, 15, 9, 9, 6, 9, 9].map(Constraint::Length);
+    let table = Table::new(
+        rows.iter().map(|row| {
+            let style = if row.refused_per_second > 0.0 || row.reason.is_some() {
+                Style::new().yellow()
+            } else {
+                Style::new()
+            };
+            Cells::new(cells(row)).style(style)
+        }),
+        widths.into_iter().chain([Constraint::Min(0)]),
+    );
+    frame.render_widget(table.header(Cells::new(HEADING).reversed()), body);
+    frame.render_widget(
+        Line::from(format!("by {}   s: by another   q: quit", word(sort))),
+        foot,
+    );
+}
+
+/// The agent as a whole, in a sentence.
+pub fn sentence(summary: &Summary) -> String {
+    let ready = if summary.ready { "ready" } else { "NOT ready" };
+    format!(
+        "imds-agent {ready}, {} instances; credentials: {} ready, {} pending, {} refused; {} requests missed",
+        summary.instances,
+        summary.credentials_ready,
+        summary.credentials_pending,
+        summary.credentials_refused,
+        summary.lost_requests
+    )
+}
+
+/// A row, as people read it.
+pub fn cells(row: &Row) -> [String; 8] {
+    let text = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), printable);
+    let latency = |seconds: Option<f64>| {
+        seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{:.0} us", seconds * 1e6))
+    };
+    [
+        text(&row.instance_id),
+        text(&row.tap),
+        format!("{:.1}", row.requests_per_second),
+        format!("{:.1}", row.refused_per_second),
+        row.connections.to_string(),
+        latency(row.latency_mean_seconds),
+        latency(row.latency_max_seconds),
+        row.reason.as_deref().map(printable).unwrap_or_default(),
+    ]
+}
+
+fn word(sort: Sort) -> &'static str {
+    match sort {
+        Sort::Requests => "requests",
+        Sort::Latency => "longest latency",
+        Sort::Refused => "refused requests",
+        Sort::Connections => "connections",
+        Sort::Instance => "instance",
+    }
+}
