@@ -21,7 +21,7 @@ use tokio::{
 use crate::{
     bindings::{Bindings, Change},
     config::{Config, Taps},
-    control::{self, Control, Reloaded, TapState},
+    control::{self, Control, Reloaded, TapFrames, TapState},
     credentials::{Issuer, IssuerKeys, Refresher, Sources, issuer_keys, refresh::Watch, schedule::Kind},
     datapath::{
         Classifier, GracePeriods, Injector,
@@ -305,6 +305,7 @@ impl Agent {
         // Whoever asked may have gone meanwhile.
         match command {
             control::Command::Describe(answer) => drop(answer.send(self.describe())),
+            control::Command::Count(taps, answer) => drop(answer.send(self.count(&taps))),
             control::Command::Reload(answer) => drop(answer.send(self.reload("the control socket"))),
         }
     }
@@ -318,6 +319,28 @@ impl Agent {
             refused: self.refused.get(&index).cloned(),
         };
         self.bindings.taps().map(describe).collect()
+    }
+
+    /// The frames of some taps. Costs a system call for each.
+    fn count(&self, taps: &[String]) -> Vec<TapFrames> {
+        let named = self
+            .bindings
+            .taps()
+            .filter(|(_, name, _)| taps.iter().any(|tap| tap == name));
+        let counted = named.filter_map(|(index, name, _)| {
+            let counters = self.classifier.counters(index).ok()?;
+            let dropped = counters
+                .dropped
+                .into_iter()
+                .map(|(reason, count)| (reason.name(), count));
+            Some(TapFrames {
+                tap: name.to_owned(),
+                punted: counters.punted,
+                hairpinned: counters.hairpinned,
+                dropped: dropped.collect(),
+            })
+        });
+        counted.collect()
     }
 
     /// Puts in force what a changed configuration says. With a mistake in it nothing changes.

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod client;
+pub mod cloud_init;
 pub mod control;
 pub mod debian;
 pub mod dhcp;

@@ -98,7 +98,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "main.rs",
         ],
     ),
-    ("roxmltree", &["sources/libvirt"]),
+    ("roxmltree", &["sources/libvirt", "imdsctl/doctor/machine.rs"]),
     ("rtnetlink", &["datapath/"]),
     ("smoltcp", &["stack/"]),
     ("httparse", &["http/"]),

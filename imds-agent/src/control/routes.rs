@@ -17,7 +17,7 @@ use super::{
     Control, Refusal,
     access::{Access, gate},
     asked::JSON,
-    iam, instances, metadata, options, parts, status, user_data,
+    iam, instances, metadata, observed, options, parts, status, user_data,
 };
 
 /// Bytes of a body: a record, however much white space there is in it.
@@ -77,6 +77,7 @@ routes! {
     put "/v1/instances/{id}/iam-instance-profile" Admin parts::replace_profile;
     delete "/v1/instances/{id}/iam-instance-profile" Admin parts::disassociate_profile;
     get "/v1/instances/{id}/metadata/{*path}" Read metadata::get;
+    get "/v1/instances/{id}/observed" Read observed::get;
 
     get "/v1/roles" Read iam::list_roles;
     get "/v1/roles/{name}" Read iam::get_role;
