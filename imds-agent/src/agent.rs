@@ -1,17 +1,18 @@
 //! Composes everything and keeps it running: taps from the kernel, instances from the registry, bindings between the two.
 
+mod parts;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt, io,
     path::Path,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 use imds_ebpf::abi::{TapBinding, TapIndex};
 use jiff::Timestamp;
-use rand::{SeedableRng as _, rngs::StdRng};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
@@ -22,24 +23,18 @@ use crate::{
     bindings::{Bindings, Change},
     config::{Config, Taps},
     control::{self, Control, Reloaded, TapFrames, TapState},
-    credentials::{Issuer, IssuerKeys, Refresher, Sources, issuer_keys, refresh::Watch, schedule::Kind},
+    credentials::{Issuer, IssuerKeys, issuer_keys},
     datapath::{
         Classifier, GracePeriods, Injector,
         link_watch::{LinkEvent, LinkWatch},
     },
-    identity_files,
     identity_signer::Signer,
-    imds::{
-        Imds,
-        token::{TokenKey, TokenKeys},
-    },
-    keys::{self, Key, Purpose},
     observe::{
-        Audit, Fetches, Frames, Guests, Metrics, Panics, Requests, StsExchanges, audit,
+        Audit, Fetches, Frames, Guests, Panics, Requests, StsExchanges, audit,
         metrics::{self, Endpoint},
     },
     privilege,
-    registry::{Directory, Problem, Rules, Snapshot, Store, role::RoleSource},
+    registry::{Directory, Rules, Snapshot, Store, role::RoleSource},
     reload::{self, Reload},
     sts,
     worker::{self, Facts, Worker},
@@ -118,14 +113,14 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
     let issuer = Arc::new(Issuer::new(&issuer_keys.newest, &issuer_keys.accepted));
     let fetches = Arc::<Fetches>::default();
     let settings = config.credentials();
-    let watch = assumptions(&facts.audit, &fetches, settings.default_source);
-    let refresher = refresher(&config, &facts, &issuer).watched_by(watch);
-    let signer = signer(&config, &facts)?;
+    let watch = parts::assumptions(&facts.audit, &fetches, settings.default_source);
+    let refresher = parts::refresher(&config, &facts, &issuer).watched_by(watch);
+    let signer = parts::signer(&config, &facts)?;
     let exchanges = Arc::<StsExchanges>::default();
     let (asks, mut scrapes) = mpsc::channel(1);
     let endpoint = match config.metrics() {
         Some(settings) => {
-            let metrics = metrics(&config, &facts, directory.problems(), &fetches, &exchanges);
+            let metrics = parts::metrics(&config, &facts, directory.problems(), &fetches, &exchanges);
             let endpoint = Endpoint::bind(&settings, metrics, asks).await;
             Some(endpoint.context("metrics cannot be served")?)
         }
@@ -140,7 +135,7 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
             .next()
             .context("the classifier has no ring")?,
         injector: Injector::new()?,
-        imds: imds(&config)?,
+        imds: parts::imds(&config)?,
         facts: facts.clone(),
     };
     let snapshot = Arc::clone(&snapshots.borrow_and_update());
@@ -205,8 +200,8 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
     // Everything is open.
     privilege::capabilities::keep_for_serving()?;
     upkeep.spawn(refresher.run(directory.snapshots()));
-    let watch = assumptions(&facts.audit, &fetches, RoleSource::Issuer);
-    let refresher = identity_refresher(&config, &facts, &issuer).watched_by(watch);
+    let watch = parts::assumptions(&facts.audit, &fetches, RoleSource::Issuer);
+    let refresher = parts::identity_refresher(&config, &facts, &issuer).watched_by(watch);
     upkeep.spawn(refresher.run(directory.snapshots()));
     upkeep.spawn(issuer_keys::follow(issuer, keys, issuer_keys));
     let mut registry_watch = tokio::spawn(directory.watch(facts.registry));
@@ -498,100 +493,6 @@ impl fmt::Display for Bound {
         let also = if self.0.serves_ipv6() { ", IPv6 too" } else { "" };
         write!(f, "{}{also}", self.0.mac)
     }
-}
-
-fn imds(config: &Config) -> Result<Imds> {
-    let key: keys::TokenKey = Key::load_or_create(&config.token_key_path(), Purpose::Token)?;
-    let keys = TokenKeys::new(TokenKey::new(key.id, *key.secret()), Vec::new());
-    let imds = Imds::new(Arc::new(keys), StdRng::from_rng(&mut rand::rng()));
-    Ok(imds.with_extended_credentials(config.extended_credentials()))
-}
-
-fn refresher(config: &Config, facts: &Facts, issuer: &Arc<Issuer>) -> Refresher {
-    let settings = config.credentials();
-    let duration_seconds = settings.duration_seconds;
-    let sources = Sources::new(settings, Arc::clone(issuer));
-    Refresher::new(
-        Kind::InstanceProfile,
-        Arc::new(sources),
-        Arc::clone(&facts.credentials),
-        duration_seconds,
-    )
-}
-
-/// Everybody who has metrics to tell, but the agent's own loop, which is asked by the endpoint.
-fn metrics(
-    config: &Config,
-    facts: &Facts,
-    problems: watch::Receiver<Arc<[Problem]>>,
-    fetches: &Arc<Fetches>,
-    exchanges: &Arc<StsExchanges>,
-) -> Metrics {
-    let worker = (Arc::clone(&facts.requests), Arc::clone(&facts.health));
-    Metrics::default()
-        .with(metrics::Workers(vec![worker]))
-        .with(metrics::Records {
-            registry: Arc::clone(&facts.registry),
-            problems,
-        })
-        .with(metrics::Credentials {
-            registry: Arc::clone(&facts.registry),
-            profiles: Arc::clone(&facts.credentials),
-            identities: Arc::clone(&facts.identity_credentials),
-            fetches: Arc::clone(fetches),
-        })
-        .with(metrics::Exchanges(Arc::clone(exchanges)))
-        .with(metrics::Trail {
-            audit: facts.audit.clone(),
-            trace: facts.trace.clone(),
-        })
-        .with(metrics::Limits {
-            packets_per_second: config.packets_per_second(),
-            requests_per_second: facts.requests_per_second,
-            user_data_bytes: config.user_data_bytes_max,
-        })
-        .with(facts.guests.clone())
-        .with(Arc::clone(&facts.panics))
-        .with(metrics::Process::starting())
-}
-
-/// Counts and writes down what sources answer. `host` is the source of roles that name none.
-fn assumptions(audit: &Audit, fetches: &Arc<Fetches>, host: RoleSource) -> Watch {
-    let (audit, fetches) = (audit.clone(), Arc::clone(fetches));
-    Box::new(move |assumption| {
-        fetches.count(assumption, &host);
-        audit.record(audit::assumption(assumption));
-    })
-}
-
-fn identity_refresher(config: &Config, facts: &Facts, issuer: &Arc<Issuer>) -> Refresher {
-    Refresher::new(
-        Kind::InstanceIdentity,
-        // No other source can vouch for what an instance is.
-        Arc::<Issuer>::clone(issuer),
-        Arc::clone(&facts.identity_credentials),
-        config.credentials().duration_seconds,
-    )
-}
-
-fn signer(config: &Config, facts: &Facts) -> Result<Signer> {
-    let keys = identity_files::load_or_create(&config.keys_directory(), &host_name(), unix_time())?;
-    Signer::start(keys, Arc::clone(&facts.identities))
-        .context("cannot start the signer of identity documents")
-}
-
-/// What the host's own certificate is made out to.
-fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    if name.trim().is_empty() {
-        "imds-agent".to_owned()
-    } else {
-        name.trim().to_owned()
-    }
-}
-
-fn unix_time() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// The signals that the agent obeys.

@@ -41,6 +41,20 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
+/// The head of what is answered at a path where the answer does not end.
+pub fn head_of(socket: &Path, path: &str) -> Result<Response> {
+    let mut stream = UnixStream::connect(socket).context("the control socket cannot be reached")?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: imds-agent\r\n\r\n").as_bytes())?;
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        bytes.extend(byte);
+    }
+    Response::parse(&bytes)
+}
+
 /// Sends one request on a connection of its own; `fields` are whole lines.
 pub fn ask(socket: &Path, method: &str, path: &str, fields: &[&str], body: &[u8]) -> Result<Response> {
     let mut stream = UnixStream::connect(socket).context("the control socket cannot be reached")?;

@@ -13,8 +13,12 @@ use serde_json::Value;
 use super::{
     Control, Refusal,
     access::{Access, Granted},
+    instances::id,
 };
-use crate::registry::store::{Expect, Revision};
+use crate::registry::{
+    InstanceId,
+    store::{Expect, Revision},
+};
 
 /// How long a write waits to be in force unless the request says otherwise.
 const WAIT: Duration = Duration::from_secs(5);
@@ -31,6 +35,8 @@ pub(super) struct Asked {
     pub wait: Duration,
     /// By `secrets=true`, from somebody who may see them.
     pub shows_secrets: bool,
+    /// By `instance`: only what concerns this one.
+    pub instance: Option<InstanceId>,
     /// Who asks.
     pub access: Access,
 }
@@ -47,6 +53,7 @@ impl FromRequestParts<Arc<Control>> for Asked {
             expect: expect(&parts.headers)?,
             wait: WAIT,
             shows_secrets: false,
+            instance: None,
             access,
         };
         for (name, value) in form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes()) {
@@ -62,6 +69,7 @@ impl FromRequestParts<Arc<Control>> for Asked {
                     })?;
                 }
                 "secrets" if matches!(&*value, "true" | "false") => asked.shows_secrets = value == "true",
+                "instance" => asked.instance = Some(id(&value)?),
                 _ => {
                     return Err(Refusal::invalid(format!(
                         "the query's {name}={value} means nothing"

@@ -21,6 +21,7 @@ pub mod routes;
 pub mod socket;
 mod status;
 mod user_data;
+mod watched;
 
 use std::{
     collections::BTreeMap,

@@ -1,5 +1,4 @@
-//! What the agent has seen of one instance since it started: frames of its taps, requests without a token, tokens that did
-//! not arrive, and how its role's credentials are. `imdsctl doctor` concludes from it.
+//! What became of the frames of an instance's taps, and how its role's credentials are. `imdsctl doctor` concludes from it.
 
 use std::sync::Arc;
 
@@ -46,8 +45,6 @@ pub(super) async fn get(
     let mut value = json!({
         "InstanceId": id,
         "Taps": taps.collect::<Vec<_>>(),
-        "Tokenless": control.facts.guests.tokenless(&id),
-        "HopLimit": control.facts.guests.hop_limit(&id),
         "HasUserData": member.instance.user_data.is_some(),
     });
     if let Some(role) = &member.role {

@@ -88,6 +88,11 @@ impl Refusal {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "Busy", message)
     }
 
+    /// Others do it already, as many as may.
+    pub(super) fn too_many(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "TooMany", message)
+    }
+
     /// What is asked for is being made.
     pub(super) fn not_yet(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "NotYet", message)

@@ -17,7 +17,7 @@ use super::{
     Control, Refusal,
     access::{Access, gate},
     asked::JSON,
-    iam, instances, metadata, observed, options, parts, status, user_data,
+    iam, instances, metadata, observed, options, parts, status, user_data, watched,
 };
 
 /// Bytes of a body: a record, however much white space there is in it.
@@ -56,6 +56,7 @@ routes! {
     get "/v1/openapi.json" Anyone status::openapi;
     get "/v1/status" Read status::status;
     post "/v1/reload" Admin status::reload;
+    get "/v1/trace" Read watched::trace;
 
     get "/v1/instances" Read instances::list;
     get "/v1/instances/{id}" Read instances::get;
@@ -78,6 +79,8 @@ routes! {
     delete "/v1/instances/{id}/iam-instance-profile" Admin parts::disassociate_profile;
     get "/v1/instances/{id}/metadata/{*path}" Read metadata::get;
     get "/v1/instances/{id}/observed" Read observed::get;
+    get "/v1/instances/{id}/tokenless" Read watched::tokenless;
+    get "/v1/instances/{id}/hop-limit" Read watched::hop_limit;
 
     get "/v1/roles" Read iam::list_roles;
     get "/v1/roles/{name}" Read iam::get_role;

@@ -64,6 +64,7 @@ pub(super) async fn status(State(control): State<Arc<Control>>, _: Asked) -> Ans
         "taps": taps.iter().map(|tap| describe(tap, &snapshot)).collect::<Vec<_>>(),
         "problems": problems,
         "credentials": control.credentials(&snapshot),
+        "undeliveredTokens": control.undelivered(&snapshot),
         "refusedKernelOperations": refused,
     })))
 }

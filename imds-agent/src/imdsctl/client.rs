@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 pub use hyper::Method;
-use hyper::{Request, client::conn::http1, header};
+use hyper::{Request, Response, body::Incoming, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
@@ -105,7 +105,45 @@ impl Client {
         })
     }
 
+    /// Gives every line at a path to `each` as it comes, with its end, until there are no more.
+    pub fn follow(&self, path: &str, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(async {
+            let opened = self.open(Method::GET, path, &Expect::Anything, Vec::new());
+            let opened = tokio::time::timeout(PATIENCE, opened).await;
+            let mut body = opened.context("the agent does not answer")??.into_body();
+            let mut text = Vec::new();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.context("the agent is gone")?;
+                text.extend_from_slice(frame.data_ref().map_or(&[][..], |bytes| bytes));
+                while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+                    let rest = text.split_off(end + 1);
+                    each(&std::mem::replace(&mut text, rest))?;
+                }
+            }
+            Ok(())
+        })
+    }
+
     async fn exchange(&self, method: Method, path: &str, expect: &Expect, body: Vec<u8>) -> Result<Reply> {
+        let (head, body) = self.open(method, path, expect, body).await?.into_parts();
+        let tag = head.headers.get(header::ETAG).and_then(|tag| tag.to_str().ok());
+        Ok(Reply {
+            tag: tag.map(str::to_owned),
+            body: body.collect().await?.to_bytes().to_vec(),
+        })
+    }
+
+    /// Sends a request, and returns what comes back, whose body is still to be read, unless that is a refusal.
+    async fn open(
+        &self,
+        method: Method,
+        path: &str,
+        expect: &Expect,
+        body: Vec<u8>,
+    ) -> Result<Response<Incoming>> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .with_context(|| format!("no agent can be reached at {}", self.socket.display()))?;
@@ -124,19 +162,16 @@ impl Client {
         let response = sender
             .send_request(request.body(Full::new(Bytes::from(body)))?)
             .await?;
-        let (head, body) = response.into_parts();
-        let body = body.collect().await?.to_bytes().to_vec();
-        if !head.status.is_success() {
-            let status = head.status.as_u16();
-            let sentence = serde_json::from_slice::<Value>(&body).ok();
-            let sentence = sentence.and_then(|refusal| Some(refusal.get("message")?.as_str()?.to_owned()));
-            let message = sentence.unwrap_or_else(|| format!("the agent answers {}", head.status));
-            bail!(Refused { status, message });
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
         }
-        let tag = head.headers.get(header::ETAG).and_then(|tag| tag.to_str().ok());
-        Ok(Reply {
-            tag: tag.map(str::to_owned),
-            body,
+        let body = response.into_body().collect().await?.to_bytes();
+        let sentence = serde_json::from_slice::<Value>(&body).ok();
+        let sentence = sentence.and_then(|refusal| Some(refusal.get("message")?.as_str()?.to_owned()));
+        bail!(Refused {
+            status: status.as_u16(),
+            message: sentence.unwrap_or_else(|| format!("the agent answers {status}")),
         })
     }
 }
@@ -157,7 +192,12 @@ impl Reply {
 pub fn path(segments: &[&str]) -> String {
     let mut path = "/v1".to_owned();
     for segment in segments {
-        let _ = write!(path, "/{}", utf8_percent_encode(segment, SEGMENT));
+        let _ = write!(path, "/{}", encoded(segment));
     }
     path
+}
+
+/// As a segment of a path, or a value in a query.
+pub fn encoded(text: &str) -> impl std::fmt::Display {
+    utf8_percent_encode(text, SEGMENT)
 }

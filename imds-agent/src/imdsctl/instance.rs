@@ -12,8 +12,9 @@ use serde_json::Value;
 
 use super::{
     Verdict,
-    client::{Client, Expect, Method, path},
+    client::{Client, Expect, Method, Refused, path},
     print::{self, Table, text},
+    watched,
 };
 use crate::imds::path::ApiVersion;
 
@@ -24,6 +25,11 @@ pub enum Command {
     List,
     /// Print an instance's record.
     Show {
+        /// The instance's id.
+        instance: String,
+    },
+    /// Print who asks without a session token: who would be refused if you required tokens now.
+    Tokenless {
         /// The instance's id.
         instance: String,
     },
@@ -62,8 +68,15 @@ pub fn run(command: Command, client: &Client, is_json: bool) -> Result<Verdict> 
         Command::List => list(client, is_json),
         Command::Show { instance } => {
             print::json(&client.get_json(&path(&["instances", &instance]))?);
-            Ok(Verdict::Yes)
+            // A record may be there that is not in force yet.
+            let warned = watched::warn_undelivered(&instance, client);
+            match warned.map_err(|error| error.downcast::<Refused>()) {
+                Ok(()) | Err(Ok(Refused { status: 404, .. })) => Ok(Verdict::Yes),
+                Err(Ok(error)) => Err(error.into()),
+                Err(Err(error)) => Err(error),
+            }
         }
+        Command::Tokenless { instance } => watched::tokenless(&instance, client, is_json),
         Command::Put { record, new } => {
             let record = read(&record)?;
             let id = id_of(&record)?;

@@ -17,6 +17,7 @@ pub mod parts;
 mod print;
 pub mod proxmox;
 mod status;
+pub mod watched;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -60,6 +61,8 @@ enum Command {
     Status,
     /// Have the agent read its configuration again.
     Reload,
+    /// Print requests as guests make them.
+    Trace(watched::Trace),
     /// Instances and their records.
     #[command(subcommand)]
     Instance(instance::Command),
@@ -135,6 +138,7 @@ fn run(arguments: Arguments) -> Result<Verdict> {
     match arguments.command {
         Command::Status => status::status(&client, json),
         Command::Reload => status::reload(&client, json),
+        Command::Trace(trace) => watched::trace(&trace, &client, json),
         Command::Instance(command) => instance::run(command, &client, json),
         Command::Get(get) => instance::get(&get, &client, json),
         Command::MetadataOptions(command) => parts::options(command, &client, json),

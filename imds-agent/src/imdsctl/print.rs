@@ -98,7 +98,7 @@ pub fn verdict(state: Option<&str>) -> Verdict {
 }
 
 /// What a record says may not write to the terminal as it likes.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars()
         .map(|letter| if letter.is_control() { '?' } else { letter })
         .collect()

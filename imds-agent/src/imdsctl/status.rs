@@ -7,6 +7,7 @@ use super::{
     Verdict,
     client::{Client, Expect, Method},
     print::{self, Table, text},
+    watched,
 };
 
 /// Prints how the agent is; no is for one that needs an operator.
@@ -61,6 +62,9 @@ pub fn status(client: &Client, is_json: bool) -> Result<Verdict> {
         roles.row(row);
     }
     section(&roles);
+    for report in list("undeliveredTokens") {
+        println!("\n{}: {}", text(&report, "InstanceId"), watched::remedy(&report));
+    }
     let mut problems = Table::new(&["PROBLEM", "FILE", "FIELD", "WHAT"]);
     for problem in list("problems") {
         problems.row(

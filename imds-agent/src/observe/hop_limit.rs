@@ -60,6 +60,13 @@ pub struct Last {
     pub router: Option<IpAddr>,
 }
 
+impl Report {
+    /// Whether it tells more than that a guest was stopped at the wrong moment.
+    pub fn is_sure(&self) -> bool {
+        self.time_exceeded > 0 || self.unacknowledged >= UNACKNOWLEDGED_MIN
+    }
+}
+
 /// What is kept of all instances.
 #[derive(Debug)]
 pub(super) struct HopLimit {
@@ -109,8 +116,7 @@ impl HopLimit {
             remote: undelivered.remote.ip(),
             router,
         });
-        let is_sure = router.is_some() || report.unacknowledged >= UNACKNOWLEDGED_MIN;
-        if !is_sure || !warnings.may_tell(now.monotonic, *told_at) {
+        if !report.is_sure() || !warnings.may_tell(now.monotonic, *told_at) {
             return None;
         }
         *told_at = Some(now.monotonic);

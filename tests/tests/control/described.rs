@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use anyhow::{Context as _, Result, ensure};
 use imds_tests::{
     client::Response,
-    control::ask,
+    control::{ask, head_of},
     host::{ADDRESS, Host, INSTANCE_ID},
     records,
 };
@@ -59,6 +59,10 @@ const EXCHANGES: &str = r#"
 404 get /v1/instances/{id}/metadata/{path} @ latest/nothing
 200 get /v1/instances/{id}/observed @
 404 get /v1/instances/{id}/observed i-9
+200 get /v1/instances/{id}/tokenless @
+404 get /v1/instances/{id}/tokenless i-9
+200 get /v1/instances/{id}/hop-limit @
+404 get /v1/instances/{id}/hop-limit i-9
 200 get /v1/roles
 201 put /v1/roles/{name} odd {"RoleName":"odd","Arn":"arn:aws:iam::123456789012:role/path/odd"}
 200 put /v1/roles/{name} web-server $role
@@ -161,6 +165,10 @@ fn answers_are_as_the_description_says() -> Result<()> {
             done.push((method.to_owned(), path.to_owned()));
         }
     }
+    // This answer does not end by itself.
+    let followed = head_of(&host.files.socket(), "/v1/trace")?;
+    check(&description, "get", "/v1/trace", &followed)?;
+    done.push(("get".to_owned(), "/v1/trace".to_owned()));
     done.sort();
     done.dedup();
     assert_eq!(done, operations, "every operation is done once");
@@ -200,6 +208,7 @@ fn answers_are_as_the_description_says() -> Result<()> {
         ("GET", "/v2", &[][..], 404),
         ("POST", "/v1/status", &[], 405),
         ("GET", "/v1/instances/%FF", &[], 400),
+        ("GET", "/v1/trace?instance=a%20b", &[], 400),
         ("PUT", "/v1/instances/i-9", &long, 413),
     ] {
         let response = ask(&host.files.socket(), method, path, &[], body)?;

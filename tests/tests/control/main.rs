@@ -3,6 +3,7 @@
 mod access;
 mod described;
 mod process;
+mod watched;
 
 use std::{fs, process::Output};
 

@@ -130,6 +130,10 @@ pub struct Answers {
     pub options: Value,
     /// `/v1/instances/{id}/observed`; nothing if no version of the record is in force.
     pub observed: Value,
+    /// `/v1/instances/{id}/tokenless`, likewise
+    pub tokenless: Value,
+    /// `/v1/instances/{id}/hop-limit`, likewise
+    pub hop_limit: Value,
     /// `/v1/status`
     pub status: Value,
 }
@@ -141,6 +145,8 @@ impl Facts {
             record,
             options,
             observed,
+            tokenless,
+            hop_limit,
             status,
         } = answers;
         let options = &options["InstanceMetadataOptions"];
@@ -173,8 +179,8 @@ impl Facts {
             },
             instance_profile: record["IamInstanceProfile"]["Arn"].as_str().map(str::to_owned),
             role,
-            tokenless: tokenless(&observed["Tokenless"]),
-            undelivered: undelivered(&observed["HopLimit"]),
+            tokenless: refused(tokenless),
+            undelivered: undelivered(hop_limit),
         }
     }
 }
@@ -214,11 +220,11 @@ fn dropped(observed: &Value) -> BTreeMap<String, u64> {
     dropped
 }
 
-fn tokenless(report: &Value) -> Tokenless {
-    let refused = list(&report["Callers"]).find(|caller| caller["Rejected"].as_u64() > Some(0));
+fn refused(report: &Value) -> Tokenless {
+    let last = list(&report["Callers"]).find(|caller| caller["Rejected"].as_u64() > Some(0));
     Tokenless {
         rejected: report["MetadataNoTokenRejected"].as_u64().unwrap_or_default(),
-        last: refused.map(|caller| format!("{} for {}", text(caller, "UserAgent"), text(caller, "Path"))),
+        last: last.map(|caller| format!("{} for {}", text(caller, "UserAgent"), text(caller, "Path"))),
     }
 }
 

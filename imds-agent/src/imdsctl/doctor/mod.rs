@@ -220,21 +220,23 @@ fn instance_of(client: &Client, machine: &Machine) -> Result<Option<String>> {
 
 fn ask(client: &Client, instance: &str, machine: Machine, image: Image) -> Result<Facts> {
     let about = |part: &[&str]| path(&[&["instances", instance], part].concat());
-    let observed = match client.get_json(&about(&["observed"])) {
+    let in_force = |part: &str| match client.get_json(&about(&[part])) {
         // There is a record, which is not in force: that is a finding.
         Err(error)
             if error
                 .downcast_ref()
                 .is_some_and(|Refused { status, .. }| *status == 404) =>
         {
-            Value::Null
+            Ok(Value::Null)
         }
-        other => other?,
+        other => other,
     };
     let answers = Answers {
         record: client.get_json(&about(&[]))?,
         options: client.get_json(&about(&["metadata-options"]))?,
-        observed,
+        observed: in_force("observed")?,
+        tokenless: in_force("tokenless")?,
+        hop_limit: in_force("hop-limit")?,
         status: client.get_json("/v1/status")?,
     };
     Ok(Facts::read(instance, &answers, machine, image))

@@ -18,8 +18,6 @@ fn well() -> Facts {
     } });
     let observed = json!({
         "Taps": [{ "Tap": "tap1", "Punted": 9, "Hairpinned": 1, "Dropped": {} }],
-        "Tokenless": { "MetadataNoToken": 0, "MetadataNoTokenRejected": 0, "Callers": [], "Unlisted": 0 },
-        "HopLimit": { "TimeExceeded": 0, "Unacknowledged": 0, "Last": null },
         "HasUserData": true,
     });
     let status = json!({
@@ -30,6 +28,8 @@ fn well() -> Facts {
         record,
         options,
         observed,
+        tokenless: json!({ "MetadataNoToken": 0, "MetadataNoTokenRejected": 0, "Callers": [], "Unlisted": 0 }),
+        hop_limit: json!({ "TimeExceeded": 0, "Unacknowledged": 0, "Last": null }),
         status,
     };
     let machine = Machine::of_domain(&domain(EC2, "06:00:00:00:00:01")).unwrap();

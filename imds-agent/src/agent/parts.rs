@@ -1,0 +1,119 @@
+//! What the agent is composed of, each as the configuration has it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result};
+use rand::{SeedableRng as _, rngs::StdRng};
+use tokio::sync::watch;
+
+use crate::{
+    config::Config,
+    credentials::{Issuer, Refresher, Sources, refresh::Watch, schedule::Kind},
+    identity_files,
+    identity_signer::Signer,
+    imds::{
+        Imds,
+        token::{TokenKey, TokenKeys},
+    },
+    keys::{self, Key, Purpose},
+    observe::{Audit, Fetches, Metrics, StsExchanges, audit, metrics},
+    registry::{Problem, role::RoleSource},
+    worker::Facts,
+};
+
+pub(super) fn imds(config: &Config) -> Result<Imds> {
+    let key: keys::TokenKey = Key::load_or_create(&config.token_key_path(), Purpose::Token)?;
+    let keys = TokenKeys::new(TokenKey::new(key.id, *key.secret()), Vec::new());
+    let imds = Imds::new(Arc::new(keys), StdRng::from_rng(&mut rand::rng()));
+    Ok(imds.with_extended_credentials(config.extended_credentials()))
+}
+
+pub(super) fn refresher(config: &Config, facts: &Facts, issuer: &Arc<Issuer>) -> Refresher {
+    let settings = config.credentials();
+    let duration_seconds = settings.duration_seconds;
+    let sources = Sources::new(settings, Arc::clone(issuer));
+    Refresher::new(
+        Kind::InstanceProfile,
+        Arc::new(sources),
+        Arc::clone(&facts.credentials),
+        duration_seconds,
+    )
+}
+
+/// Everybody who has metrics to tell, but the agent's own loop, which is asked by the endpoint.
+pub(super) fn metrics(
+    config: &Config,
+    facts: &Facts,
+    problems: watch::Receiver<Arc<[Problem]>>,
+    fetches: &Arc<Fetches>,
+    exchanges: &Arc<StsExchanges>,
+) -> Metrics {
+    let worker = (Arc::clone(&facts.requests), Arc::clone(&facts.health));
+    Metrics::default()
+        .with(metrics::Workers(vec![worker]))
+        .with(metrics::Records {
+            registry: Arc::clone(&facts.registry),
+            problems,
+        })
+        .with(metrics::Credentials {
+            registry: Arc::clone(&facts.registry),
+            profiles: Arc::clone(&facts.credentials),
+            identities: Arc::clone(&facts.identity_credentials),
+            fetches: Arc::clone(fetches),
+        })
+        .with(metrics::Exchanges(Arc::clone(exchanges)))
+        .with(metrics::Trail {
+            audit: facts.audit.clone(),
+            trace: facts.trace.clone(),
+        })
+        .with(metrics::Limits {
+            packets_per_second: config.packets_per_second(),
+            requests_per_second: facts.requests_per_second,
+            user_data_bytes: config.user_data_bytes_max,
+        })
+        .with(facts.guests.clone())
+        .with(Arc::clone(&facts.panics))
+        .with(metrics::Process::starting())
+}
+
+/// Counts and writes down what sources answer. `host` is the source of roles that name none.
+pub(super) fn assumptions(audit: &Audit, fetches: &Arc<Fetches>, host: RoleSource) -> Watch {
+    let (audit, fetches) = (audit.clone(), Arc::clone(fetches));
+    Box::new(move |assumption| {
+        fetches.count(assumption, &host);
+        audit.record(audit::assumption(assumption));
+    })
+}
+
+pub(super) fn identity_refresher(config: &Config, facts: &Facts, issuer: &Arc<Issuer>) -> Refresher {
+    Refresher::new(
+        Kind::InstanceIdentity,
+        // No other source can vouch for what an instance is.
+        Arc::<Issuer>::clone(issuer),
+        Arc::clone(&facts.identity_credentials),
+        config.credentials().duration_seconds,
+    )
+}
+
+pub(super) fn signer(config: &Config, facts: &Facts) -> Result<Signer> {
+    let keys = identity_files::load_or_create(&config.keys_directory(), &host_name(), unix_time())?;
+    Signer::start(keys, Arc::clone(&facts.identities))
+        .context("cannot start the signer of identity documents")
+}
+
+/// What the host's own certificate is made out to.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() {
+        "imds-agent".to_owned()
+    } else {
+        name.trim().to_owned()
+    }
+}
+
+fn unix_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}

@@ -1,0 +1,82 @@
+//! What guests do, as the agent notices it: live requests, who asks without a session token, whose tokens do not arrive.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::{Path, State},
+    http::header,
+    response::{IntoResponse as _, Response},
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{
+    Control, Refusal,
+    asked::{Asked, json},
+    instances::id,
+};
+use crate::registry::{InstanceId, Snapshot};
+
+/// What JSON is called that has a value on each line.
+const LINES: &str = "application/x-ndjson";
+
+/// `GET /v1/trace`: requests of guests as they are answered, one a line, until the caller has enough.
+pub(super) async fn trace(State(control): State<Arc<Control>>, asked: Asked) -> Result<Response, Refusal> {
+    let subscription = control.facts.trace.subscribe(asked.instance);
+    let subscription = subscription.map_err(|error| Refusal::too_many(error.to_string()))?;
+    let body = Body::from_stream(subscription.lines());
+    Ok(([(header::CONTENT_TYPE, LINES)], body).into_response())
+}
+
+/// `GET /v1/instances/{id}/tokenless`: who would be refused if tokens were required now, or is.
+pub(super) async fn tokenless(
+    State(control): State<Arc<Control>>,
+    Path(text): Path<String>,
+    _: Asked,
+) -> Result<Response, Refusal> {
+    let id = control.known(&text)?;
+    Ok(json(&report(&id, &control.facts.guests.tokenless(&id))))
+}
+
+/// `GET /v1/instances/{id}/hop-limit`: whether session tokens arrive.
+pub(super) async fn hop_limit(
+    State(control): State<Arc<Control>>,
+    Path(text): Path<String>,
+    _: Asked,
+) -> Result<Response, Refusal> {
+    let id = control.known(&text)?;
+    Ok(json(&report(&id, &control.facts.guests.hop_limit(&id))))
+}
+
+impl Control {
+    /// The instances whose session tokens surely do not all arrive, in the order of their ids.
+    pub(super) fn undelivered(&self, snapshot: &Snapshot) -> Vec<Value> {
+        let mut instances: Vec<_> = snapshot.instances.keys().collect();
+        instances.sort();
+        let undelivered = |id: &InstanceId| {
+            let found = self.facts.guests.hop_limit(id);
+            found.is_sure().then(|| report(id, &found))
+        };
+        instances.into_iter().filter_map(undelivered).collect()
+    }
+
+    /// The id of an instance in force.
+    fn known(&self, text: &str) -> Result<InstanceId, Refusal> {
+        let id = id(text)?;
+        if self.facts.registry.load().instances.contains_key(&id) {
+            Ok(id)
+        } else {
+            Err(Refusal::not_found(format!("there is no instance {id}")))
+        }
+    }
+}
+
+/// A report with whose it is.
+fn report(id: &InstanceId, report: &impl Serialize) -> Value {
+    let mut value = json!({ "InstanceId": id });
+    if let (Value::Object(value), Ok(Value::Object(report))) = (&mut value, serde_json::to_value(report)) {
+        value.extend(report);
+    }
+    value
+}
