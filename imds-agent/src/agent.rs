@@ -1,6 +1,7 @@
 //! Composes everything and keeps it running: taps from the kernel, instances from the registry, bindings between the two.
 
 mod parts;
+mod taps;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -22,7 +23,7 @@ use tokio::{
 use crate::{
     bindings::{Bindings, Change},
     config::{Config, Taps},
-    control::{self, Control, Reloaded, TapFrames, TapState},
+    control::{self, Control, Reloaded},
     credentials::{Issuer, IssuerKeys, issuer_keys},
     datapath::{
         Classifier, GracePeriods, Injector,
@@ -303,39 +304,6 @@ impl Agent {
             control::Command::Count(taps, answer) => drop(answer.send(self.count(&taps))),
             control::Command::Reload(answer) => drop(answer.send(self.reload("the control socket"))),
         }
-    }
-
-    fn describe(&self) -> Vec<TapState> {
-        let describe = |(index, name, binding): (TapIndex, &str, Option<TapBinding>)| TapState {
-            index,
-            name: name.to_owned(),
-            mac: binding.map(|binding| binding.mac),
-            nobody: self.bindings.nobody(index).map(ToString::to_string),
-            refused: self.refused.get(&index).cloned(),
-        };
-        self.bindings.taps().map(describe).collect()
-    }
-
-    /// The frames of some taps. Costs a system call for each.
-    fn count(&self, taps: &[String]) -> Vec<TapFrames> {
-        let named = self
-            .bindings
-            .taps()
-            .filter(|(_, name, _)| taps.iter().any(|tap| tap == name));
-        let counted = named.filter_map(|(index, name, _)| {
-            let counters = self.classifier.counters(index).ok()?;
-            let dropped = counters
-                .dropped
-                .into_iter()
-                .map(|(reason, count)| (reason.name(), count));
-            Some(TapFrames {
-                tap: name.to_owned(),
-                punted: counters.punted,
-                hairpinned: counters.hairpinned,
-                dropped: dropped.collect(),
-            })
-        });
-        counted.collect()
     }
 
     /// Puts in force what a changed configuration says. With a mistake in it nothing changes.
