@@ -2,6 +2,7 @@
 
 mod changes;
 mod parts;
+mod taps;
 mod work;
 
 use std::{
@@ -13,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use imds_ebpf::abi::{TapBinding, TapIndex};
+use imds_ebpf::abi::TapIndex;
 use jiff::Timestamp;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -25,7 +26,7 @@ use self::work::Work;
 use crate::{
     bindings::{Bindings, Change},
     config::{Config, Taps},
-    control::{self, Control, Reloaded, TapState},
+    control::{self, Control, Reloaded},
     credentials::{Issuer, IssuerKeys, Totals, issuer_keys},
     datapath::{
         Classifier, GracePeriods, Injector,
@@ -327,19 +328,9 @@ impl Agent {
         // Whoever asked may have gone meanwhile.
         match command {
             control::Command::Describe(answer) => drop(answer.send(self.describe())),
+            control::Command::Count(taps, answer) => drop(answer.send(self.count(&taps))),
             control::Command::Reload(answer) => drop(answer.send(self.reload("the control socket"))),
         }
-    }
-
-    fn describe(&self) -> Vec<TapState> {
-        let describe = |(index, name, binding): (TapIndex, &str, Option<TapBinding>)| TapState {
-            index,
-            name: name.to_owned(),
-            mac: binding.map(|binding| binding.mac),
-            nobody: self.bindings.nobody(index).map(ToString::to_string),
-            refused: self.refused.get(&index).cloned(),
-        };
-        self.bindings.taps().map(describe).collect()
     }
 
     /// Puts in force what a changed configuration says. With a mistake in it nothing changes.

@@ -1,6 +1,6 @@
 """Runs cloud-init's EC2 datasource once, and prints all that it found as one line of JSON.
 
-argv[1] is the platform that SMBIOS would say; argv[2] the datasource's settings, as in cloud.cfg; argv[3], if given, the
+argv[1] is the platform that SMBIOS would say, or what SMBIOS says as a JSON object by dmidecode's keywords; argv[2] the datasource's settings, as in cloud.cfg; argv[3], if given, the
 only version of the metadata that it may ask for.
 """
 
@@ -11,13 +11,28 @@ import json
 import logging
 import sys
 
-from cloudinit import distros, helpers
+import requests
+from cloudinit import distros, dmi, helpers
 from cloudinit.sources import DataSourceEc2
 
 platform, settings = sys.argv[1], json.loads(sys.argv[2])
 log = io.StringIO()
 logging.basicConfig(stream=log, level=logging.DEBUG, force=True)
-DataSourceEc2.identify_platform = lambda: platform
+if platform.startswith("{"):
+    dmi.read_dmi_data = json.loads(platform).get
+else:
+    DataSourceEc2.identify_platform = lambda: platform
+
+methods = set()
+send = requests.Session.request
+
+
+def request(self, method, *args, **kwargs):
+    methods.add(method)
+    return send(self, method, *args, **kwargs)
+
+
+requests.Session.request = request
 
 paths = helpers.Paths({"cloud_dir": "/tmp", "run_dir": "/tmp"})
 distro = distros.fetch("debian")("debian", {}, paths)
@@ -31,6 +46,7 @@ with contextlib.redirect_stdout(sys.stderr):
 levels = ("WARNING", "ERROR", "CRITICAL")
 report = {
     "found": found,
+    "methods": sorted(methods),
     "complaints": [line for line in log.getvalue().splitlines() if line.startswith(levels)],
 }
 if found:

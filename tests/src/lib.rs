@@ -4,6 +4,7 @@ pub mod agent;
 pub mod ceph;
 pub mod client;
 pub mod clock;
+pub mod cloud_init;
 pub mod control;
 pub mod debian;
 pub mod dhcp;

@@ -4,15 +4,13 @@
 //! of its findings is in `guest_cloud_init.rs`. Last come the conditions on which it looks for the service at all, which
 //! are for whoever defines the machine to meet: see `docs/cloud-init.md`.
 
-use std::process::Output;
-
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use imds_tests::{
-    debian::{self, Release},
+    cloud_init::{self, IPV4_URL, IPV6_URL, Smbios},
+    debian::Release,
     host::{Host, INSTANCE_ID},
     kernel_guest::KernelGuest,
-    netns::Namespace,
     records::{self, USER_DATA},
 };
 use serde_json::{Value, json};
@@ -21,10 +19,6 @@ use serde_json::{Value, json};
 /// never does.
 const AWS: &str = "aws";
 const UNKNOWN: &str = "unknown";
-
-/// Where it looks, besides a host's name.
-const IPV4_URL: &str = "http://169.254.169.254";
-const IPV6_URL: &str = "http://[fd00:ec2::254]";
 
 /// The user data of 16 KiB of all bytes there are, in disorder.
 const LARGEST: usize = 16 * 1024;
@@ -66,21 +60,7 @@ fn assert_alike(one: &Value, other: &Value) {
 }
 
 fn crawl_in(guest: &KernelGuest, release: Release, platform: &str, version: Option<&str>) -> Result<Value> {
-    // Patience costs nothing where all is well, and ends a test where it is not.
-    let settings = json!({ "metadata_urls": [IPV4_URL, IPV6_URL], "max_wait": 4, "timeout": 5 });
-    let script = include_str!("../clients/cloud_init.py");
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = debian::command(release, &guest.namespace, "python3")?
-        .args(["-c", script, platform, &settings.to_string()])
-        .args(version)
-        .output()
-        .context("cannot run cloud-init")?;
-    let stderr = String::from_utf8_lossy(&stderr);
-    ensure!(status.success(), "cloud-init ended with {status}: {stderr}");
-    Ok(serde_json::from_slice(&stdout)?)
+    cloud_init::crawl(guest, release, platform, &json!({}), version)
 }
 
 fn optional(record: &mut Value) {
@@ -367,14 +347,12 @@ fn every_version_is_a_whole_tree() -> Result<()> {
 
 /// What cloud-init's search decides in each release, before a boot gets to the datasource.
 fn identify(uuid: &str, serial: &str, operator_config: &str) -> Result<[String; 2]> {
-    let script = include_str!("../clients/ds_identify.sh");
-    let ask = |release| -> Result<String> {
-        let output = debian::command(release, &Namespace::new()?, "sh")?
-            .args(["-c", script, "sh", uuid, serial, operator_config])
-            .output()
-            .context("cannot run ds-identify")?;
-        Ok(String::from_utf8(output.stdout)?)
+    let smbios = Smbios {
+        uuid,
+        serial,
+        ..Smbios::default()
     };
+    let ask = |release| cloud_init::search(release, smbios, operator_config);
     Ok([ask(Release::Bookworm)?, ask(Release::Trixie)?])
 }
 

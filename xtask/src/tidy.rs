@@ -101,7 +101,7 @@ const CRATES: &[(&str, &[&str])] = &[
         ],
     ),
     ("ratatui", &["imdsctl/top/"]),
-    ("roxmltree", &["sources/libvirt"]),
+    ("roxmltree", &["sources/libvirt", "imdsctl/doctor/machine.rs"]),
     ("rtnetlink", &["datapath/"]),
     ("smoltcp", &["stack/"]),
     ("httparse", &["http/"]),

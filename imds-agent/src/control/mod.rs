@@ -13,6 +13,7 @@ mod asked;
 mod iam;
 mod instances;
 mod metadata;
+mod observed;
 mod options;
 mod parts;
 mod refusal;
@@ -23,6 +24,7 @@ mod user_data;
 mod watched;
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -54,6 +56,8 @@ const AGENT_PATIENCE: Duration = Duration::from_secs(10);
 pub enum Command {
     /// Say how the taps are.
     Describe(oneshot::Sender<Vec<TapState>>),
+    /// Say what became of the frames of these taps; those that are not there are left out.
+    Count(Vec<String>, oneshot::Sender<Vec<TapFrames>>),
     /// Read the configuration again, and say what came of it or what is wrong.
     Reload(oneshot::Sender<Result<Reloaded, String>>),
 }
@@ -71,6 +75,19 @@ pub struct TapState {
     pub nobody: Option<String>,
     /// What the kernel refused last, and has to be tried again.
     pub refused: Option<String>,
+}
+
+/// Frames of one tap since the classifier was attached to it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TapFrames {
+    /// The device's name.
+    pub tap: String,
+    /// Handed to the agent.
+    pub punted: u64,
+    /// Answered in the kernel.
+    pub hairpinned: u64,
+    /// Dropped, by the names of the reasons.
+    pub dropped: BTreeMap<&'static str, u64>,
 }
 
 /// What became of a configuration that was read again.

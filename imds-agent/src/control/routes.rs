@@ -17,7 +17,7 @@ use super::{
     Control, Refusal,
     access::{Access, gate},
     asked::JSON,
-    iam, instances, metadata, options, parts, status, user_data, watched,
+    iam, instances, metadata, observed, options, parts, status, user_data, watched,
 };
 
 /// Bytes of a body: a record, however much white space there is in it.
@@ -78,6 +78,7 @@ routes! {
     put "/v1/instances/{id}/iam-instance-profile" Admin parts::replace_profile;
     delete "/v1/instances/{id}/iam-instance-profile" Admin parts::disassociate_profile;
     get "/v1/instances/{id}/metadata/{*path}" Read metadata::get;
+    get "/v1/instances/{id}/observed" Read observed::get;
     get "/v1/instances/{id}/tokenless" Read watched::tokenless;
     get "/v1/instances/{id}/hop-limit" Read watched::hop_limit;
 

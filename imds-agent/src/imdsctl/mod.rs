@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod conformance;
+pub mod doctor;
 pub mod event;
 pub mod generate;
 mod guests;
@@ -96,6 +97,8 @@ enum Command {
     DisassociateIamInstanceProfile(iam::Association),
     /// List who has which instance profile, as `aws ec2` does.
     DescribeIamInstanceProfileAssociations,
+    /// Tell what a guest's software will make of the service, what is in its way, and what helps.
+    Doctor(doctor::Arguments),
     /// Grade any EC2-style metadata endpoint by the wire contract, row by row.
     Conformance(conformance::Arguments),
     /// Signed instance identity documents.
@@ -154,6 +157,7 @@ fn run(arguments: Arguments) -> Result<Verdict> {
             iam::disassociate(&association, &client, json)
         }
         Command::DescribeIamInstanceProfileAssociations => iam::describe(&client, json),
+        Command::Doctor(doctor) => doctor::run(doctor, &client, json),
         Command::Conformance(conformance) => conformance::run(conformance, json),
         Command::Identity(identity) => identity::run(identity, json),
         Command::Libvirt(libvirt) => libvirt::run(libvirt, json),

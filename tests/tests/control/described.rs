@@ -57,6 +57,8 @@ const EXCHANGES: &str = r#"
 200 put /v1/instances/{id}/iam-instance-profile @ {"Arn":"arn:aws:iam::123456789012:instance-profile/web-server-profile"}
 200 get /v1/instances/{id}/metadata/{path} @ latest/meta-data/
 404 get /v1/instances/{id}/metadata/{path} @ latest/nothing
+200 get /v1/instances/{id}/observed @
+404 get /v1/instances/{id}/observed i-9
 200 get /v1/instances/{id}/tokenless @
 404 get /v1/instances/{id}/tokenless i-9
 200 get /v1/instances/{id}/hop-limit @

@@ -38,6 +38,7 @@ const TAKEN: &[&str] = &[
     "privilege",
     "request_rate",
     "service",
+    "taps",
 ];
 
 /// The few, and why.
@@ -63,9 +64,13 @@ const LEFT: &[(&str, &str)] = &[
     ("cloud_init", "needs a Debian root"),
     ("conformance", "the wire contract, which no kernel has a part in"),
     ("credentials", "needs Python and moto"),
+    ("control", "its subject is the operators' socket"),
+    ("doctor", "needs a Debian root"),
     ("golden", "no kernel has a part in it"),
     ("metrics", "counts what the tests that are taken see happen"),
+    ("package", "needs a Debian root"),
     ("rotation", "needs Python and moto"),
+    ("sources", "needs a libvirtd"),
     ("sts", "needs Python and moto"),
     ("upkeep", "no kernel has a part in it"),
 ];
