@@ -31,7 +31,7 @@ const LONG: Duration = Duration::from_secs(600);
 const SMOKE: Duration = Duration::from_secs(60);
 
 /// The same in CI, which has half an hour for everything.
-const CI: Duration = Duration::from_secs(20);
+const CI: Duration = Duration::from_secs(8);
 
 /// No input of a few kilobytes may take this long, which is a thousand times what the slowest takes.
 const INPUT_SECONDS_MAX: u32 = 20;
