@@ -12,7 +12,7 @@ use std::{
     io,
     sync::{
         Arc,
-        mpsc::{self, Receiver, Sender, TryRecvError},
+        mpsc::{self, Receiver, Sender, SyncSender, TryRecvError},
     },
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -123,18 +123,23 @@ impl Worker {
         }
         let alarm = Alarm::new()?;
         let (ends, ended) = oneshot::channel();
+        let (begins, begun) = mpsc::sync_channel(1);
         let sleeps_by = alarm.clone();
         let run = move || {
             // Dropped when the thread ends, by a panic too.
             let _ends: oneshot::Sender<()> = ends;
             Alarm::be_exact();
-            if let Err(error) = self.serve(number, sleeps_by, inbox) {
+            if let Err(error) = self.serve(number, sleeps_by, inbox, &begins) {
                 log::error!("worker {number} ended: {error:#}");
             }
         };
         let thread = thread::Builder::new()
             .name(format!("imds-worker-{number}"))
             .spawn(run)?;
+        // Whoever says that it serves says so of a thread that is confined already.
+        begun
+            .recv()
+            .map_err(|_| io::Error::other("the worker ended before it began"))?;
         Ok((
             Handle {
                 commands,
@@ -145,7 +150,13 @@ impl Worker {
         ))
     }
 
-    fn serve(self, number: usize, alarm: Alarm, inbox: Receiver<Command>) -> Result<(), WorkerError> {
+    fn serve(
+        self,
+        number: usize,
+        alarm: Alarm,
+        inbox: Receiver<Command>,
+        begins: &SyncSender<()>,
+    ) -> Result<(), WorkerError> {
         let confined = confine()?;
         log::info!("worker {number}: no capabilities, {confined}");
         let (clock, panics) = (Clock::new(), Arc::clone(&self.facts.panics));
@@ -157,6 +168,8 @@ impl Worker {
             inbox,
             is_stopped: false,
         };
+        // There is room for it, and who waits is there.
+        let _ = begins.send(());
         let recover = |serving: &mut Serving, pause| {
             log::error!("worker {number} drops all connections and goes on in {pause:?}");
             serving.interfaces.drop_all_stacks();
@@ -176,9 +189,9 @@ impl Worker {
 impl Serving {
     fn run(&mut self) -> io::Result<()> {
         while !self.is_stopped {
-            self.interfaces.report(&self.ring);
             self.is_stopped |= obey_all(&self.inbox, &mut self.interfaces, self.clock);
             let has_more = self.drain()?;
+            self.interfaces.report(&self.ring);
             let now = self.clock.now();
             let due = self.interfaces.deadline();
             let left = due.map(|due| due.saturating_sub(now.monotonic));

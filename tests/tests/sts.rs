@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
+    os::unix::fs::PermissionsExt as _,
     process::Command,
     time::Duration,
 };
@@ -208,6 +209,9 @@ fn https_shows_a_given_certificate_and_none_of_its_own() -> Result<()> {
     let directory = tempfile::tempdir()?;
     moto::certify(directory.path(), "10.0.0.1".parse()?)?;
     let file = |name: &str| directory.path().join(name);
+    // The agent runs as a user of its own.
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
+    fs::set_permissions(file("server.key"), fs::Permissions::from_mode(0o644))?;
     let (host, guest) = host_with(&format!(
         "[sts_endpoint]\nhttps = [\"10.0.0.1:8943\"]\ncertificate_file = {:?}\nprivate_key_file = {:?}\n",
         file("server.crt"),

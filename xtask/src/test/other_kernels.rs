@@ -49,6 +49,10 @@ const SKIPPED: &[(&str, &str)] = &[
     ),
     ("curl_wget_and_urllib_get_right_answers", "needs Python"),
     (
+        "nobody_notices",
+        "no agent starts on an emulated processor within the time that a client has",
+    ),
+    (
         "two_hundred_requests_at_once_are_all_answered",
         "clients this slow are idle for so long that others get their room",
     ),
