@@ -15,6 +15,8 @@ use imds_tests::{
     tap::Tap,
 };
 
+use nix::unistd::Pid;
+
 use super::{
     cpu,
     servers::{WITHOUT_LIMITS, load_of, session_token},
@@ -82,6 +84,7 @@ pub fn run(size: Size, program: &Path) -> Result<Vec<Row>> {
         started.as_secs_f64(),
         Goal::AtMost(1.0),
     );
+    settle(agent.pid()?)?;
     let resident = cpu::resident_bytes(agent.pid()?)?;
     let allowed = 20.0 + f64::from(instances) * 4.0 / 1024.0;
     row(
@@ -158,11 +161,25 @@ pub fn load_records(instances: u32, program: &Path) -> Result<Row> {
 fn detach(program: &Path, namespace: &Namespace, files: &HostFiles) -> Result<()> {
     let status = namespace
         .command(program)
-        .args(["detach", "--config"])
+        .args(["detach", "--all", "--config"])
         .arg(files.config())
         .status()?;
     ensure!(status.success(), "the classifier does not come off: {status}");
     Ok(())
+}
+
+/// Waits until an agent that has just started has done what it does ahead of requests: it signs the identity document of
+/// every instance.
+fn settle(agent: Pid) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(180);
+    loop {
+        let before = cpu::of_process(agent)?;
+        std::thread::sleep(Duration::from_secs(1));
+        if cpu::of_process(agent)? - before < Duration::from_millis(20) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "the agent never comes to rest");
+    }
 }
 
 /// Writes another instance type into a record, and asks until the guest reads it.
