@@ -1,6 +1,6 @@
 //! `imdsctl doctor`: what the software of one guest will make of the service, what is in its way, and what helps.
 //!
-//! Read in this order: [`machine`] and [`facts`] (what is known), [`client`] with [`cloud_init`] (what each kind of software
+//! Read in this order: [`machine`](mod@machine) and [`facts`] (what is known), [`client`] with [`cloud_init`] (what each kind of software
 //! makes of that), [`rules`] (what can be wrong whatever the software is), then [`diagnose`]. All of these are pure.
 
 pub mod client;
