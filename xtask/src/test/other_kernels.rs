@@ -63,7 +63,7 @@ const LEFT: &[(&str, &str)] = &[
     ("credentials", "needs Python and moto"),
     (
         "continuity",
-        "its clients go by the clock of a real processor, and its commands by tools of the host; the takeover is in datapath",
+        "its clients go by the clock of a real processor, and its commands by tools of the host",
     ),
     ("control", "its subject is the operators' socket"),
     ("doctor", "needs a Debian root"),
