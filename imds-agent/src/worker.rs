@@ -55,7 +55,7 @@ const LULL: Duration = Duration::from_micros(100);
 /// What a worker is told.
 #[derive(Debug)]
 pub enum Command {
-    /// From now on the tap is this instance's. What connections it had are none of the instance's business.
+    /// From now on the tap is this instance's. Connections that were another's are none of its business.
     Serve(TapIndex, InstanceId),
     /// The tap is nobody's.
     Forget(TapIndex),

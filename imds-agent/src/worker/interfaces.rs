@@ -210,12 +210,13 @@ impl Interfaces {
         self.owners.contains_key(&tap)
     }
 
-    /// Serves `tap` as `instance`'s, without the connections that it had.
+    /// Serves `tap` as `instance`'s. Connections of another's end; its own go on, because every tap is told again when the
+    /// kernel had too much to tell, and nobody is to notice that.
     pub fn serve(&mut self, tap: TapIndex, instance: InstanceId) {
-        self.owners.insert(tap, instance);
-        self.drop_stack(tap);
-        self.buckets.forget(tap);
-        self.convalescents.remove(&tap);
+        if self.owners.get(&tap) != Some(&instance) {
+            self.forget(tap);
+            self.owners.insert(tap, instance);
+        }
     }
 
     /// What taps have left of their requests, or nothing if there is no limit.
@@ -391,6 +392,15 @@ mod tests {
         send(&mut interfaces, at(100), ONE);
         assert_eq!(stacks(&interfaces), [true, true]);
         interfaces.flush(at(100)).unwrap();
+    }
+
+    #[test]
+    fn connections_outlive_that_their_owner_is_told_again_and_no_other_owner() {
+        let mut interfaces = interfaces();
+        interfaces.serve(ONE, format!("i-{ONE}").parse().unwrap());
+        assert_eq!(stacks(&interfaces), [true, true]);
+        interfaces.serve(ONE, format!("i-{TWO}").parse().unwrap());
+        assert_eq!(stacks(&interfaces), [false, true]);
     }
 
     #[test]

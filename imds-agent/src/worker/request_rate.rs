@@ -7,9 +7,10 @@
 //! A bucket is one number, the time at which it is full again, as in the classifier (`imds_ebpf::bucket`). A full bucket
 //! need not be remembered, so an interface without requests has nothing here, whatever becomes of its stack.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use imds_ebpf::abi::TapIndex;
+use rustc_hash::FxHashMap;
 
 /// How long an empty bucket takes to be full again: at the default rate a burst is 1024 requests, all that ten agents ask
 /// for at boot (cloud-init asks for 59 categories) with room for a crawl of the whole tree, and answered within three
@@ -25,7 +26,7 @@ pub struct RequestBuckets {
     /// After which a tap may have another request answered; nothing sets no limit.
     interval: Option<Duration>,
     /// When each bucket is full again. An absent one is full.
-    full_at: HashMap<TapIndex, Duration>,
+    full_at: FxHashMap<TapIndex, Duration>,
     /// With this many buckets the full ones are forgotten.
     sweep_at: usize,
 }
@@ -36,7 +37,7 @@ pub struct RequestsLeft {
     /// What a tap has that is not among the others.
     pub full: u64,
     /// What those have that asked in the last seconds.
-    pub taps: HashMap<TapIndex, u64>,
+    pub taps: FxHashMap<TapIndex, u64>,
 }
 
 impl RequestBuckets {
@@ -44,7 +45,7 @@ impl RequestBuckets {
     pub fn new(requests_per_second: u32) -> Self {
         Self {
             interval: Duration::from_secs(1).checked_div(requests_per_second),
-            full_at: HashMap::new(),
+            full_at: FxHashMap::default(),
             sweep_at: UNSWEPT_MAX,
         }
     }
@@ -120,7 +121,7 @@ mod tests {
         let mut buckets = RequestBuckets::new(256);
         answered(&mut buckets, milliseconds(0), 1000);
         let left = buckets.left(milliseconds(1)).unwrap();
-        assert_eq!((left.full, left.taps.clone()), (1024, HashMap::from([(TAP, 24)])));
+        assert_eq!((left.full, left.taps.clone()), (1024, FxHashMap::from_iter([(TAP, 24)])));
         assert_eq!(answered(&mut buckets, milliseconds(1), 100), 24);
         assert_eq!(buckets.left(milliseconds(1)).unwrap().taps[&TAP], 0);
         assert!(buckets.left(milliseconds(5000)).unwrap().taps.is_empty());
