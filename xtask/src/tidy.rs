@@ -1,205 +1,22 @@
-//! The rules of the code that no compiler checks, as tables, and the check of every source against them.
-//!
-//! The first two tables are section 4 of `docs/architecture.md` in a form that a machine can read. A change of
-//! design changes that document first, then these.
+//! The rules of the code that no compiler checks, as [`tables`], and the check of every source against them.
 
 mod paths;
 mod readme;
+mod tables;
 mod timers;
 
 use std::{fs, path::Path as FilePath};
 
 use anyhow::{Context as _, Result, ensure};
 
-use self::paths::{Path, paths};
+use self::{
+    paths::{Path, paths},
+    tables::{
+        CRATES, EMPTY_NAMES, GUEST_FACING, IO, LINES_MAX, MACHINE_PATHS, PANIC_LINTS, ROOMS, SANS_IO,
+        SOURCES, UNSAFE,
+    },
+};
 use crate::host_command::workspace;
-
-/// Rooms of the agent, and which others each may use.
-const ROOMS: &[(&str, &str)] = &[
-    (
-        "agent",
-        "bindings config control identity_files identity_signer keys observe privilege reload service_manager worker datapath stack http imds registry credentials sts now",
-    ),
-    ("bin", "imdsctl"),
-    ("bindings", "registry"),
-    ("config", "control glob imds observe registry credentials sts"),
-    (
-        "control",
-        "observe worker imds registry credentials unix_socket now",
-    ),
-    (
-        "exit_code",
-        "config control datapath observe privilege registry unix_socket",
-    ),
-    (
-        "worker",
-        "observe privilege datapath stack http imds registry credentials now",
-    ),
-    (
-        "observe",
-        "datapath http imds privilege registry credentials stack sts unix_socket now",
-    ),
-    ("datapath", ""),
-    ("stack", "http now"),
-    ("http", "now"),
-    ("identity_files", "imds keys"),
-    ("identity_signer", "identity_files imds privilege registry"),
-    ("imds", "http registry credentials now"),
-    ("privilege", ""),
-    ("imdsctl", "config control imds registry sources"),
-    ("registry", ""),
-    ("sources", "registry"),
-    ("reload", "config control"),
-    ("credentials", "glob keys registry now"),
-    ("service_manager", ""),
-    ("sts", "keys registry credentials"),
-    ("glob", ""),
-    ("keys", ""),
-    ("now", ""),
-    ("unix_socket", ""),
-];
-
-/// Outside crates that only some files of the agent may name, by the paths under `imds-agent/src` that may.
-const CRATES: &[(&str, &[&str])] = &[
-    ("aya", &["datapath/"]),
-    // The host's identity, and what it may ask for with it.
-    ("aws_config", &["credentials/sts"]),
-    ("aws_runtime", &["credentials/sts"]),
-    ("aws_sdk_sts", &["credentials/sts"]),
-    ("aws_smithy_http_client", &["credentials/sts"]),
-    ("axum", &["control/"]),
-    (
-        "hyper",
-        &["sts/", "observe/metrics/endpoint.rs", "imdsctl/client.rs"],
-    ),
-    (
-        "hyper_util",
-        &["sts/", "observe/metrics/endpoint.rs", "imdsctl/client.rs"],
-    ),
-    ("prometheus_client", &["observe/metrics"]),
-    ("rustls", &["sts/tls.rs"]),
-    ("tokio_rustls", &["sts/listener.rs"]),
-    ("rcgen", &["sts/tls.rs"]),
-    ("caps", &["privilege", "exit_code.rs"]),
-    ("landlock", &["privilege/sandbox"]),
-    ("seccompiler", &["privilege/sandbox"]),
-    // Besides the datapath: privileges are given up, a file is opened without waiting for a pipe, a program is ended with its children,
-    // users and groups have names.
-    ("libc", &["datapath/", "privilege/", "registry/directory"]),
-    (
-        "nix",
-        &[
-            "datapath/",
-            "registry/directory",
-            "credentials/process",
-            "privilege",
-            "control/",
-            "exit_code.rs",
-            // Records are written as whoever the agent runs as.
-            "imdsctl/guests.rs",
-            "main.rs",
-        ],
-    ),
-    ("ratatui", &["imdsctl/top/"]),
-    ("roxmltree", &["sources/libvirt", "imdsctl/doctor/machine.rs"]),
-    ("rtnetlink", &["datapath/"]),
-    ("smoltcp", &["stack/"]),
-    ("httparse", &["http/"]),
-    ("hmac", &["imds/", "credentials/capsule.rs", "sts/sigv4.rs"]),
-    ("subtle", &["imds/", "sts/sigv4.rs"]),
-    ("inotify", &["registry/"]),
-    ("toml", &["config.rs", "config/reference.rs"]),
-    ("clap", &["main.rs", "imdsctl/"]),
-    ("aws_lc_rs", &["imds/identity", "identity_files.rs", "sts/tls.rs"]),
-    ("cms", &["imds/identity"]),
-    ("dsa", &["imds/identity"]),
-    ("x509_cert", &["imds/identity", "imdsctl/"]),
-];
-
-/// The rooms that are pure: bytes, time and randomness come in, bytes go out.
-const SANS_IO: &[&str] = &["stack", "http", "imds"];
-
-/// What a pure room never names.
-const IO: &[&str] = &[
-    "std::env",
-    "std::fs",
-    "std::net::TcpListener",
-    "std::net::TcpStream",
-    "std::net::UdpSocket",
-    "std::os",
-    "std::process",
-    "Instant::now",
-    "SystemTime::now",
-    "Timestamp::now",
-    "Zoned::now",
-    "getrandom",
-    "rand::random",
-    "rand::rng",
-    "thread::park",
-    "thread::scope",
-    "thread::sleep",
-    "thread::spawn",
-    "tokio",
-];
-
-/// Where a guest's bytes arrive, and the lints that keep them from causing a panic.
-const GUEST_FACING: &[&str] = &[
-    "imds-agent/src/http/mod.rs",
-    "imds-agent/src/imds/mod.rs",
-    "imds-agent/src/stack/mod.rs",
-    "imds-ebpf/src/classify.rs",
-];
-const PANIC_LINTS: &[&str] = &[
-    "clippy::expect_used",
-    "clippy::indexing_slicing",
-    "clippy::panic",
-    "clippy::unwrap_used",
-];
-
-/// Where `unsafe` may stand, and why there.
-const UNSAFE: &[(&str, &str)] = &[
-    (
-        "imds-agent/src/datapath/",
-        "the edge to the kernel: system calls and shared memory",
-    ),
-    (
-        "imds-agent/src/privilege/",
-        "the handler of a signal, and the environment of a process with one thread",
-    ),
-    (
-        "imds-ebpf/src/main.rs",
-        "the edge to the kernel: maps and entry points",
-    ),
-    (
-        "imds-ebpf/src/skb.rs",
-        "the edge to the kernel: the frame's bytes",
-    ),
-    (
-        "imds-ebpf/src/punt.rs",
-        "the edge to the kernel: the ring's records",
-    ),
-    (
-        "tests/src/kernel.rs",
-        "BPF_PROG_TEST_RUN is a system call without a safe wrapper",
-    ),
-    ("tests/src/tap.rs", "the tun driver is set up by ioctl"),
-];
-
-/// Names that say nothing about what is inside.
-const EMPTY_NAMES: &[&str] = &["common", "helper", "helpers", "misc", "util", "utils"];
-
-/// Past this many lines before its tests, a file holds a second idea.
-const LINES_MAX: usize = 500;
-
-/// Directories whose sources are checked.
-const SOURCES: &[&str] = &["imds-agent", "imds-ebpf", "tests", "xtask"];
-
-/// What somebody's own machine leaves in a text.
-const MACHINE_PATHS: &[&str] = &[
-    concat!("/ho", "me/"),
-    concat!("/ro", "ot/"),
-    concat!("/wo", "rk/"),
-];
 
 /// A broken rule.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -313,7 +130,7 @@ fn check_unsafe(file: &str, path: &Path, find: &mut impl FnMut(usize, String)) {
     if path.contains("unsafe") && !is_allowed {
         find(
             path.line,
-            "`unsafe` outside the kernel's edge (`UNSAFE` in xtask/src/tidy.rs)".to_owned(),
+            "`unsafe` outside the kernel's edge (`UNSAFE` in xtask/src/tidy/tables.rs)".to_owned(),
         );
     }
 }
@@ -415,130 +232,4 @@ fn files(directory: &FilePath) -> Result<Vec<std::path::PathBuf>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn messages(file: &str, text: &str) -> Vec<String> {
-        check(file, text)
-            .unwrap()
-            .into_iter()
-            .map(|finding| finding.message)
-            .collect()
-    }
-
-    /// Every rule has a source here that breaks it, and names the word by which its message is known.
-    #[test]
-    fn each_rule_can_be_broken() {
-        let long = "fn f() {}\n".repeat(LINES_MAX + 1);
-        let table: &[(&str, &str, &str)] = &[
-            (
-                "imds-agent/src/imds/tree.rs",
-                "use crate::{http::Request, datapath::Punt};",
-                "may not use `datapath`",
-            ),
-            (
-                "imds-agent/src/imds/tree.rs",
-                "fn f() { crate::worker::run() }",
-                "may not use `worker`",
-            ),
-            (
-                "imds-agent/src/http/mod.rs",
-                "use super::imds::Imds;",
-                "may not use `imds`",
-            ),
-            (
-                "imds-agent/src/http/parse.rs",
-                "use super::super::registry;",
-                "may not use `registry`",
-            ),
-            ("imds-agent/src/extra.rs", "fn f() {}", "is in no table"),
-            (
-                "imds-agent/src/worker.rs",
-                "use smoltcp::wire::Ipv4Packet;",
-                "only stack/ may name the crate `smoltcp`",
-            ),
-            (
-                "imds-agent/src/stack/device.rs",
-                "fn f() { let now = Instant::now(); }",
-                "reads no clock",
-            ),
-            (
-                "imds-agent/src/imds/path.rs",
-                "use std::{fmt, fs};",
-                "performs no IO",
-            ),
-            (
-                "imds-agent/src/http/mod.rs",
-                "fn f() {}",
-                "clippy::indexing_slicing",
-            ),
-            (
-                "imds-agent/src/worker.rs",
-                "fn f() { unsafe { g() } }",
-                "`unsafe` outside",
-            ),
-            (
-                "imds-agent/src/registry/records.rs",
-                "async fn f() { tokio::time::sleep(INTERVAL).await }",
-                "`tokio::time::sleep` waits by the clock",
-            ),
-            (
-                "imds-agent/src/agent.rs",
-                "use tokio::time::{interval, sleep};",
-                "`tokio::time::sleep` waits by the clock",
-            ),
-            (
-                "imds-agent/src/bindings.rs",
-                "fn f() { inbox.recv_timeout(INTERVAL) }",
-                "`recv_timeout` waits by the clock",
-            ),
-            ("imds-agent/src/stack/utils.rs", "fn f() {}", "says nothing"),
-            ("imds-agent/src/worker.rs", &long, "second idea"),
-            (
-                "xtask/src/ci.rs",
-                concat!("const P: &str = \"/ho", "me/me\";"),
-                "somebody's own machine",
-            ),
-        ];
-        for (file, text, expected) in table {
-            let messages = messages(file, text);
-            assert!(
-                messages.iter().any(|message| message.contains(expected)),
-                "{expected}: {messages:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn what_the_tables_allow_is_found_in_order() {
-        let table: &[(&str, &str)] = &[
-            (
-                "imds-agent/src/imds/tree.rs",
-                "use crate::{http::Request, registry::Role}; use super::path::Path;",
-            ),
-            (
-                "imds-agent/src/stack/device.rs",
-                "use smoltcp::phy::Device; use crate::now::Now;",
-            ),
-            (
-                "imds-agent/src/datapath/inject.rs",
-                "fn f() { unsafe { nix::libc::send() } }",
-            ),
-            (
-                "imds-agent/src/http/parse.rs",
-                "#[cfg(test)]\nmod tests { use std::fs; fn f() { Instant::now() } }",
-            ),
-            (
-                "imds-agent/src/stack/tests/seeds.rs",
-                "use std::thread; fn f() { thread::spawn(g) }",
-            ),
-            (
-                "imds-agent/src/agent.rs",
-                "use crate::{config::Config, worker, datapath::Classifier};",
-            ),
-        ];
-        for (file, text) in table {
-            assert_eq!(messages(file, text), Vec::<String>::new(), "{file}");
-        }
-    }
-}
+mod tests;
