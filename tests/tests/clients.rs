@@ -3,8 +3,11 @@
 //! curl, wget and urllib are in `service.rs`, cloud-init in `cloud_init.rs`, AWS's SDK for Rust in `aws_config.rs`.
 
 use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::Command,
+    thread,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -20,6 +23,38 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const ROLE_PATH: &str = "/latest/meta-data/iam/security-credentials/web-server";
+
+/// What people move files with, told where a storage is and nothing of who asks. rclone is made with AWS's SDK for Go, restic
+/// with MinIO's client for Go, and s3cmd asks the service by itself.
+const STORAGE_TOOLS: &[&[&str]] = &[
+    &[
+        "rclone",
+        "--retries=1",
+        "--low-level-retries=1",
+        "--s3-env-auth",
+        "--s3-provider=Other",
+        "--s3-region=eu-central-1",
+        "--s3-endpoint=http://127.0.0.1:9000",
+        "lsf",
+        ":s3:bucket",
+    ],
+    &[
+        "restic",
+        "--no-cache",
+        "--repo=s3:http://127.0.0.1:9000/bucket",
+        "init",
+    ],
+    &[
+        "s3cmd",
+        "--config=/dev/null",
+        "--no-ssl",
+        "--region=eu-central-1",
+        "--host=127.0.0.1:9000",
+        "--host-bucket=127.0.0.1:9000",
+        "ls",
+        "s3://bucket",
+    ],
+];
 
 /// Programs that the tests' set-up fetches.
 fn fetched(path: &str) -> PathBuf {
@@ -273,6 +308,45 @@ fn asyncaws_for_php_finds_credentials_with_and_without_tokens() -> Result<()> {
         let expected = role_credentials(&guest)?;
         let found = output(debian::command(Release::Trixie, &guest.namespace, "php")?.args(["-r", script]))?;
         assert_eq!(serde_json::from_str::<Value>(&found)?, expected);
+    }
+    Ok(())
+}
+
+/// The head of the first request to a storage in the guest that gives nobody anything; empty if there was none.
+fn first_request_to_storage(guest: &Namespace, tool: &mut Command) -> Result<String> {
+    const STORAGE: &str = "127.0.0.1:9000";
+    let listener = guest.enter(|| TcpListener::bind(STORAGE))?;
+    let storage = thread::spawn(move || -> Result<String> {
+        let (mut stream, _) = listener.accept()?;
+        let head = BufReader::new(stream.try_clone()?)
+            .lines()
+            .take_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty()))
+            .collect::<Result<Vec<_>, _>>()?;
+        // Whoever asks again is refused by the kernel.
+        stream.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
+        Ok(head.join("\n"))
+    });
+    tool.status()?;
+    // A storage that nobody asked waits no longer.
+    drop(guest.enter(|| TcpStream::connect(STORAGE)));
+    storage.join().expect("the storage does not panic")
+}
+
+#[test]
+fn tools_for_object_storage_sign_with_the_roles_credentials() -> Result<()> {
+    let (_host, guest) = Host::with_guest(|_| ())?;
+    let expected = role_credentials(&guest)?;
+    let (access_key, token) = (expected[0].as_str(), expected[2].as_str());
+    let (access_key, token) = access_key.zip(token).context("no credentials")?;
+    for tool in STORAGE_TOOLS {
+        let (program, arguments) = tool.split_first().context("no program")?;
+        let mut command = debian::command(Release::Trixie, &guest.namespace, program)?;
+        command.args(arguments).env("RESTIC_PASSWORD", "unused");
+        let request = first_request_to_storage(&guest.namespace, &mut command)?;
+        ensure!(
+            request.contains(&format!("Credential={access_key}/")) && request.contains(token),
+            "{program} asks with {request:?}"
+        );
     }
     Ok(())
 }
