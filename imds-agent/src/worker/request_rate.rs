@@ -121,7 +121,10 @@ mod tests {
         let mut buckets = RequestBuckets::new(256);
         answered(&mut buckets, milliseconds(0), 1000);
         let left = buckets.left(milliseconds(1)).unwrap();
-        assert_eq!((left.full, left.taps.clone()), (1024, FxHashMap::from_iter([(TAP, 24)])));
+        assert_eq!(
+            (left.full, left.taps.clone()),
+            (1024, FxHashMap::from_iter([(TAP, 24)]))
+        );
         assert_eq!(answered(&mut buckets, milliseconds(1), 100), 24);
         assert_eq!(buckets.left(milliseconds(1)).unwrap().taps[&TAP], 0);
         assert!(buckets.left(milliseconds(5000)).unwrap().taps.is_empty());
