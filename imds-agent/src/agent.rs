@@ -6,7 +6,7 @@ mod taps;
 mod work;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::BTreeMap,
     io,
     path::Path,
     sync::Arc,
@@ -127,7 +127,7 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
     let (asks, mut scrapes) = mpsc::channel(1);
     let endpoint = match config.metrics() {
         Some(settings) => {
-            let metrics = parts::metrics(&config, &facts, directory.problems(), &fetches, &exchanges);
+            let metrics = parts::metrics(&facts, directory.problems(), &fetches, &exchanges);
             let endpoint = Endpoint::bind(&settings, metrics, asks).await;
             Some(endpoint.context("metrics cannot be served")?)
         }
@@ -234,8 +234,7 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
             Event::Ended(what) => bail!("{what} ended"),
             Event::Retry => agent.retry(),
             Event::Watchdog => agent.manager.tell_alive(),
-            // Who asked may have gone.
-            Event::Asked(asked) => _ = asked.send(agent.tell()),
+            Event::Asked(asked) => agent.tell(asked),
             Event::Look => {}
             Event::Stop(signal) => {
                 agent.manager.tell_stopping();
@@ -277,11 +276,10 @@ impl Agent {
 
     /// Every tap was told: what an earlier agent left on others is taken off.
     fn handle_listed(&mut self) {
-        let ours: BTreeSet<_> = self.bindings.taps().map(|(tap, ..)| tap).collect();
         let others: Vec<_> = self
             .classifier
             .attached()
-            .filter(|tap| !ours.contains(tap))
+            .filter(|tap| self.bindings.tap(*tap).is_none())
             .collect();
         self.apply(others.into_iter().map(Change::Detach));
         self.work.handle_listed();
@@ -289,7 +287,7 @@ impl Agent {
     }
 
     fn tell_status(&mut self) {
-        let taps = self.bindings.taps().count();
+        let taps = self.bindings.count();
         self.manager.tell_status(self.snapshot.instances.len(), taps);
     }
 
@@ -300,7 +298,7 @@ impl Agent {
             log::info!(
                 "ready: {} instances, {} taps",
                 self.snapshot.instances.len(),
-                self.bindings.taps().count()
+                self.bindings.count()
             );
             self.manager.tell_ready();
         }
@@ -328,7 +326,8 @@ impl Agent {
         // Whoever asked may have gone meanwhile.
         match command {
             control::Command::Describe(answer) => drop(answer.send(self.describe())),
-            control::Command::Count(taps, answer) => drop(answer.send(self.count(&taps))),
+            control::Command::DescribeRefused(answer) => drop(answer.send(self.describe_refused())),
+            control::Command::Measure(taps, answer) => self.measure(taps, answer),
             control::Command::Reload(answer) => drop(answer.send(self.reload("the control socket"))),
         }
     }
@@ -351,41 +350,6 @@ impl Agent {
         let changes = self.bindings.handle_snapshot(&self.snapshot);
         self.apply(changes);
         Ok(reloaded)
-    }
-
-    /// What an earlier agent saw happen on taps is not counted as ours.
-    fn adopt_counters(&mut self) {
-        for tap in self.classifier.attached() {
-            if let Ok(counters) = self.classifier.counters(tap) {
-                self.frames.adopt(tap, counters);
-            }
-        }
-    }
-
-    /// What nobody else knows, for metrics. Costs a system call for each tap.
-    fn tell(&mut self) -> metrics::Told {
-        let mut taps = BTreeMap::new();
-        let names: HashMap<_, _> = self.bindings.taps().map(|(tap, name, _)| (tap, name)).collect();
-        for tap in self.classifier.attached() {
-            let Ok(counters) = self.classifier.counters(tap) else {
-                continue;
-            };
-            if self.has_metrics_per_tap
-                && let Some(name) = names.get(&tap)
-            {
-                taps.insert((*name).to_owned(), counters.clone());
-            }
-            self.frames.handle_counters(tap, counters);
-        }
-        metrics::Told {
-            hook: self.classifier.hook(),
-            attached: self.classifier.attached().count(),
-            bound: self.bindings.taps().filter(|(.., bound)| bound.is_some()).count(),
-            refused: self.refused.len(),
-            frames: self.frames.sum().clone(),
-            taps,
-            loaded: self.loaded,
-        }
     }
 
     /// Ends the worker and tells what was counted.

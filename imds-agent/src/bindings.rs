@@ -78,6 +78,9 @@ struct Bound {
     instance: InstanceId,
 }
 
+/// What a tap should be bound to, as the registry says it.
+type Wanted<'s> = (TapBinding, &'s InstanceId);
+
 /// The taps of this host.
 #[derive(Debug)]
 pub struct Bindings {
@@ -159,13 +162,18 @@ impl Bindings {
 
     /// The registry changed.
     pub fn handle_snapshot(&mut self, snapshot: &Snapshot) -> Vec<Change> {
-        let all = self.taps.keys().copied().collect();
+        let all: Vec<_> = self.taps.keys().copied().collect();
         self.rebind(all, snapshot)
     }
 
     /// From the next snapshot on each tap has so many packets served in a second.
     pub fn set_packets_per_second(&mut self, packets_per_second: u32) {
         self.packets_per_second = packets_per_second;
+    }
+
+    /// How many taps there are.
+    pub fn count(&self) -> usize {
+        self.taps.len()
     }
 
     /// The name of a tap, if it is known.
@@ -175,10 +183,12 @@ impl Bindings {
 
     /// Every tap with its name and what is bound to it.
     pub fn taps(&self) -> impl Iterator<Item = (TapIndex, &str, Option<TapBinding>)> {
-        self.taps.iter().map(|(index, tap)| {
-            let bound = tap.bound.as_ref().and_then(|bound| bound.as_ref().ok());
-            (*index, tap.name.as_str(), bound.map(|bound| bound.binding))
-        })
+        self.taps.iter().map(|(index, tap)| tap.told(*index))
+    }
+
+    /// The same of one tap, if it is known.
+    pub fn tap(&self, index: TapIndex) -> Option<(TapIndex, &str, Option<TapBinding>)> {
+        self.taps.get(&index).map(|tap| tap.told(index))
     }
 
     /// Why a tap is bound to nobody, if it is.
@@ -199,23 +209,26 @@ impl Bindings {
         others
     }
 
-    /// Brings the bindings of some taps in line with the registry.
-    fn rebind(&mut self, taps: BTreeSet<TapIndex>, snapshot: &Snapshot) -> Vec<Change> {
+    /// Brings the bindings of some taps in line with the registry. Nearly always nearly all of them are: those cost no copy.
+    fn rebind(&mut self, taps: impl IntoIterator<Item = TapIndex>, snapshot: &Snapshot) -> Vec<Change> {
         let mut changes = Vec::new();
         for index in taps {
             let Some(tap) = self.taps.get(&index) else {
                 continue;
             };
             let wanted = self.wanted(tap, snapshot);
+            if tap.is_so(&wanted) {
+                continue;
+            }
             if let Some(tap) = self.taps.get_mut(&index) {
-                changes.extend(tap.rebind(index, wanted));
+                changes.push(tap.rebind(index, wanted));
             }
         }
         changes.sort_by_key(Change::order);
         changes
     }
 
-    fn wanted(&self, tap: &Tap, snapshot: &Snapshot) -> Result<Bound, Nobody> {
+    fn wanted<'s>(&self, tap: &Tap, snapshot: &'s Snapshot) -> Result<Wanted<'s>, Nobody> {
         let named = snapshot.by_tap.get(&tap.name);
         let (member, interface) = match named {
             Some((member, interface)) => (member, *interface),
@@ -228,10 +241,7 @@ impl Bindings {
             HttpProtocolIpv6::Enabled => binding.with_ipv6(),
             HttpProtocolIpv6::Disabled => binding,
         };
-        Ok(Bound {
-            binding,
-            instance: member.instance.instance_id.clone(),
-        })
+        Ok((binding, &member.instance.instance_id))
     }
 
     /// The interface that the tap's own MAC points to.
@@ -269,17 +279,36 @@ impl Bindings {
 }
 
 impl Tap {
-    fn rebind(&mut self, index: TapIndex, wanted: Result<Bound, Nobody>) -> Option<Change> {
+    fn told(&self, index: TapIndex) -> (TapIndex, &str, Option<TapBinding>) {
+        let bound = self.bound.as_ref().and_then(|bound| bound.as_ref().ok());
+        (index, self.name.as_str(), bound.map(|bound| bound.binding))
+    }
+
+    fn is_so(&self, wanted: &Result<Wanted<'_>, Nobody>) -> bool {
+        match (&self.bound, wanted) {
+            (Some(Ok(bound)), Ok((binding, instance))) => {
+                bound.binding == *binding && bound.instance == **instance
+            }
+            (Some(Err(bound)), Err(nobody)) => bound == nobody,
+            _ => false,
+        }
+    }
+
+    /// Binds it anew, to something else than before.
+    fn rebind(&mut self, index: TapIndex, wanted: Result<Wanted<'_>, Nobody>) -> Change {
+        let wanted = wanted.map(|(binding, instance)| Bound {
+            binding,
+            instance: instance.clone(),
+        });
         let before = self.bound.replace(wanted.clone());
         match (before, wanted) {
-            (Some(before), wanted) if before == wanted => None,
-            (_, Err(nobody)) => Some(Change::Unbind(index, nobody)),
+            (_, Err(nobody)) => Change::Unbind(index, nobody),
             (Some(Ok(before)), Ok(wanted))
                 if before.binding.mac == wanted.binding.mac && before.instance == wanted.instance =>
             {
-                Some(Change::Amend(index, wanted.binding))
+                Change::Amend(index, wanted.binding)
             }
-            (_, Ok(wanted)) => Some(Change::Bind(index, wanted.binding, wanted.instance)),
+            (_, Ok(wanted)) => Change::Bind(index, wanted.binding, wanted.instance),
         }
     }
 }

@@ -7,6 +7,7 @@ mod answer;
 mod interfaces;
 mod panics;
 mod request_rate;
+mod usage;
 
 use std::{
     io,
@@ -21,7 +22,7 @@ use std::{
 use imds_ebpf::abi::TapIndex;
 use tokio::sync::oneshot;
 
-pub use self::{answer::Facts, request_rate::RequestsLeft};
+pub use self::{answer::Facts, request_rate::RequestsLeft, usage::Usage};
 use self::{interfaces::Interfaces, panics::TooOften};
 use crate::{
     datapath::{Alarm, Injector, PuntRing},
@@ -59,8 +60,8 @@ pub enum Command {
     Serve(TapIndex, InstanceId),
     /// The tap is nobody's.
     Forget(TapIndex),
-    /// Tell what taps have left of their requests, or nothing if there is no limit.
-    TellRequestsLeft(oneshot::Sender<Option<RequestsLeft>>),
+    /// Tell what taps use of their limits.
+    TellUsage(oneshot::Sender<Usage>),
     /// End.
     Stop,
 }
@@ -264,9 +265,9 @@ fn obey_all(inbox: &Receiver<Command>, interfaces: &mut Interfaces, clock: Clock
         match inbox.try_recv() {
             Ok(Command::Serve(tap, instance)) => interfaces.serve(tap, instance),
             Ok(Command::Forget(tap)) => interfaces.forget(tap),
-            Ok(Command::TellRequestsLeft(asker)) => {
+            Ok(Command::TellUsage(asker)) => {
                 // Who no longer waits is told nothing.
-                let _ = asker.send(interfaces.requests_left(clock.now()));
+                let _ = asker.send(interfaces.usage(clock.now()));
             }
             Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return true,
             Err(TryRecvError::Empty) => return false,

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{clock::Clock, netns::Namespace};
+use crate::{clock::Clock, kernel_guest::KernelGuest, netns::Namespace};
 
 /// Python has a lot to import.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -171,6 +171,17 @@ pub fn certify(directory: &Path, address: IpAddr) -> Result<()> {
 /// The Python interpreter that has moto, boto3 and the AWS CLI.
 pub fn python() -> Result<PathBuf> {
     Ok(venv()?.join("bin/python"))
+}
+
+/// What a Python program prints in the guest, which may use boto3 and knows nothing of the machine's own environment.
+pub fn run_python(guest: &KernelGuest, program: &str, arguments: &[&str]) -> Result<String> {
+    let output = clean(guest.command(&python()?.to_string_lossy()))
+        .args(["-c", program])
+        .args(arguments)
+        .output()?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{errors}");
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// The AWS CLI.

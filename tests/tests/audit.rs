@@ -4,17 +4,21 @@ use std::{
     fs,
     os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use imds_agent::control::routes::ROUTES;
 use imds_tests::{
-    host::{Host, INSTANCE_ID},
+    control::{ask, imdsctl, run},
+    host::{Host, INSTANCE_ID, program},
     kernel_guest::KernelGuest,
     moto::{self, Moto},
     netns::Namespace,
     records::{self, ACCOUNT},
+    scrape::Scrape,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -51,13 +55,7 @@ print(json.dumps(secrets))
 ";
 
 fn secrets_of(guest: &KernelGuest, endpoint: &[&str]) -> Result<Vec<String>> {
-    let output = moto::clean(guest.command(&moto::python()?.to_string_lossy()))
-        .args(["-c", GUEST])
-        .args(endpoint)
-        .output()?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{stderr}");
-    Ok(serde_json::from_slice(&output.stdout)?)
+    Ok(serde_json::from_str(&moto::run_python(guest, GUEST, endpoint)?)?)
 }
 
 /// Every file under `directory` but the keys.
@@ -81,19 +79,166 @@ fn events(host: &Host) -> Result<Vec<Value>> {
     text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
-fn with_v1(extra: &str, namespace: Namespace) -> Result<(Host, KernelGuest)> {
-    let config = format!("log_level = \"trace\"\n{extra}");
-    let host = Host::in_namespace(namespace, &config, |_, record| {
-        record["MetadataOptions"]["HttpTokens"] = "optional".into();
-        Ok(())
-    })?;
-    let guest = host.guest()?;
-    Ok((host, guest))
+/// A host whose guest gets everything, and an operator who watches it.
+struct Run {
+    host: Host,
+    guest: KernelGuest,
+    imdsctl_trace: Child,
+    traced: thread::JoinHandle<std::io::Result<String>>,
 }
 
-/// Stops the agent and looks for `secrets` in all that it wrote.
-fn stop_and_search(host: Host, secrets: &[String]) -> Result<Vec<Value>> {
+impl Run {
+    fn start(extra: &str, namespace: Namespace) -> Result<Self> {
+        let config = format!("log_level = \"trace\"\nmetrics.per_tap = true\n{extra}");
+        let host = Host::in_namespace(namespace, &config, |_, record| {
+            record["MetadataOptions"]["HttpTokens"] = "optional".into();
+            Ok(())
+        })?;
+        let mut imdsctl_trace = imdsctl(&host.files)?
+            .args(["trace", "--json"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let told = imdsctl_trace.stdout.take().context("its output is piped")?;
+        let traced = thread::spawn(move || std::io::read_to_string(told));
+        host.wait_for_metric("imds_trace_listeners", &[], 1.0)?;
+        let guest = host.guest()?;
+        Ok(Self {
+            host,
+            guest,
+            imdsctl_trace,
+            traced,
+        })
+    }
+}
+
+/// What operators ask with `imdsctl`, `@` for the instance.
+const COMMANDS: &str = "
+status
+reload
+top --once --seconds 1
+instance list
+instance show @
+instance tokenless @
+metadata-options show @
+user-data get @
+tags list @
+event show @
+role list
+role get --role-name web-server
+instance-profile list
+instance-profile get --instance-profile-name web-server-profile
+describe-iam-instance-profile-associations
+doctor @
+get @ meta-data/iam/
+get @ meta-data/iam/security-credentials/web-server
+get @ meta-data/iam/security-credentials-extended/web-server
+get @ meta-data/identity-credentials/ec2/security-credentials/ec2-instance
+";
+
+/// All that `imdsctl` prints.
+fn told_by_imdsctl(host: &Host, all: &mut Vec<(String, String)>) -> Result<()> {
+    for line in COMMANDS.lines().filter(|line| !line.is_empty()) {
+        let line = line.replace('@', INSTANCE_ID);
+        for form in [&[][..], &["--json"]] {
+            let output = imdsctl(&host.files)?
+                .args(form)
+                .args(line.split_whitespace())
+                .output()?;
+            let errors = String::from_utf8_lossy(&output.stderr);
+            // Three is no: somebody asks without a token, say.
+            ensure!(matches!(output.status.code(), Some(0 | 3)), "{line}: {errors}");
+            let text = [&output.stdout[..], &output.stderr].concat();
+            all.push((
+                format!("imdsctl {line} {form:?}"),
+                String::from_utf8_lossy(&text).into_owned(),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// All that the control socket answers to who only reads.
+fn told_by_the_socket(host: &Host, all: &mut Vec<(String, String)>) -> Result<()> {
+    for route in ROUTES.iter().filter(|route| route.method == "get") {
+        let name = if route.path.starts_with("/v1/roles") {
+            records::ROLE
+        } else {
+            records::INSTANCE_PROFILE
+        };
+        let path = route.path.replace("{id}", INSTANCE_ID).replace("{name}", name);
+        match path.strip_suffix("{*path}") {
+            Some(root) => crawl(host, &format!("{root}latest/"), all)?,
+            // It has no end: what it says is read by `imdsctl trace`.
+            None if path == "/v1/trace" => {}
+            None => {
+                let response = ask(&host.files.socket(), "GET", &path, &[], b"")?;
+                ensure!(response.status == 200, "{path}: {}", response.head);
+                all.push((path, format!("{}\n{}", response.head, response.text())));
+            }
+        }
+    }
+    let of_tree = |(path, _): &&(String, String)| path.contains("/metadata/");
+    ensure!(
+        all.iter().filter(of_tree).count() > 40,
+        "the tree was not crawled"
+    );
+    let redacted = all
+        .iter()
+        .filter(of_tree)
+        .filter(|(_, text)| text.contains("(redacted)"));
+    let redacted: Vec<_> = redacted.map(|(path, _)| path).collect();
+    ensure!(redacted.len() == 2, "the role and the instance: {redacted:?}");
+    Ok(())
+}
+
+/// What the guest would see at a path of the tree and at all below it, as the control socket shows it.
+fn crawl(host: &Host, path: &str, all: &mut Vec<(String, String)>) -> Result<()> {
+    let response = ask(&host.files.socket(), "GET", path, &[], b"")?;
+    ensure!(response.status == 200, "{path}: {}", response.head);
+    let text = String::from_utf8_lossy(&response.body).into_owned();
+    for name in text.lines().filter(|_| path.ends_with('/')) {
+        let below = match (name, name.split_once('=')) {
+            ("dynamic" | "meta-data", _) => format!("{path}{name}/"),
+            (_, Some((index, _))) => format!("{path}{index}/"),
+            (_, None) => format!("{path}{name}"),
+        };
+        crawl(host, &below, all)?;
+    }
+    all.push((path.to_owned(), format!("{}\n{text}", response.head)));
+    Ok(())
+}
+
+/// Stops the agent and looks for `secrets` in all that it wrote, told and answered.
+fn stop_and_search(whole: Run, secrets: &[String]) -> Result<Vec<Value>> {
+    let Run {
+        host,
+        guest,
+        mut imdsctl_trace,
+        traced,
+    } = whole;
     let mut written = Vec::new();
+    told_by_imdsctl(&host, &mut written)?;
+    told_by_the_socket(&host, &mut written)?;
+    let scrape = Scrape::of(&host.files.metrics())?.text;
+    ensure!(scrape.contains("imds_tap_"), "{scrape}");
+    written.push(("the metrics".to_owned(), scrape));
+    let checked = Command::new(program()?)
+        .args(["check", "--config"])
+        .arg(host.files.config())
+        .output()?;
+    let checked = [checked.stdout, checked.stderr].concat();
+    written.push((
+        "imds-agent check".to_owned(),
+        String::from_utf8_lossy(&checked).into_owned(),
+    ));
+    // Who asks for them is shown them, so the search is not blind.
+    let role = format!("meta-data/iam/security-credentials/{}", records::ROLE);
+    let asked_for = run(imdsctl(&host.files)?.args(["get", INSTANCE_ID, &role, "--show-secrets"]))?;
+    ensure!(
+        secrets.iter().any(|secret| asked_for.contains(secret.as_str())),
+        "there is another secret in force than those that are looked for"
+    );
     texts(&host.files.state(), &mut written)?;
     let process = Path::new("/proc").join(host.agent.pid()?.to_string());
     for name in ["cmdline", "environ"] {
@@ -105,6 +250,15 @@ fn stop_and_search(host: Host, secrets: &[String]) -> Result<Vec<Value>> {
     let Host { agent, files, .. } = host;
     let (status, log) = agent.stop()?;
     ensure!(status.success(), "{status}");
+    // With the agent ends what it tells.
+    imdsctl_trace.wait()?;
+    let traced = traced.join().expect("no panic")?;
+    ensure!(
+        traced.contains("/latest/api/token"),
+        "nothing was traced: {traced}"
+    );
+    written.push(("imdsctl trace".to_owned(), traced));
+    drop(guest);
     let trail = fs::read_to_string(&audit)?;
     written.push(("the audit trail".to_owned(), trail.clone()));
     written.push(("the log".to_owned(), log.join("\n")));
@@ -125,14 +279,14 @@ fn stop_and_search(host: Host, secrets: &[String]) -> Result<Vec<Value>> {
 fn a_whole_run_is_told_in_the_trail_and_shows_no_secret() -> Result<()> {
     let namespace = Namespace::new()?;
     namespace.ip("address add 10.0.0.1/32 dev lo")?;
-    let (host, guest) = with_v1("[sts_endpoint]\nhttp = [\"10.0.0.1:8980\"]\n", namespace)?;
-    host.namespace.ip("address add 10.0.0.1/24 dev tap0")?;
-    let mut secrets = secrets_of(&guest, &["http://10.0.0.1:8980"])?;
+    let run = Run::start("[sts_endpoint]\nhttp = [\"10.0.0.1:8980\"]\n", namespace)?;
+    run.host.namespace.ip("address add 10.0.0.1/24 dev tap0")?;
+    let mut secrets = secrets_of(&run.guest, &["http://10.0.0.1:8980"])?;
     for key in ["issuer", "token"] {
-        let text = fs::read_to_string(host.files.state().join("keys").join(key))?;
+        let text = fs::read_to_string(run.host.files.state().join("keys").join(key))?;
         secrets.push(text.trim().rsplit(':').next().context("a key")?.to_owned());
     }
-    let events = stop_and_search(host, &secrets)?;
+    let events = stop_and_search(run, &secrets)?;
     let named =
         |name: &str| -> Vec<&Value> { events.iter().filter(|event| event["eventName"] == name).collect() };
     let assumed = named("AssumeRole");
@@ -192,15 +346,15 @@ fn secrets_of_a_security_token_service_are_shown_nowhere() -> Result<()> {
     let namespace = Namespace::new()?;
     let moto = Moto::start(&namespace)?;
     let extra = moto.agent_config();
-    let (host, guest) = with_v1(&extra, namespace)?;
-    let mut secrets = secrets_of(&guest, &[])?;
+    let run = Run::start(&extra, namespace)?;
+    let mut secrets = secrets_of(&run.guest, &[])?;
     let of_host = fs::read_to_string(moto.credentials_file())?;
     secrets.extend(
         of_host
             .lines()
             .find_map(|line| line.strip_prefix("aws_secret_access_key = ").map(str::to_owned)),
     );
-    stop_and_search(host, &secrets)?;
+    stop_and_search(run, &secrets)?;
     Ok(())
 }
 
@@ -228,7 +382,7 @@ fn secrets_of_a_program_are_shown_nowhere_however_it_fails() -> Result<()> {
         "[credentials]\nsource = \"process\"\n[credentials.process]\ncommand = [{program:?}]\n\
          environment = {{ VAULT_TOKEN = \"what-the-program-logs-in-with\" }}\n"
     );
-    let (mut host, guest) = with_v1(&config, Namespace::new()?)?;
+    let mut run = Run::start(&config, Namespace::new()?)?;
     let mut role = records::role();
     for (now, line) in [
         ("torn", "the source fails"),
@@ -238,10 +392,10 @@ fn secrets_of_a_program_are_shown_nowhere_however_it_fails() -> Result<()> {
         mood(now)?;
         // A changed record asks for another set.
         role["MaxSessionDuration"] = (role["MaxSessionDuration"].as_u64().unwrap_or_default() + 1).into();
-        host.files.put("roles", records::ROLE, &role)?;
-        host.agent.wait_for_log(line)?;
+        run.host.files.put("roles", records::ROLE, &role)?;
+        run.host.agent.wait_for_log(line)?;
     }
-    let mut secrets = secrets_of(&guest, &[])?;
+    let mut secrets = secrets_of(&run.guest, &[])?;
     for secret in [
         "secret-key-of-a-program",
         "session-token-of-a-program",
@@ -258,7 +412,7 @@ fn secrets_of_a_program_are_shown_nowhere_however_it_fails() -> Result<()> {
             > 2,
         "it was not served"
     );
-    let events = stop_and_search(host, &secrets)?;
+    let events = stop_and_search(run, &secrets)?;
     let failures = events
         .iter()
         .filter(|event| event["errorCode"] == "ServiceUnavailable");
@@ -277,14 +431,7 @@ fn a_full_disk_stops_nothing() -> Result<()> {
     })?;
     let guest = host.guest()?;
     let program = GUEST.replace("v1, v2, v2:", "v2, v2:");
-    let output = moto::clean(guest.command(&moto::python()?.to_string_lossy()))
-        .args(["-c", &program])
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    moto::run_python(&guest, &program, &[])?;
     let Host { agent, .. } = host;
     let (_, log) = agent.stop()?;
     let complaints = log.iter().filter(|line| line.contains("events are lost"));
@@ -337,7 +484,7 @@ fn abort(pid: i32, mut try_wait: impl FnMut() -> Result<Option<std::process::Exi
             return Ok(status.core_dumped());
         }
         ensure!(Instant::now() < deadline, "it does not end");
-        std::thread::yield_now();
+        thread::yield_now();
     }
 }
 
@@ -378,6 +525,6 @@ fn a_failure_is_in_the_trail() -> Result<()> {
             return Ok(());
         }
         ensure!(Instant::now() < deadline, "not in the trail: {events:?}");
-        std::thread::yield_now();
+        thread::yield_now();
     }
 }

@@ -16,16 +16,6 @@ use imds_tests::{
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Runs a Python program in the guest, which may use boto3.
-fn python(guest: &KernelGuest, program: &str) -> Result<String> {
-    let output = moto::clean(guest.command(&moto::python()?.to_string_lossy()))
-        .args(["-c", program])
-        .output()?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{stderr}");
-    Ok(String::from_utf8(output.stdout)?)
-}
-
 /// A metadata path, once it is not 503.
 const GET: &str = "
 import sys, time, urllib.request, urllib.error
@@ -43,10 +33,8 @@ def get(path):
 ";
 
 fn get(guest: &KernelGuest, path: &str) -> Result<String> {
-    python(
-        guest,
-        &format!("{GET}\nsys.stdout.write(get('meta-data/{path}'))"),
-    )
+    let program = format!("{GET}\nsys.stdout.write(get('meta-data/{path}'))");
+    moto::run_python(guest, &program, &[])
 }
 
 fn with_moto(extra: &str) -> Result<(Moto, Host, KernelGuest)> {

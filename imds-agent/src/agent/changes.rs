@@ -37,7 +37,7 @@ impl Agent {
     fn try_apply(&mut self, change: Change) -> Result<()> {
         match change {
             Change::Attach(tap) => {
-                let is_new = !self.classifier.attached().any(|attached| attached == tap);
+                let is_new = !self.classifier.is_attached(tap);
                 let expedited = is_new.then(|| self.grace_periods.expedite());
                 self.classifier.attach(tap)?;
                 drop(expedited);

@@ -45,7 +45,6 @@ pub(super) fn refresher(config: &Config, facts: &Facts, issuer: &Arc<Issuer>) ->
 
 /// Everybody who has metrics to tell, but the agent's own loop, which is asked by the endpoint.
 pub(super) fn metrics(
-    config: &Config,
     facts: &Facts,
     problems: watch::Receiver<Arc<[Problem]>>,
     fetches: &[Arc<Totals>; 2],
@@ -67,11 +66,6 @@ pub(super) fn metrics(
         .with(metrics::Trail {
             audit: facts.audit.clone(),
             trace: facts.trace.clone(),
-        })
-        .with(metrics::Limits {
-            packets_per_second: config.packets_per_second(),
-            requests_per_second: facts.requests_per_second,
-            user_data_bytes: config.user_data_bytes_max,
         })
         .with(facts.guests.clone())
         .with(Arc::clone(&facts.panics))

@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::worker::{Command, Ended, Handle, Worker};
+use tokio::sync::oneshot;
+
+use crate::worker::{Command, Ended, Handle, Usage, Worker};
 
 /// How long after all taps were told the first role credentials are waited for: half of the second that clients wait for an
 /// answer.
@@ -47,6 +49,16 @@ impl Work {
             Some(worker) => worker.tell(command),
             None => self.told.push(command),
         }
+    }
+
+    /// Asks the worker what taps use of their limits, if it has begun.
+    pub fn ask_usage(&self) -> Vec<oneshot::Receiver<Usage>> {
+        let ask = |worker: &Handle| {
+            let (asker, told) = oneshot::channel();
+            worker.tell(Command::TellUsage(asker));
+            told
+        };
+        self.handle.iter().map(ask).collect()
     }
 
     /// All taps were told (again).

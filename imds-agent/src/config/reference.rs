@@ -112,7 +112,7 @@ const FIELDS: &[Field] = &[
     field("sts_endpoint.certificate_names", TEXTS, "[\"n\"]", "Names in the certificate that the agent makes."),
     field("metrics.socket", PathOrEmpty, "\"/m\"", "A Unix socket that serves metrics; empty for none."),
     field("metrics.addresses", ADDRESSES, "[\"[::1]:1\"]", "Addresses that serve metrics, to whoever can reach them."),
-    field("metrics.per_tap", Boolean, "true", "Whether each tap's frames are told too: up to twenty series a tap."),
+    field("metrics.per_tap", Boolean, "true", "Whether each tap's frames, and what it has left of its limits, are told too: up to 23 series a tap."),
 ];
 
 impl Field {

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Control, Refusal, TapState, asked, refusal::finding};
+use super::{Command, Control, Refusal, asked, refusal::finding};
 use crate::registry::{
     InstanceId, NetworkInterface, Snapshot,
     record::Record,
@@ -98,12 +98,10 @@ impl Control {
         if interfaces.is_empty() {
             return Ok(false);
         }
-        let taps = self.taps().await?;
-        let is_one = |tap: &TapState, interface: &NetworkInterface| {
-            interface.tap.as_deref() == Some(&*tap.name) || tap.mac == Some(interface.mac_address)
-        };
-        let mut refused = taps.iter().filter(|tap| tap.refused.is_some());
-        Ok(refused.any(|tap| interfaces.iter().any(|interface| is_one(tap, interface))))
+        let refused = self.ask(Command::DescribeRefused).await?;
+        Ok(refused
+            .iter()
+            .any(|tap| interfaces.iter().any(|interface| tap.is_of(interface))))
     }
 }
 

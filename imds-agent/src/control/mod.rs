@@ -41,7 +41,8 @@ pub use self::{
 };
 use crate::{
     imds::ExtendedCredentials,
-    registry::{Problem, Snapshot, Store, store::StoreError},
+    observe::Budget,
+    registry::{NetworkInterface, Problem, Snapshot, Store, store::StoreError},
     worker::Facts,
 };
 
@@ -56,8 +57,11 @@ const AGENT_PATIENCE: Duration = Duration::from_secs(10);
 pub enum Command {
     /// Say how the taps are.
     Describe(oneshot::Sender<Vec<TapState>>),
-    /// Say what became of the frames of these taps; those that are not there are left out.
-    Count(Vec<String>, oneshot::Sender<Vec<TapFrames>>),
+    /// The same of those on which the kernel refused something.
+    DescribeRefused(oneshot::Sender<Vec<TapState>>),
+    /// Say what became of the frames of these taps, or of all, and what they have left of their limits. Those that are not
+    /// there are left out.
+    Measure(Option<Vec<TapIndex>>, oneshot::Sender<Vec<TapMeasures>>),
     /// Read the configuration again, and say what came of it or what is wrong.
     Reload(oneshot::Sender<Result<Reloaded, String>>),
 }
@@ -77,17 +81,28 @@ pub struct TapState {
     pub refused: Option<String>,
 }
 
-/// Frames of one tap since the classifier was attached to it.
+impl TapState {
+    /// Whether it is the tap of this interface, by its record's word or by the MAC that is served on it.
+    fn is_of(&self, interface: &NetworkInterface) -> bool {
+        interface.tap.as_deref() == Some(&*self.name) || self.mac == Some(interface.mac_address)
+    }
+}
+
+/// Frames of one tap since the classifier was attached to it, and what it has left of its limits.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct TapFrames {
+pub struct TapMeasures {
+    /// The device's index.
+    pub index: TapIndex,
     /// The device's name.
-    pub tap: String,
+    pub name: String,
     /// Handed to the agent.
     pub punted: u64,
     /// Answered in the kernel.
     pub hairpinned: u64,
     /// Dropped, by the names of the reasons.
     pub dropped: BTreeMap<&'static str, u64>,
+    /// What is left at this moment; nothing if the tap is nobody's.
+    pub budget: Option<Budget>,
 }
 
 /// What became of a configuration that was read again.

@@ -10,12 +10,13 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
-    Command, Control, Refusal,
+    Command, Control, Refusal, TapMeasures,
     asked::{Asked, json},
     instances::id,
 };
 use crate::{
     credentials::RoleState,
+    observe::Budget,
     registry::{InstanceId, role::Role},
 };
 
@@ -31,26 +32,39 @@ pub(super) async fn get(
         .instances
         .get(&id)
         .ok_or_else(|| Refusal::not_found(format!("no instance {id} is in force")))?;
-    let interfaces = member.instance.network_interfaces.iter();
-    let taps = interfaces.filter_map(|interface| interface.tap.clone()).collect();
-    let frames = control.ask(|answer| Command::Count(taps, answer)).await?;
-    let taps = frames.iter().map(|frames| {
-        json!({
-            "Tap": frames.tap,
-            "Punted": frames.punted,
-            "Hairpinned": frames.hairpinned,
-            "Dropped": frames.dropped,
-        })
-    });
+    let interfaces = &member.instance.network_interfaces;
+    let mut taps = control.taps().await?;
+    taps.retain(|tap| interfaces.iter().any(|interface| tap.is_of(interface)));
+    let taps = taps.iter().map(|tap| tap.index).collect();
+    let measures = control.ask(|answer| Command::Measure(Some(taps), answer)).await?;
     let mut value = json!({
         "InstanceId": id,
-        "Taps": taps.collect::<Vec<_>>(),
+        "Taps": measures.iter().map(measured).collect::<Vec<_>>(),
         "HasUserData": member.instance.user_data.is_some(),
     });
     if let Some(role) = &member.role {
         value["RoleCredentials"] = control.role_credentials(&id, role);
     }
     Ok(json(&value))
+}
+
+fn measured(measures: &TapMeasures) -> Value {
+    let mut value = json!({
+        "Tap": measures.name,
+        "Punted": measures.punted,
+        "Hairpinned": measures.hairpinned,
+        "Dropped": measures.dropped,
+    });
+    value["Limits"] = limits(measures, ["Limit", "Left", "Of", "IsReached"]);
+    value
+}
+
+/// What a tap has left of its limits, with fields of these names.
+pub(super) fn limits(measures: &TapMeasures, [name, left, of, is_reached]: [&str; 4]) -> Value {
+    let limits = measures.budget.iter().flat_map(Budget::limits);
+    let described = limits
+        .map(|(limit, is)| json!({ name: limit, left: is.left, of: is.of, is_reached: is.is_at_limit() }));
+    described.collect()
 }
 
 impl Control {

@@ -1,6 +1,9 @@
 //! How the agent is: for people at three in the morning, and for probes.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use axum::{
     extract::State,
@@ -11,13 +14,14 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
-    Command, Control, Refusal, TapState,
+    Command, Control, Refusal, TapMeasures, TapState,
     asked::{Asked, JSON, json},
+    observed::limits,
     refusal::finding,
 };
 use crate::{
     credentials::RoleState,
-    registry::{Problem, Snapshot, problem::Severity},
+    registry::{Problem, Snapshot, problem::Severity, snapshot::Member},
 };
 
 /// The description of this interface, for programs.
@@ -49,19 +53,25 @@ pub(super) async fn openapi() -> Response {
 /// `GET /v1/status`
 pub(super) async fn status(State(control): State<Arc<Control>>, _: Asked) -> Answer {
     let taps = control.taps().await?;
+    let measures = control.ask(|answer| Command::Measure(None, answer)).await?;
+    let measures: HashMap<_, _> = measures.iter().map(|tap| (tap.index, tap)).collect();
     let snapshot = control.facts.registry.load();
     let problems: Vec<Value> = control.problems.borrow().iter().map(problem).collect();
     let refused: Vec<Value> = taps
         .iter()
         .filter_map(|tap| Some(json!({ "tap": tap.name, "message": tap.refused.as_ref()? })))
         .collect();
+    let described = taps.iter().map(|tap| {
+        let measures = measures.get(&tap.index).copied();
+        control.describe(tap, measures, &snapshot)
+    });
     Ok(json(&json!({
         "version": env!("CARGO_PKG_VERSION"),
         "uptimeSeconds": control.started.elapsed().as_secs(),
         "ready": control.is_ready(),
         "registryRevision": snapshot.revision,
         "instances": snapshot.instances.len(),
-        "taps": taps.iter().map(|tap| describe(tap, &snapshot)).collect::<Vec<_>>(),
+        "taps": described.collect::<Vec<_>>(),
         "problems": problems,
         "credentials": control.credentials(&snapshot),
         "undeliveredTokens": control.undelivered(&snapshot),
@@ -78,35 +88,6 @@ pub(super) async fn reload(State(control): State<Arc<Control>>, _: Asked) -> Ans
     Ok(json(
         &json!({ "changed": reloaded.changed, "needsRestart": reloaded.needs_restart }),
     ))
-}
-
-/// Whom a tap is served for, or why for nobody.
-fn describe(tap: &TapState, snapshot: &Snapshot) -> Value {
-    let named = snapshot
-        .by_tap
-        .get(&tap.name)
-        .map(|(member, _)| &member.instance.instance_id);
-    let owner = tap
-        .mac
-        .and_then(|mac| snapshot.by_mac.get(&mac))
-        .map(|(member, _)| &member.instance.instance_id);
-    let mut value = json!({ "name": tap.name, "index": tap.index.0, "bound": tap.mac.is_some() });
-    if let Some(mac) = tap.mac {
-        value["macAddress"] = mac.to_string().into();
-    }
-    if let Some(instance) = owner {
-        value["instanceId"] = instance.as_str().into();
-    }
-    let reason = match (&tap.refused, tap.mac, named) {
-        (Some(refused), ..) => Some(format!("the kernel refuses: {refused}")),
-        (None, Some(_), _) => None,
-        (None, None, Some(instance)) => Some(format!("is about to be bound to {instance}")),
-        (None, None, None) => tap.nobody.clone(),
-    };
-    if let Some(reason) = reason {
-        value["reason"] = reason.into();
-    }
-    value
 }
 
 fn problem(problem: &Problem) -> Value {
@@ -134,6 +115,53 @@ impl Control {
     /// Whether all taps are told and dealt with.
     fn is_ready(&self) -> bool {
         self.applied.borrow().is_some()
+    }
+
+    /// Whom a tap is served for, or why for nobody, and how that goes.
+    fn describe(&self, tap: &TapState, measures: Option<&TapMeasures>, snapshot: &Snapshot) -> Value {
+        let named = snapshot
+            .by_tap
+            .get(&tap.name)
+            .map(|(member, _)| &member.instance.instance_id);
+        let owner = tap.mac.and_then(|mac| snapshot.by_mac.get(&mac));
+        let mut value = json!({ "name": tap.name, "index": tap.index.0, "bound": tap.mac.is_some() });
+        if let Some(mac) = tap.mac {
+            value["macAddress"] = mac.to_string().into();
+        }
+        if let Some((member, _)) = owner {
+            value["instanceId"] = member.instance.instance_id.as_str().into();
+            if let Some(credentials) = self.credentials_of(member, Timestamp::now()) {
+                value["credentials"] = credentials;
+            }
+        }
+        let reason = match (&tap.refused, tap.mac, named) {
+            (Some(refused), ..) => Some(format!("the kernel refuses: {refused}")),
+            (None, Some(_), _) => None,
+            (None, None, Some(instance)) => Some(format!("is about to be bound to {instance}")),
+            (None, None, None) => tap.nobody.clone(),
+        };
+        if let Some(reason) = reason {
+            value["reason"] = reason.into();
+        }
+        if let Some(measures) = measures {
+            value["framesDropped"] = measures.dropped.values().sum::<u64>().into();
+            value["limits"] = limits(measures, ["limit", "left", "of", "isReached"]);
+        }
+        value
+    }
+
+    /// How the credentials are that an instance's guest is handed, if it has a role.
+    fn credentials_of(&self, member: &Member, now: Timestamp) -> Option<Value> {
+        let (id, role) = (&member.instance.instance_id, member.role.as_ref()?);
+        Some(match self.facts.credentials.state(id, role, now).as_deref() {
+            None => json!({ "state": "pending" }),
+            Some(RoleState::Refused(_)) => json!({ "state": "refused" }),
+            Some(RoleState::Ready(set)) => json!({
+                "state": "ready",
+                "expiration": set.expiration.to_string(),
+                "remainingSeconds": set.expiration.duration_since(now).as_secs().max(0),
+            }),
+        })
     }
 
     /// By role, in the order of their ARNs.

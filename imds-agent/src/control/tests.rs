@@ -34,16 +34,16 @@ impl Host {
         let refused = Arc::<std::sync::Mutex<Option<String>>>::default();
         let told = Arc::clone(&refused);
         tokio::spawn(async move {
-            while let Some(Command::Describe(answer)) = asked.recv().await {
+            while let Some(Command::DescribeRefused(answer)) = asked.recv().await {
                 let refused = told.lock().unwrap().clone();
-                let tap = TapState {
+                let tap = |refused| TapState {
                     index: TapIndex(7),
                     name: "tap1".to_owned(),
                     mac: None,
                     nobody: None,
-                    refused,
+                    refused: Some(refused),
                 };
-                let _ = answer.send(vec![tap]);
+                let _ = answer.send(refused.map(tap).into_iter().collect());
             }
         });
         Self {

@@ -52,13 +52,10 @@ pub(super) async fn hop_limit(
 impl Control {
     /// The instances whose session tokens surely do not all arrive, in the order of their ids.
     pub(super) fn undelivered(&self, snapshot: &Snapshot) -> Vec<Value> {
-        let mut instances: Vec<_> = snapshot.instances.keys().collect();
-        instances.sort();
-        let undelivered = |id: &InstanceId| {
-            let found = self.facts.guests.hop_limit(id);
-            found.is_sure().then(|| report(id, &found))
-        };
-        instances.into_iter().filter_map(undelivered).collect()
+        let mut found = self.facts.guests.undelivered();
+        found.retain(|(id, _)| snapshot.instances.contains_key(id));
+        found.sort_by(|(one, _), (other, _)| one.cmp(other));
+        found.iter().map(|(id, found)| report(id, found)).collect()
     }
 
     /// The id of an instance in force.

@@ -147,6 +147,11 @@ impl Classifier {
         self.attached.iter().copied()
     }
 
+    /// Whether it hangs on this one, as far as it is known.
+    pub fn is_attached(&self, tap: TapIndex) -> bool {
+        self.attached.contains(&tap)
+    }
+
     /// Puts the classifier on a tap's hooks. Until a MAC is bound to the tap its metadata traffic is dropped. On a
     /// tap that has the classifier already nothing changes; what another device with this index left behind is removed.
     pub fn attach(&mut self, tap: TapIndex) -> Result<(), AttachError> {

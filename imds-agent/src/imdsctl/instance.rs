@@ -69,7 +69,8 @@ pub fn run(command: Command, client: &Client, is_json: bool) -> Result<Verdict> 
         Command::Show { instance } => {
             print::json(&client.get_json(&path(&["instances", &instance]))?);
             // A record may be there that is not in force yet.
-            let warned = watched::warn_undelivered(&instance, client);
+            let warned = watched::warn_undelivered(&instance, client)
+                .and_then(|()| watched::warn_at_limit(&instance, client));
             match warned.map_err(|error| error.downcast::<Refused>()) {
                 Ok(()) | Err(Ok(Refused { status: 404, .. })) => Ok(Verdict::Yes),
                 Err(Ok(error)) => Err(error.into()),

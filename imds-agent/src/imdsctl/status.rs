@@ -37,13 +37,26 @@ pub fn status(client: &Client, is_json: bool) -> Result<Verdict> {
         status["instances"],
         status["registryRevision"]
     );
-    let mut taps = Table::new(&["TAP", "INDEX", "MAC", "INSTANCE", "WHY NOT"]);
+    let mut taps = Table::new(&["TAP", "INDEX", "MAC", "INSTANCE", "DROPPED", "LEFT", "WHY NOT"]);
     for tap in list("taps") {
-        taps.row(
-            ["name", "index", "macAddress", "instanceId", "reason"]
-                .map(|field| text(&tap, field))
-                .into(),
-        );
+        let [name, index, mac, instance, dropped, reason] = [
+            "name",
+            "index",
+            "macAddress",
+            "instanceId",
+            "framesDropped",
+            "reason",
+        ]
+        .map(|field| text(&tap, field));
+        taps.row(vec![
+            name,
+            index,
+            mac,
+            instance,
+            dropped,
+            left(&tap["limits"]),
+            reason,
+        ]);
     }
     section(&taps);
     let mut roles = Table::new(&[
@@ -90,6 +103,21 @@ pub fn reload(client: &Client, is_json: bool) -> Result<Verdict> {
         );
     }
     Ok(Verdict::Yes)
+}
+
+/// What a tap has left of its limits.
+fn left(limits: &Value) -> String {
+    let limits = limits.as_array().into_iter().flatten();
+    let left = limits.map(|limit| {
+        let (left, of) = (&limit["left"], &limit["of"]);
+        format!("{left}/{of} {}", text(limit, "limit"))
+    });
+    let left: Vec<_> = left.collect();
+    if left.is_empty() {
+        "-".to_owned()
+    } else {
+        left.join(", ")
+    }
 }
 
 fn section(table: &Table) {

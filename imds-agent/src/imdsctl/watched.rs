@@ -128,6 +128,25 @@ pub fn warn_undelivered(instance: &str, client: &Client) -> Result<()> {
     Ok(())
 }
 
+/// Says on standard error which limits the instance's guest is at.
+pub fn warn_at_limit(instance: &str, client: &Client) -> Result<()> {
+    let observed = client.get_json(&path(&["instances", instance, "observed"]))?;
+    for tap in observed["Taps"].as_array().into_iter().flatten() {
+        for limit in tap["Limits"].as_array().into_iter().flatten() {
+            if limit["IsReached"] == true {
+                eprintln!(
+                    "imdsctl: {instance}: at its limit on {}: {} of {} {} are left, and what is over it is refused",
+                    text(tap, "Tap"),
+                    limit["Left"],
+                    limit["Of"],
+                    text(limit, "Limit")
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
 /// What is known of session tokens that did not arrive, and what would help.
 pub fn remedy(report: &Value) -> String {
     let last = &report["Last"];

@@ -162,6 +162,11 @@ impl Guests {
         locked(&self.kept).hop_limit.report(instance)
     }
 
+    /// The instances whose session tokens surely do not all arrive, as of a moment ago.
+    pub fn undelivered(&self) -> Vec<(InstanceId, hop_limit::Report)> {
+        locked(&self.kept).hop_limit.undelivered()
+    }
+
     /// What the whole host counts.
     pub fn totals(&self) -> Totals {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

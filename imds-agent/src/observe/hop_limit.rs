@@ -128,6 +128,13 @@ impl HopLimit {
         let found = self.instances.get(instance);
         found.map(|found| found.report.clone()).unwrap_or_default()
     }
+
+    /// Everything that is sure.
+    pub(super) fn undelivered(&self) -> Vec<(InstanceId, Report)> {
+        let sure = self.instances.iter().filter(|(_, found)| found.report.is_sure());
+        sure.map(|(instance, found)| (instance.clone(), found.report.clone()))
+            .collect()
+    }
 }
 
 fn told(instance: &InstanceId, undelivered: &Undelivered) -> String {

@@ -17,7 +17,7 @@ use prometheus_client::{
 
 pub use endpoint::{Asked, Endpoint, Settings};
 pub use families::{FAMILIES, Family, Kind};
-pub use sources::{Credentials, Exchanges, Host, Limits, Process, Records, Told, Trail, Workers};
+pub use sources::{Credentials, Exchanges, Host, Limits, Process, Records, Told, ToldOfTap, Trail, Workers};
 
 use super::latency::{BOUNDS, Observed};
 

@@ -1,6 +1,7 @@
 //! What operators are told about what happens.
 
 pub mod audit;
+pub mod budget;
 pub mod frames;
 pub mod guests;
 pub mod hop_limit;
@@ -17,6 +18,7 @@ mod warnings;
 pub mod worker_health;
 
 pub use audit::Audit;
+pub use budget::Budget;
 pub use frames::Frames;
 pub use guests::Guests;
 pub use metrics::Metrics;

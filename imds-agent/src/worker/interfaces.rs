@@ -14,7 +14,8 @@ use rustc_hash::FxHashMap;
 use super::{
     answer::{Answer, Facts, Origin},
     panics::{Convalescent, survive},
-    request_rate::{RequestBuckets, RequestsLeft},
+    request_rate::RequestBuckets,
+    usage::Usage,
 };
 use crate::{
     datapath::{Injector, Punt, PuntRing, punt},
@@ -219,9 +220,16 @@ impl Interfaces {
         }
     }
 
-    /// What taps have left of their requests, or nothing if there is no limit.
-    pub fn requests_left(&self, now: Now) -> Option<RequestsLeft> {
-        self.buckets.left(now.monotonic)
+    /// What taps use of their limits.
+    pub fn usage(&self, now: Now) -> Usage {
+        let connections = self
+            .stacks
+            .iter()
+            .map(|(tap, interface)| (*tap, interface.connections));
+        Usage {
+            requests_left: self.buckets.left(now.monotonic),
+            connections: connections.filter(|(_, count)| *count > 0).collect(),
+        }
     }
 
     /// Serves nobody on `tap`.

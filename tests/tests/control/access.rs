@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use imds_tests::host::{Host, INSTANCE_ID, program_called};
+use imds_tests::{
+    control::ask,
+    host::{Host, INSTANCE_ID, program_called},
+};
 use serde_json::Value;
 
 #[test]
@@ -109,6 +112,11 @@ sys.stdin.read()
         let line = format!("user 4000: PATCH /v1/instances/{INSTANCE_ID}/tags: {status}");
         host.agent.wait_for_log(&line)?;
     }
+
+    // Who looked at secrets is in the log, however the question is spelled.
+    let path = format!("/v1/instances/{INSTANCE_ID}/metadata/latest/meta-data/?%73ecrets=true");
+    assert_eq!(ask(&host.files.socket(), "GET", &path, &[], b"")?.status, 200);
+    host.agent.wait_for_log(&format!("GET {path}: 200"))?;
 
     // Without groups nobody but root gets through the file's mode.
     let host = Host::new("", |_| ())?;

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use imds_tests::{
     client::{exchange, wait_for},
     control::{imdsctl, imdsctl_json},
+    frames::{Ipv4, tcp},
     host::{Host, INSTANCE_ID},
 };
 use serde_json::{Value, json};
@@ -96,6 +97,8 @@ fn top_shows_the_requests_of_a_guest() -> Result<()> {
     while top.try_wait()?.is_none() {
         let request = "GET /latest/meta-data/instance-id HTTP/1.1\r\n\r\n";
         assert_eq!(guest.namespace.enter(|| exchange(request))?.status, 401);
+        // From another MAC than its own.
+        host.tap.send(&Ipv4::default().frame(&tcp(80, 0)))?;
     }
     let output = top.wait_with_output()?;
     assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -111,6 +114,18 @@ fn top_shows_the_requests_of_a_guest() -> Result<()> {
         number("latencyMaxSeconds") >= number("latencyMeanSeconds"),
         "{frame}"
     );
+    assert!(number("droppedPerSecond") > 1.0, "{frame}");
+    let limits: Vec<_> = row["limits"].as_array().context("limits")?.iter().collect();
+    assert_eq!(limits.len(), 3, "{frame}");
+    // It asked for all that it may, of one of them.
+    assert!(
+        limits
+            .iter()
+            .any(|limit| limit["left"].as_u64() < limit["of"].as_u64()),
+        "{frame}"
+    );
+    assert_eq!(row["credentials"], "ready", "{frame}");
+    assert!(number("credentialsRemainingSeconds") > 3000.0, "{frame}");
     // Without a terminal there is no live view.
     let live = imdsctl(&host.files)?.arg("top").stdin(Stdio::null()).output()?;
     assert_eq!(live.status.code(), Some(1), "{live:?}");

@@ -19,12 +19,15 @@ and on no address unless `[metrics]` in its configuration names one:
 - Prometheus itself reads no sockets: give it `addresses = [\"127.0.0.1:9254\"]`, or a collector that does.
 
 What workers count costs a request three or four additions to memory of the worker's own, some 40 ns; everything else is read at the time of a
-scrape, which costs the agent's own loop a system call for each tap. Counters begin at 0 with the agent, `imds_tap_*` with the tap.
+scrape, which costs the agent's own loop three system calls for each tap. Counters begin at 0 with the agent, `imds_tap_*` with the tap.
 No label has a value that a guest chooses, none names an instance, and *series* is the most that there can be of them:
 
 - `role` is the ARN of a role. The first 100 by their ARN have series of their own, and the rest is told together as `(other)`; the
   instance identity role is one for all instances.
 - `tap` is there only with `per_tap = true`, where a host may have 16384 of them; only reasons that occurred are told.
+- `limit` is `packets` or `requests`, of which a tap has a burst that fills again at its rate (`imds_limit_packets_per_second`,
+  `imds_limit_requests_per_second`): 1024 packets and four seconds' worth of requests; or `connections`, of which it has
+  `imds_limit_connections_per_interface`. `imdsctl status` and `imdsctl top` say which tap it is that has the least left.
 - `action` and `status` of `imds_sts_exchanges_total` are what the service has and gives.
 
 `dist/prometheus/imds-agent.rules.yml` has alerts over them, `dist/grafana/imds-agent.json` a dashboard.

@@ -34,6 +34,11 @@ const TIMERS: &[(&str, usize, &str)] = &[
         2,
         "a crowd of frames is let gather, and a worker that panicked pauses",
     ),
+    (
+        "worker/usage.rs",
+        1,
+        "a task that asks workers what taps have left gives up on one that is stuck",
+    ),
 ];
 
 /// What a timer is called, at the end of a path: the words alone may be anything.

@@ -3,16 +3,17 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     time::{Duration, Instant},
 };
 
 use clap::ValueEnum;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Rates and latencies are those of so many seconds.
 const WINDOW_SECONDS: u64 = 5;
+const WINDOW: Duration = Duration::from_secs(WINDOW_SECONDS);
 
 /// What rows are ordered by, the most first; their instances where it is the same.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
@@ -24,8 +25,14 @@ pub enum Sort {
     Latency,
     /// Refused requests a second.
     Refused,
+    /// Frames dropped a second.
+    Drops,
+    /// The scarcest limit, by its share that is left.
+    Left,
     /// Connections with requests.
     Connections,
+    /// The credentials that expire first.
+    Expiry,
     /// The instance's id, ascending.
     Instance,
 }
@@ -46,12 +53,34 @@ pub struct Row {
     pub requests_per_second: f64,
     /// How many of them were refused.
     pub refused_per_second: f64,
+    /// Frames that the classifier dropped a second.
+    pub dropped_per_second: f64,
     /// Connections that had requests in the last seconds.
     pub connections: usize,
+    /// What is left of its limits.
+    pub limits: Vec<Limit>,
+    /// How the credentials of its instance's role are, if it has one.
+    pub credentials: Option<String>,
+    /// Until they expire.
+    pub credentials_remaining_seconds: Option<u64>,
     /// From a request's last frame to its response, on average.
     pub latency_mean_seconds: Option<f64>,
     /// The longest.
     pub latency_max_seconds: Option<f64>,
+}
+
+/// What is left of one limit, as the agent tells it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Limit {
+    /// Of packets, requests or connections.
+    pub limit: String,
+    /// So much.
+    pub left: u64,
+    /// Of so much.
+    pub of: u64,
+    /// It is next to nothing.
+    pub is_reached: bool,
 }
 
 /// The agent as a whole.
@@ -78,6 +107,8 @@ pub struct Model {
     started: Instant,
     interfaces: BTreeMap<String, Recent>,
     taps: Vec<Row>,
+    /// What each tap had dropped, the latest at the end.
+    dropped: HashMap<String, VecDeque<(Instant, u64)>>,
     summary: Summary,
 }
 
@@ -105,6 +136,7 @@ impl Model {
             started: now,
             interfaces: BTreeMap::new(),
             taps: Vec::new(),
+            dropped: HashMap::new(),
             summary: Summary::default(),
         }
     }
@@ -144,9 +176,16 @@ impl Model {
             mac_address: said(tap, "macAddress"),
             tap: said(tap, "name"),
             reason: said(tap, "reason"),
+            dropped_per_second: self.drops(now, tap),
+            limits: Vec::deserialize(&tap["limits"]).unwrap_or_default(),
+            credentials: said(&tap["credentials"], "state"),
+            credentials_remaining_seconds: tap["credentials"]["remainingSeconds"].as_u64(),
             ..Row::default()
         });
         self.taps = taps.collect();
+        let is_old = |at: &Instant| now.duration_since(*at) > WINDOW;
+        self.dropped
+            .retain(|_, told| told.back().is_some_and(|(at, _)| !is_old(at)));
         let sessions = |field: &str| {
             let roles = list("credentials").iter();
             roles.filter_map(|role| role[field].as_u64()).sum()
@@ -173,8 +212,12 @@ impl Model {
 
     /// Every tap, and every interface that had requests in the last seconds.
     pub fn rows(&self, now: Instant, sort: Sort) -> Vec<Row> {
-        let is_told = |mac: &String| self.taps.iter().any(|tap| tap.mac_address.as_ref() == Some(mac));
-        let untold = self.interfaces.iter().filter(|(mac, _)| !is_told(mac));
+        let told: HashSet<_> = self
+            .taps
+            .iter()
+            .filter_map(|tap| tap.mac_address.as_ref())
+            .collect();
+        let untold = self.interfaces.iter().filter(|(mac, _)| !told.contains(mac));
         let untold = untold.map(|(mac, recent)| Row {
             instance_id: recent.instance_id.clone(),
             mac_address: Some(mac.clone()),
@@ -191,7 +234,13 @@ impl Model {
             Sort::Requests => row.requests_per_second,
             Sort::Latency => row.latency_max_seconds.unwrap_or_default(),
             Sort::Refused => row.refused_per_second,
+            Sort::Drops => row.dropped_per_second,
+            Sort::Left => -row.scarcest().map_or(1.0, Limit::share),
             Sort::Connections => row.connections as f64,
+            Sort::Expiry => {
+                let remaining = row.credentials_remaining_seconds;
+                -remaining.map_or(f64::INFINITY, |seconds| seconds as f64)
+            }
             Sort::Instance => 0.0,
         };
         rows.sort_by(|one, other| {
@@ -239,8 +288,48 @@ impl Model {
         }
     }
 
+    /// Frames that a tap drops a second, by how many it had dropped in the agent's last answers.
+    fn drops(&mut self, now: Instant, tap: &Value) -> f64 {
+        let (Some(name), Some(dropped)) = (said(tap, "name"), tap["framesDropped"].as_u64()) else {
+            return 0.0;
+        };
+        let told = self.dropped.entry(name).or_default();
+        // Less than before: another device has the name, and counted from nothing.
+        if told.back().is_some_and(|(_, before)| *before > dropped) {
+            told.clear();
+        }
+        told.push_back((now, dropped));
+        while told
+            .front()
+            .is_some_and(|(at, _)| now.duration_since(*at) > WINDOW)
+        {
+            told.pop_front();
+        }
+        match told.front() {
+            Some((at, before)) if *at < now => {
+                (dropped - before) as f64 / now.duration_since(*at).as_secs_f64()
+            }
+            _ => 0.0,
+        }
+    }
+
     fn second(&self, now: Instant) -> u64 {
         now.duration_since(self.started).as_secs()
+    }
+}
+
+impl Row {
+    /// The limit of which the smallest share is left.
+    pub fn scarcest(&self) -> Option<&Limit> {
+        let limits = self.limits.iter();
+        limits.min_by(|one, other| one.share().total_cmp(&other.share()))
+    }
+}
+
+impl Limit {
+    /// The share that is left, at most one.
+    pub fn share(&self) -> f64 {
+        self.left as f64 / self.of.max(1) as f64
     }
 }
 

@@ -1,3 +1,4 @@
+use clap::ValueEnum as _;
 use ratatui::{Terminal, backend::TestBackend};
 
 use super::*;
@@ -11,9 +12,20 @@ fn status() -> Value {
         "ready": true,
         "instances": 2,
         "taps": [
-            { "name": "tap0", "bound": true, "macAddress": "06:00:00:00:00:01", "instanceId": "i-1" },
-            { "name": "tap1", "bound": true, "macAddress": "06:00:00:00:00:02", "instanceId": "i-2" },
-            { "name": "tap9", "bound": false, "reason": "no record names it" },
+            {
+                "name": "tap0", "bound": true, "macAddress": "06:00:00:00:00:01", "instanceId": "i-1",
+                "framesDropped": 100, "credentials": { "state": "ready", "remainingSeconds": 21_540 },
+                "limits": [
+                    { "limit": "packets", "left": 1024, "of": 1024, "isReached": false },
+                    { "limit": "requests", "left": 51, "of": 1024, "isReached": true },
+                ],
+            },
+            {
+                "name": "tap1", "bound": true, "macAddress": "06:00:00:00:00:02", "instanceId": "i-2",
+                "framesDropped": 0, "credentials": { "state": "refused" },
+                "limits": [{ "limit": "packets", "left": 1024, "of": 1024, "isReached": false }],
+            },
+            { "name": "tap9", "bound": false, "reason": "no record names it", "framesDropped": 7, "limits": [] },
         ],
         "credentials": [{ "ready": 2, "pending": 0, "refused": 0 }, { "ready": 0, "pending": 1, "refused": 3 }],
     })
@@ -67,12 +79,33 @@ fn rows_are_ordered_as_asked() {
     assert_eq!(order(&model, now, Sort::Latency), ["tap0", "tap1", "tap9"]);
     assert_eq!(order(&model, now, Sort::Refused), ["tap0", "tap1", "tap9"]);
     assert_eq!(order(&model, now, Sort::Connections), ["tap1", "tap0", "tap9"]);
+    assert_eq!(order(&model, now, Sort::Left), ["tap0", "tap1", "tap9"]);
+    assert_eq!(order(&model, now, Sort::Expiry), ["tap0", "tap1", "tap9"]);
     assert_eq!(order(&model, now, Sort::Instance), ["tap0", "tap1", "tap9"]);
-    let mut sort = Sort::default();
-    for _ in 0..5 {
-        sort = sort.next();
-    }
-    assert_eq!(sort, Sort::default());
+    let orders = Sort::value_variants();
+    let (first, last) = (orders[0], orders[orders.len() - 1]);
+    assert_eq!((first, last.next()), (Sort::default(), first));
+}
+
+#[test]
+fn drops_are_those_of_the_last_seconds() {
+    let (mut model, start) = busy();
+    let mut told = |second, dropped: u64| {
+        let mut status = status();
+        status["taps"][2]["framesDropped"] = dropped.into();
+        let now = start + Duration::from_secs(second);
+        model.handle_status(now, &status);
+        let rows = model.rows(now, Sort::Drops);
+        let of_tap = rows.iter().find(|row| row.tap.as_deref() == Some("tap9"));
+        (of_tap.unwrap().dropped_per_second, rows[0].tap.clone())
+    };
+    // The first answer came two seconds before.
+    assert_eq!(told(0, 27), (10.0, Some("tap9".to_owned())));
+    assert_eq!(told(2, 47).0, 10.0);
+    assert_eq!(told(8, 47).0, 0.0);
+    // A device that is new counts from nothing.
+    assert_eq!(told(9, 3).0, 0.0);
+    assert_eq!(told(10, 5).0, 2.0);
 }
 
 #[test]
@@ -119,7 +152,7 @@ fn what_was_missed_is_added_up() {
 #[test]
 fn a_frame_has_all_of_it() {
     let (model, now) = busy();
-    let mut terminal = Terminal::new(TestBackend::new(110, 6)).unwrap();
+    let mut terminal = Terminal::new(TestBackend::new(150, 6)).unwrap();
     let rows = model.rows(now, Sort::Requests);
     terminal
         .draw(|frame| view::draw(frame, model.summary(), &rows, Sort::Requests))
@@ -127,7 +160,7 @@ fn a_frame_has_all_of_it() {
     let buffer = terminal.backend().buffer();
     let lines: Vec<String> = (0..6)
         .map(|y| {
-            (0..110)
+            (0..150)
                 .map(|x| buffer[(x, y)].symbol())
                 .collect::<String>()
                 .trim_end()
@@ -138,10 +171,10 @@ fn a_frame_has_all_of_it() {
         lines,
         [
             "imds-agent ready, 2 instances; credentials: 2 ready, 1 pending, 3 refused; 0 requests missed",
-            "INSTANCE              TAP             REQ/S     REFUSED/S CONNS  MEAN      MAX       WHY NOT BOUND",
-            "i-2                   tap1            1.5       0.0       3      50 us     50 us",
-            "i-1                   tap0            1.0       0.5       1      200 us    300 us",
-            "-                     tap9            0.0       0.0       0      -         -         no record names it",
+            "INSTANCE              TAP             REQ/S     REFUSED/S DROPS/S  CONNS  MEAN      MAX       LEAST LEFT      EXPIRES  WHY NOT BOUND",
+            "i-2                   tap1            1.5       0.0       0.0      3      50 us     50 us     100% packets    refused",
+            "i-1                   tap0            1.0       0.5       0.0      1      200 us    300 us    4% requests     5h59m",
+            "-                     tap9            0.0       0.0       0.0      0      -         -         -               -        no record names it",
             "by requests   s: by another   q: quit",
         ]
     );

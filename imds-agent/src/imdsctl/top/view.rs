@@ -12,14 +12,17 @@ use super::model::{Row, Sort, Summary};
 use crate::imdsctl::print::printable;
 
 /// The columns of [`cells`].
-pub const HEADING: [&str; 8] = [
+pub const HEADING: [&str; 11] = [
     "INSTANCE",
     "TAP",
     "REQ/S",
     "REFUSED/S",
+    "DROPS/S",
     "CONNS",
     "MEAN",
     "MAX",
+    "LEAST LEFT",
+    "EXPIRES",
     "WHY NOT BOUND",
 ];
 
@@ -29,10 +32,11 @@ pub fn draw(frame: &mut Frame<'_>, summary: &Summary, rows: &[Row], sort: Sort) 
         Layout::vertical([Constraint::Length(1), Constraint::Min(0), Constraint::Length(1)])
             .areas(frame.area());
     frame.render_widget(Line::from(sentence(summary)).bold(), head);
-    let widths = [21, 15, 9, 9, 6, 9, 9].map(Constraint::Length);
+    let widths = [21, 15, 9, 9, 8, 6, 9, 9, 15, 8].map(Constraint::Length);
     let table = Table::new(
         rows.iter().map(|row| {
-            let style = if row.refused_per_second > 0.0 || row.reason.is_some() {
+            let is_at_limit = row.limits.iter().any(|limit| limit.is_reached);
+            let style = if row.refused_per_second > 0.0 || row.reason.is_some() || is_at_limit {
                 Style::new().yellow()
             } else {
                 Style::new()
@@ -62,21 +66,41 @@ pub fn sentence(summary: &Summary) -> String {
 }
 
 /// A row, as people read it.
-pub fn cells(row: &Row) -> [String; 8] {
+pub fn cells(row: &Row) -> [String; 11] {
     let text = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), printable);
     let latency = |seconds: Option<f64>| {
         seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{:.0} us", seconds * 1e6))
+    };
+    let scarcest = row.scarcest().map(|limit| {
+        let percent = (limit.share() * 100.0).floor();
+        format!("{percent}% {}", printable(&limit.limit))
+    });
+    let expires = match row.credentials_remaining_seconds {
+        Some(seconds) => Some(duration(seconds)),
+        None => row.credentials.as_deref().map(printable),
     };
     [
         text(&row.instance_id),
         text(&row.tap),
         format!("{:.1}", row.requests_per_second),
         format!("{:.1}", row.refused_per_second),
+        format!("{:.1}", row.dropped_per_second),
         row.connections.to_string(),
         latency(row.latency_mean_seconds),
         latency(row.latency_max_seconds),
+        scarcest.unwrap_or_else(|| "-".to_owned()),
+        expires.unwrap_or_else(|| "-".to_owned()),
         row.reason.as_deref().map(printable).unwrap_or_default(),
     ]
+}
+
+/// Hours and minutes, or what is less.
+fn duration(seconds: u64) -> String {
+    match (seconds / 3600, seconds / 60 % 60) {
+        (0, 0) => format!("{seconds}s"),
+        (0, minutes) => format!("{minutes}m{:02}s", seconds % 60),
+        (hours, minutes) => format!("{hours}h{minutes:02}m"),
+    }
 }
 
 fn word(sort: Sort) -> &'static str {
@@ -84,7 +108,10 @@ fn word(sort: Sort) -> &'static str {
         Sort::Requests => "requests",
         Sort::Latency => "longest latency",
         Sort::Refused => "refused requests",
+        Sort::Drops => "dropped frames",
+        Sort::Left => "scarcest limit",
         Sort::Connections => "connections",
+        Sort::Expiry => "expiry of credentials",
         Sort::Instance => "instance",
     }
 }

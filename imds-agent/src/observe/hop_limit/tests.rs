@@ -56,10 +56,12 @@ fn silence_is_told_when_it_is_more_than_one_response_that_nobody_acknowledged() 
     let (mut hop_limit, mut warnings) = (HopLimit::default(), Warnings::default());
     let sighting = sighting("i-one", Sign::Unacknowledged);
     assert_eq!(hop_limit.record(at(0), &sighting, &mut warnings), None);
+    assert_eq!(hop_limit.undelivered(), []);
     let told = hop_limit.record(at(1), &sighting, &mut warnings).unwrap();
     assert!(told.contains("not acknowledged, most likely"), "{told}");
     let report = hop_limit.report(&sighting.instance);
     assert_eq!(report.unacknowledged, 2);
+    assert_eq!(hop_limit.undelivered(), [(sighting.instance, report.clone())]);
     assert_eq!(report.last.unwrap().router, None);
 }
 

@@ -11,7 +11,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
-    sync::{Semaphore, mpsc, oneshot},
+    sync::{Mutex, Semaphore, mpsc, oneshot},
     task::JoinSet,
 };
 
@@ -78,6 +78,8 @@ struct Shared {
     metrics: Metrics,
     host: Host,
     asks: mpsc::Sender<Asked>,
+    /// One scrape at a time, so that none tells what another has already told newer of.
+    turn: Mutex<()>,
     connections: Arc<Semaphore>,
 }
 
@@ -105,6 +107,7 @@ impl Endpoint {
                 metrics: metrics.with(host.clone()),
                 host,
                 asks,
+                turn: Mutex::new(()),
                 connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             }),
         })
@@ -194,6 +197,7 @@ async fn respond(request: &Request<Incoming>, shared: &Shared) -> Response<Full<
 
 /// Asks the agent's loop, and then everybody else.
 async fn scrape(shared: &Shared) -> Option<String> {
+    let _turn = shared.turn.lock().await;
     let (asked, told) = oneshot::channel();
     shared.asks.send(asked).await.ok()?;
     shared.host.handle_told(told.await.ok()?);

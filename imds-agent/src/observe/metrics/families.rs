@@ -6,6 +6,7 @@
 use prometheus_client::{metrics::MetricType, registry::Unit};
 
 use super::sources::ROLES_MAX;
+use crate::observe::budget::LIMITS;
 
 /// One row.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -203,6 +204,12 @@ families! {
         "The longest user data.";
     LIMIT_TAPS: Gauge "imds_limit_taps" max 1,
         "Taps that a host may have.";
+    BUDGET_LEFT_MIN: Gauge "imds_budget_left_min" ["limit"] max LIMITS.len(),
+        "The least that any bound tap has left of a limit at this moment: of the packets and the requests of its burst, and of its connections. Absent where there is no limit, and while a worker does not answer.";
+    TAPS_AT_LIMIT: Gauge "imds_taps_at_limit" ["limit"] max LIMITS.len(),
+        "Bound taps that have less than a sixteenth of a limit left at this moment. Absent where there is no limit, and while a worker does not answer.";
+    TAP_BUDGET_LEFT: Gauge "imds_tap_budget_left" ["tap" "limit"] max LIMITS.len() * TAPS_MAX,
+        "Only with per_tap: what a bound tap has left of a limit at this moment.";
     BUILD: Info "imds_build" ["version" "abi"] max 1,
         "The agent's version, and that of what it shares with the classifier.";
     START_TIME: Gauge "process_start_time" in Seconds max 1,

@@ -16,7 +16,8 @@ use crate::{
     credentials::{self, RoleState, Totals, schedule::Kind, totals::FetchOutcome},
     datapath::{Counters, Hook},
     observe::{
-        Audit, Guests, Panics, Requests, StsExchanges, Trace, WorkerHealth,
+        Audit, Budget, Guests, Panics, Requests, StsExchanges, Trace, WorkerHealth,
+        budget::Scarcest,
         latency::Observed,
         requests::{METHODS, REFUSALS, STATUSES, VERSIONS},
         worker_health::Counted,
@@ -115,10 +116,44 @@ pub struct Told {
     pub refused: usize,
     /// The frames of all taps since the agent started.
     pub frames: Counters,
-    /// Those of each tap by its name, where they are wanted.
-    pub taps: BTreeMap<String, Counters>,
+    /// What is left of their limits to taps that are somebody's.
+    pub scarcest: Scarcest,
+    /// Each tap by its name, where that is wanted.
+    pub taps: BTreeMap<String, ToldOfTap>,
+    /// What is in force of the configuration, which may change.
+    pub limits: Limits,
     /// When the records in force were taken over.
     pub loaded: Timestamp,
+}
+
+/// What the configuration and the code limit.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Packets of one tap in a second; zero sets no limit.
+    pub packets_per_second: u32,
+    /// Requests of one interface in a second; zero sets no limit.
+    pub requests_per_second: u32,
+    /// The longest user data.
+    pub user_data_bytes: u64,
+}
+
+impl Limits {
+    fn put(self, samples: &mut Samples<'_>) -> fmt::Result {
+        samples.one(f::LIMIT_PACKETS, u64::from(self.packets_per_second))?;
+        samples.one(f::LIMIT_REQUESTS, u64::from(self.requests_per_second))?;
+        samples.one(f::LIMIT_CONNECTIONS, CONNECTIONS_MAX)?;
+        samples.one(f::LIMIT_USER_DATA, self.user_data_bytes)?;
+        samples.one(f::LIMIT_TAPS, u64::from(TAPS_MAX))
+    }
+}
+
+/// What there is to tell of one tap.
+#[derive(Clone, Debug)]
+pub struct ToldOfTap {
+    /// Its frames since it has the classifier.
+    pub frames: Counters,
+    /// What it has left of its limits, if it is somebody's.
+    pub budget: Option<Budget>,
 }
 
 /// What the agent's own loop told last: each scrape asks it first.
@@ -145,18 +180,32 @@ impl Source for Host {
             Reason::ALL.map(|reason| (numbered(reason), frames.dropped_for(reason))),
         )?;
         if !taps.is_empty() {
-            let punted = taps.iter().map(|(tap, counters)| ([tap], counters.punted));
+            let punted = taps.iter().map(|(tap, told)| ([tap], told.frames.punted));
             samples.many(f::TAP_FRAMES_PUNTED, punted)?;
-            let hairpinned = taps.iter().map(|(tap, counters)| ([tap], counters.hairpinned));
+            let hairpinned = taps.iter().map(|(tap, told)| ([tap], told.frames.hairpinned));
             samples.many(f::TAP_FRAMES_HAIRPINNED, hairpinned)?;
-            let dropped = taps.iter().flat_map(|(tap, counters)| {
-                counters.dropped.iter().map(|(reason, count)| {
+            let dropped = taps.iter().flat_map(|(tap, told)| {
+                told.frames.dropped.iter().map(|(reason, count)| {
                     let [number, name] = numbered(*reason);
                     ([tap.clone(), number, name], *count)
                 })
             });
             samples.many(f::TAP_FRAMES_DROPPED, dropped)?;
+            let left = taps.iter().flat_map(|(tap, told)| {
+                let limits = told.budget.iter().flat_map(Budget::limits);
+                limits.map(move |(limit, left)| ([tap.as_str(), limit], left.left))
+            });
+            samples.many(f::TAP_BUDGET_LEFT, left)?;
         }
+        let scarcest = || told.scarcest.limits();
+        samples.many(
+            f::BUDGET_LEFT_MIN,
+            scarcest().map(|(limit, scarce)| ([limit], scarce.least)),
+        )?;
+        samples.many(
+            f::TAPS_AT_LIMIT,
+            scarcest().map(|(limit, scarce)| ([limit], scarce.at_limit)),
+        )?;
         let hook = match told.hook {
             Hook::Tcx => "tcx",
             Hook::Clsact => "clsact",
@@ -165,6 +214,7 @@ impl Source for Host {
         samples.one(f::TAPS_ATTACHED, told.attached)?;
         samples.one(f::TAPS_BOUND, told.bound)?;
         samples.one(f::TAPS_REFUSED, told.refused)?;
+        told.limits.put(samples)?;
         samples.one(f::LAST_LOAD, told.loaded.as_duration().as_secs_f64())
     }
 }
@@ -379,27 +429,6 @@ impl Source for Arc<Panics> {
             (["worker"], self.of_workers()),
         ];
         samples.many(f::PANICS, of)
-    }
-}
-
-/// What the configuration and the code limit.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Packets of one tap in a second; zero sets no limit.
-    pub packets_per_second: u32,
-    /// Requests of one interface in a second; zero sets no limit.
-    pub requests_per_second: u32,
-    /// The longest user data.
-    pub user_data_bytes: u64,
-}
-
-impl Source for Limits {
-    fn put(&self, samples: &mut Samples<'_>) -> fmt::Result {
-        samples.one(f::LIMIT_PACKETS, u64::from(self.packets_per_second))?;
-        samples.one(f::LIMIT_REQUESTS, u64::from(self.requests_per_second))?;
-        samples.one(f::LIMIT_CONNECTIONS, CONNECTIONS_MAX)?;
-        samples.one(f::LIMIT_USER_DATA, self.user_data_bytes)?;
-        samples.one(f::LIMIT_TAPS, u64::from(TAPS_MAX))
     }
 }
 
