@@ -20,10 +20,7 @@ use imds_agent::{
     },
     exit_code,
     imdsctl::generate,
-    privilege::{
-        self,
-        capabilities::{self, Capability},
-    },
+    privilege::{self, PrivilegeError, capabilities},
     registry::{Directory, Problem, problem::Severity, record::Kind},
     reload, service_manager, unix_socket,
 };
@@ -119,7 +116,7 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
     match command {
         Command::Run => {
             panic::set_hook(Box::new(tell_panic));
-            ensure_host(&capabilities::NEEDED)?;
+            ensure_host(|| privilege::ensure(config.user()))?;
             support::ensure_packet_sockets()?;
             // The switch is root's.
             let grace_periods = GracePeriods::open();
@@ -159,7 +156,7 @@ fn on_taps(command: OnTaps, config: &Config) -> Result<()> {
     let root = &config.bpf_directory;
     match command {
         OnTaps::Attach { mut taps } => {
-            ensure_host(&capabilities::ATTACHING)?;
+            ensure_host(|| capabilities::ensure(&capabilities::ATTACHING))?;
             taps.retain(|tap| {
                 let is_ours = config.taps.select(tap);
                 if !is_ours {
@@ -193,9 +190,10 @@ fn start_log(level: LogLevel) {
 }
 
 /// Refuses a host that cannot do it, while nothing is made, mounted or given away yet.
-fn ensure_host(needed: &[Capability]) -> Result<()> {
+/// What the process needs for it, `privileges` tells.
+fn ensure_host(privileges: impl FnOnce() -> Result<(), PrivilegeError>) -> Result<()> {
     support::ensure_kernel()?;
-    capabilities::ensure(needed)?;
+    privileges()?;
     Ok(support::ensure_bpf()?)
 }
 

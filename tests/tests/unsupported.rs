@@ -68,7 +68,7 @@ impl Stage {
     }
 
     /// The same for `imds-agent run`, with these calls refused to it.
-    fn expect_without(&self, refused: Refused, wrap: &[&str], code: i32, sentence: &str) -> Result<()> {
+    fn expect_without(&self, refused: &Refused, wrap: &[&str], code: i32, sentence: &str) -> Result<()> {
         let command = self.command(wrap, &["run"])?;
         // A filter is its thread's, and what that starts inherits it.
         thread::scope(|scope| {
@@ -170,7 +170,7 @@ fn a_kernel_without_bpf_is_refused_with_the_option_that_it_lacks() -> Result<()>
     );
     let wrap = ["unshare", "--mount", "sh", "-c", &bind];
     let sentence = "this kernel has no bpf(2): boot one that is built with CONFIG_BPF_SYSCALL";
-    stage.expect_without(bpf(Errno::ENOSYS), &wrap, KERNEL, sentence)
+    stage.expect_without(&bpf(Errno::ENOSYS), &wrap, KERNEL, sentence)
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn a_kernel_without_packet_sockets_is_refused_with_the_option_that_it_lacks() ->
         errno: Errno::EAFNOSUPPORT,
     };
     let sentence = "this kernel has no packet sockets: boot one that is built with CONFIG_PACKET";
-    Stage::new()?.expect_without(refused, &[], KERNEL, sentence)
+    Stage::new()?.expect_without(&refused, &[], KERNEL, sentence)
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn a_filter_that_forbids_bpf_is_named() -> Result<()> {
     let stage = Stage::new()?;
     for errno in [Errno::EPERM, Errno::ENOSYS] {
         let sentence = "a system call filter is on it, as on those of containers; allow it bpf(2)";
-        stage.expect_without(bpf(errno), &[], PERMISSION, sentence)?;
+        stage.expect_without(&bpf(errno), &[], PERMISSION, sentence)?;
     }
     Ok(())
 }

@@ -1,7 +1,6 @@
 //! Capabilities: which the agent takes from root's power, where, and for how long.
 
-pub use caps::Capability;
-use caps::{CapSet, CapsHashSet, errors::CapsError};
+use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 
 use super::PrivilegeError;
 
