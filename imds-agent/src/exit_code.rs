@@ -8,7 +8,9 @@ use nix::errno::Errno;
 use crate::{
     config::ConfigError,
     control::ControlError,
-    datapath::{LoadError, inject::InjectorError, pins::PinsError},
+    datapath::{
+        LoadError, attach::EnsureError, inject::InjectorError, pins::PinsError, support::SupportError,
+    },
     privilege::PrivilegeError,
     registry::CreateError,
     unix_socket::BindError,
@@ -73,9 +75,23 @@ fn of_part(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if let Some(error) = error.downcast_ref() {
         return match error {
-            LoadError::KernelTooOld | LoadError::Refused(_) => Some(KERNEL),
+            LoadError::Unsupported(error) => of_part(error),
+            LoadError::Refused(_) => Some(KERNEL),
             LoadError::NotPermitted(_) => Some(PERMISSION),
             LoadError::Pins(pins) => of_pins(pins),
+            _ => None,
+        };
+    }
+    if let Some(error) = error.downcast_ref() {
+        return match error {
+            SupportError::KernelTooOld { .. } | SupportError::Lacks { .. } => Some(KERNEL),
+            SupportError::Forbidden { .. } => Some(PERMISSION),
+        };
+    }
+    if let Some(error) = error.downcast_ref() {
+        return match error {
+            EnsureError::Load(error) => of_part(error),
+            EnsureError::Pins(error) => of_pins(error),
             _ => None,
         };
     }
@@ -100,6 +116,7 @@ mod tests {
     use anyhow::Context as _;
 
     use super::*;
+    use crate::datapath::support::Obstacle;
 
     #[test]
     fn the_outermost_part_with_a_code_decides() {
@@ -128,7 +145,17 @@ mod tests {
             source: denied(),
         };
         assert_eq!(of(unwritable.into()), PERMISSION);
-        assert_eq!(of(LoadError::KernelTooOld.into()), KERNEL);
+        let too_old = || SupportError::KernelTooOld {
+            release: "5.10.0".to_owned(),
+        };
+        assert_eq!(of(too_old().into()), KERNEL);
+        let attach = |error: LoadError| of(EnsureError::Load(error).into());
+        assert_eq!(attach(too_old().into()), KERNEL);
+        let forbidden = SupportError::Forbidden {
+            obstacle: Obstacle::Filter,
+            errno: Errno::EPERM,
+        };
+        assert_eq!(attach(forbidden.into()), PERMISSION);
         assert_eq!(
             of(LoadError::Pins(PinsError::InUse { root: "/p".into() }).into()),
             OCCUPIED

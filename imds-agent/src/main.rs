@@ -16,10 +16,11 @@ use imds_agent::{
     datapath::{
         GracePeriods, attach, detach,
         pins::{self, Pins},
+        support,
     },
     exit_code,
     imdsctl::generate,
-    privilege,
+    privilege::{self, PrivilegeError, capabilities},
     registry::{Directory, Problem, problem::Severity, record::Kind},
     reload, service_manager, unix_socket,
 };
@@ -115,6 +116,8 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
     match command {
         Command::Run => {
             panic::set_hook(Box::new(tell_panic));
+            ensure_host(|| privilege::ensure(config.user()))?;
+            support::ensure_packet_sockets()?;
             // The switch is root's.
             let grace_periods = GracePeriods::open();
             let reduced = reduce_privileges(&config)?;
@@ -124,7 +127,7 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
                 .thread_name("imds-control")
-                .on_thread_start(privilege::capabilities::give_up)
+                .on_thread_start(capabilities::give_up)
                 .enable_all()
                 .build()
                 .context("cannot start the control threads")?;
@@ -153,6 +156,7 @@ fn on_taps(command: OnTaps, config: &Config) -> Result<()> {
     let root = &config.bpf_directory;
     match command {
         OnTaps::Attach { mut taps } => {
+            ensure_host(|| capabilities::ensure(&capabilities::ATTACHING))?;
             taps.retain(|tap| {
                 let is_ours = config.taps.select(tap);
                 if !is_ours {
@@ -183,6 +187,14 @@ fn start_log(level: LogLevel) {
     }
     logger.init();
     reload::set_log_level(level);
+}
+
+/// Refuses a host that cannot do it, while nothing is made, mounted or given away yet.
+/// What the process needs for it, `privileges` tells.
+fn ensure_host(privileges: impl FnOnce() -> Result<(), PrivilegeError>) -> Result<()> {
+    support::ensure_kernel()?;
+    privileges()?;
+    Ok(support::ensure_bpf()?)
 }
 
 /// The process as it is to be while it opens what it serves with; what is root's to do beforehand is done.

@@ -129,23 +129,16 @@ pub struct Reduced {
     _held: Option<OwnedFd>,
 }
 
+/// Whether the process can become `user` and has what starting takes. Changes nothing.
+pub fn ensure(user: Option<&str>) -> Result<(), PrivilegeError> {
+    to_become(user)?;
+    capabilities::ensure(&capabilities::NEEDED)
+}
+
 /// Makes the process what `settings` say, with the capabilities that opening takes and no others. To be called before a
 /// second thread is there.
 pub fn reduce(settings: &Settings<'_>) -> Result<Reduced, PrivilegeError> {
-    let current = user::current();
-    let user = match settings.user {
-        None => current.clone(),
-        Some(name) => {
-            let user = User::find(name)?;
-            if !current.is_root() && user.id != current.id {
-                return Err(PrivilegeError::OtherUser {
-                    is: current.id.as_raw(),
-                    name: name.to_owned(),
-                });
-            }
-            user
-        }
-    };
+    let (current, user) = (user::current(), to_become(settings.user)?);
     if current.is_root() {
         for directory in settings.owned.iter().chain([&settings.pins]) {
             user::own(directory, &user)?;
@@ -189,6 +182,22 @@ pub fn reduce(settings: &Settings<'_>) -> Result<Reduced, PrivilegeError> {
         pins: pins.map_or_else(|| settings.pins.to_owned(), PathBuf::from),
         _held: held,
     })
+}
+
+/// The user of this name, whom only root and itself can be; without a name, whoever this is.
+fn to_become(name: Option<&str>) -> Result<User, PrivilegeError> {
+    let current = user::current();
+    let Some(name) = name else {
+        return Ok(current);
+    };
+    let user = User::find(name)?;
+    if !current.is_root() && user.id != current.id {
+        return Err(PrivilegeError::OtherUser {
+            is: current.id.as_raw(),
+            name: name.to_owned(),
+        });
+    }
+    Ok(user)
 }
 
 fn hold(directory: &Path) -> Result<OwnedFd, PrivilegeError> {

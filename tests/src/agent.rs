@@ -76,7 +76,14 @@ impl HostFiles {
             files.socket(),
         );
         fs::write(files.config(), config)?;
+        if let Some(kept) = kept_keys() {
+            copy_keys(&kept, &files.keys());
+        }
         Ok(files)
+    }
+
+    fn keys(&self) -> PathBuf {
+        self.state().join("keys")
     }
 
     /// Has the next agent run as another user.
@@ -176,7 +183,44 @@ impl HostFiles {
 
 impl Drop for HostFiles {
     fn drop(&mut self) {
+        if let Some(kept) = kept_keys() {
+            copy_keys(&self.keys(), &kept);
+        }
         let _ = fs::remove_dir_all(&self.pins);
+    }
+}
+
+/// The keys that an agent signs identity documents with, and their certificates.
+const IDENTITY_FILES: [&str; 4] = [
+    "identity.key",
+    "identity.crt",
+    "identity-dsa.key",
+    "identity-dsa.crt",
+];
+
+/// Where one host's identity is kept for the next, as `tests/guest-init` says: an emulated processor finds their primes in
+/// seconds. On real ones each host makes its own.
+fn kept_keys() -> Option<PathBuf> {
+    env::var_os("IMDS_TEST_KEYS").map(PathBuf::from)
+}
+
+/// Copies an identity to where there is none. One that is not whole, of an agent that was killed, is made anew.
+fn copy_keys(from: &Path, to: &Path) {
+    if to.join(IDENTITY_FILES[3]).exists() || !IDENTITY_FILES.iter().all(|file| from.join(file).exists()) {
+        return;
+    }
+    let copied = fs::DirBuilder::new()
+        .mode(0o700)
+        .recursive(true)
+        .create(to)
+        .and_then(|()| {
+            IDENTITY_FILES
+                .iter()
+                .try_for_each(|file| fs::copy(from.join(file), to.join(file)).map(drop))
+        });
+    if copied.is_err() {
+        // The agent takes all or none.
+        let _ = fs::remove_dir_all(to);
     }
 }
 

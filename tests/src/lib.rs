@@ -19,6 +19,7 @@ pub mod load;
 pub mod machine;
 pub mod moto;
 pub mod netns;
+pub mod pace;
 pub mod qemu;
 pub mod raw_guest;
 pub mod records;

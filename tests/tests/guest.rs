@@ -1,8 +1,8 @@
 //! A real guest on a real tap: one boot, many assertions, because the boot is what costs.
 
-use std::time::Duration;
+use std::{fs, path::Path, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use imds_tests::{
     host,
     records::{ROLE, USER_DATA},
@@ -88,7 +88,7 @@ fn at_hop_limit_one_a_container_gets_answers_without_a_token_but_no_token() -> R
 }
 
 #[test]
-fn a_guest_that_does_not_end_in_time_is_ended_and_leaves_its_console() -> Result<()> {
+fn a_guest_that_does_not_end_in_time_is_ended_and_leaves_console_and_capture() -> Result<()> {
     let host = VmHost::new(&host::program()?, |_| ())?;
     let error = host
         .boot("cut-short", &["demo"], Duration::from_millis(1))?
@@ -96,12 +96,16 @@ fn a_guest_that_does_not_end_in_time_is_ended_and_leaves_its_console() -> Result
         .unwrap_err();
     let message = format!("{error:#}");
     assert!(message.contains("did not end within 1ms"), "{message}");
-    let console = message
-        .split_once("console: ")
-        .and_then(|(_, rest)| rest.split(',').next());
-    assert!(
-        console.is_some_and(|file| std::path::Path::new(file).exists()),
-        "{message}"
-    );
+    for kind in ["console: ", "capture: "] {
+        let file = message
+            .split_once(kind)
+            .and_then(|(_, rest)| rest.split([',', ':']).next())
+            .map(Path::new);
+        let file = file
+            .filter(|file| file.exists())
+            .with_context(|| message.clone())?;
+        // This one was meant to fail.
+        fs::remove_file(file)?;
+    }
     Ok(())
 }

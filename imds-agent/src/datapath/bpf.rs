@@ -1,4 +1,5 @@
-//! The three commands of bpf(2) that aya does not offer: what a pinned link hangs on, and taking it off at once.
+//! The commands of bpf(2) that aya does not offer: what a pinned link hangs on, and taking it off at once; and whether there is
+//! such a call at all.
 //!
 //! Read first: `union bpf_attr` and `struct bpf_link_info` in the kernel's `include/uapi/linux/bpf.h`.
 
@@ -17,10 +18,34 @@ use std::{
 use imds_ebpf::abi::TapIndex;
 use nix::libc;
 
+const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_LINK_TYPE_TCX: u32 = 11;
+const BPF_MAP_TYPE_LRU_HASH: u32 = 9;
+
+/// Makes the smallest map of a kind that takes CAP_BPF whatever `unprivileged_bpf_disabled` says. It is gone again at once.
+pub fn try_map() -> io::Result<()> {
+    #[repr(C)]
+    struct Attributes {
+        map_type: u32,
+        key_size: u32,
+        value_size: u32,
+        entries_max: u32,
+    }
+    let mut attributes = Attributes {
+        map_type: BPF_MAP_TYPE_LRU_HASH,
+        key_size: 4,
+        value_size: 4,
+        entries_max: 1,
+    };
+    // SAFETY: these are the attributes of this command, and they point to nothing.
+    let fd = unsafe { bpf(BPF_MAP_CREATE, &mut attributes) }?;
+    // SAFETY: the kernel just made this descriptor for us.
+    drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok(())
+}
 
 /// Opens the link that is pinned at `path`.
 pub fn open_link(path: &Path) -> io::Result<OwnedFd> {

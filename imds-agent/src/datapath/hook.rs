@@ -31,6 +31,7 @@ use thiserror::Error;
 use super::{
     LoadError, bpf, filters,
     pins::{Pins, PinsError, link_in, remove_pin, shown},
+    support,
     tap::{self, TapError},
 };
 
@@ -39,9 +40,6 @@ pub(super) const CLSACT_PRIORITY: u16 = 1;
 
 /// The clsact filter's handle under that priority: "a9fe" as in 169.254, which nobody gets by automatic numbering.
 pub(super) const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0xa9fe);
-
-/// Ring buffers came with 5.8, memory accounting for maps without `RLIMIT_MEMLOCK` with 5.11.
-const KERNEL_MIN: KernelVersion = KernelVersion::new(5, 11, 0);
 
 /// TCX came with 6.6.
 const KERNEL_TCX: KernelVersion = KernelVersion::new(6, 6, 0);
@@ -89,7 +87,7 @@ pub enum HookError {
         tap: TapIndex,
     },
     /// The clsact queueing discipline cannot be added.
-    #[error("cannot add the clsact queueing discipline")]
+    #[error("cannot add the clsact queueing discipline, which is the kernel's module sch_ingress")]
     Clsact(#[source] TcError),
     /// The kernel refuses.
     #[error("the kernel refuses to attach the classifier")]
@@ -129,11 +127,9 @@ pub enum HookError {
 impl Hook {
     /// The best that this kernel has.
     pub(super) fn of_this_kernel() -> Result<Self, LoadError> {
-        match KernelVersion::current() {
-            Ok(kernel) if kernel >= KERNEL_TCX => Ok(Self::Tcx),
-            Ok(kernel) if kernel >= KERNEL_MIN => Ok(Self::Clsact),
-            _ => Err(LoadError::KernelTooOld),
-        }
+        support::ensure_kernel()?;
+        let has_tcx = KernelVersion::current().is_ok_and(|kernel| kernel >= KERNEL_TCX);
+        Ok(if has_tcx { Self::Tcx } else { Self::Clsact })
     }
 
     /// Puts `program` on `tap` in place of the one that hangs there already. False when none does; a dead link's pin is

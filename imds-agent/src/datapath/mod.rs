@@ -3,7 +3,7 @@
 //! Nothing in here knows what a request is. Besides `privilege`, in two places, the only room with
 //! `unsafe` in it.
 //!
-//! Read in this order: [`program`] (what the agent does with the classifier), [`attach`] and [`detach`] (what an operator
+//! Read in this order: [`support`] (what it takes), [`program`] (what the agent does with the classifier), [`attach`] and [`detach`] (what an operator
 //! does without one), [`hook`] and [`filters`] (how it hangs on a tap), [`pins`] (what outlives the agent), [`punt`],
 //! [`ring`] and [`inject`] (the frames), [`link_watch`] and [`tap`] (the devices).
 
@@ -22,6 +22,7 @@ pub mod program;
 pub mod punt;
 mod ring;
 pub mod sleep;
+pub mod support;
 pub mod tap;
 
 pub use counters::Counters;

@@ -15,6 +15,7 @@ use super::{
     pins::{Pins, PinsError, remove_pin},
     punt,
     ring::Ring,
+    support::SupportError,
 };
 
 /// The object that `cargo xtask build-ebpf` made, or nothing when it was not run before this build.
@@ -45,9 +46,9 @@ pub enum LoadError {
     /// This build of the agent carries none.
     #[error("this build has no classifier in it: run `cargo xtask build-ebpf`, then build the agent again")]
     ObjectMissing,
-    /// The kernel lacks what it needs.
-    #[error("this kernel is too old: the classifier needs Linux 5.11 or later")]
-    KernelTooOld,
+    /// The host lacks what it needs.
+    #[error(transparent)]
+    Unsupported(#[from] SupportError),
     /// The process lacks what it needs.
     #[error(
         "loading the classifier is not permitted: it needs root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"

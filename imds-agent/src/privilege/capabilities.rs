@@ -16,21 +16,30 @@ pub const NEEDED: [Capability; 4] = [
     Capability::CAP_NET_RAW,
 ];
 
+/// What putting the classifier on a tap takes, without serving anybody.
+pub const ATTACHING: [Capability; 3] = [
+    Capability::CAP_BPF,
+    Capability::CAP_PERFMON,
+    Capability::CAP_NET_ADMIN,
+];
+
 /// What the main thread goes on needing: taps come and go, and bindings change.
 const SERVING: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
 
 /// Kept until everything is open, where it is there: an operator may want a security token service below port 1024.
 const WELCOME: Capability = Capability::CAP_NET_BIND_SERVICE;
 
+/// Whether the process has these.
+pub fn ensure(needed: &[Capability]) -> Result<(), PrivilegeError> {
+    permitted(needed).map(drop)
+}
+
 /// Leaves the process with what opening takes, `change` of its user in between. No program that it runs gains any: the
 /// bounding set is empty where the process may change that, the inheritable and the ambient set are in any case.
 pub(super) fn keep_for_opening(
     change: impl FnOnce() -> Result<(), PrivilegeError>,
 ) -> Result<(), PrivilegeError> {
-    let permitted = caps::read(None, CapSet::Permitted).map_err(PrivilegeError::Capabilities)?;
-    if let Some(missing) = NEEDED.into_iter().find(|needed| !permitted.contains(needed)) {
-        return Err(PrivilegeError::Missing { missing });
-    }
+    let permitted = permitted(&NEEDED)?;
     if permitted.contains(&Capability::CAP_SETPCAP) {
         // Without it, as under systemd, whoever started the process bounds it.
         caps::clear(None, CapSet::Bounding).map_err(PrivilegeError::Capabilities)?;
@@ -55,6 +64,15 @@ pub fn give_up() {
     if let Err(error) = keep(&CapsHashSet::new()) {
         log::error!("cannot give capabilities up: {error}");
         std::process::abort();
+    }
+}
+
+/// All that the process may make effective, with the needed ones among them.
+fn permitted(needed: &[Capability]) -> Result<CapsHashSet, PrivilegeError> {
+    let permitted = caps::read(None, CapSet::Permitted).map_err(PrivilegeError::Capabilities)?;
+    match needed.iter().find(|needed| !permitted.contains(needed)) {
+        Some(&missing) => Err(PrivilegeError::Missing { missing }),
+        None => Ok(permitted),
     }
 }
 

@@ -56,6 +56,11 @@ impl CommandLine {
             .collect()
     }
 
+    /// How many times slower the machine is than a real one.
+    pub fn slowness(&self) -> &str {
+        self.value("imds.slowness=").unwrap_or("1")
+    }
+
     fn value(&self, name: &str) -> Option<&str> {
         self.0
             .split_ascii_whitespace()

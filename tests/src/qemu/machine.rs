@@ -44,6 +44,8 @@ pub enum Software {
         kernel: PathBuf,
         /// Holds the programs and all that they need.
         initramfs: PathBuf,
+        /// What the kernel is told besides.
+        parameters: Vec<String>,
     },
 }
 
@@ -89,7 +91,7 @@ impl Accelerator {
             steps: Vec::new(),
         };
         Self::Kvm.add_processor(&mut command, "128M");
-        add_kernel(&mut command, &nothing)?;
+        add_kernel(&mut command, &nothing, Self::Kvm)?;
         let (mut qemu, lines) = power_on(&mut command)?;
         let ends_at = Instant::now() + PROBE_LIMIT;
         let mut boots = false;
@@ -109,6 +111,14 @@ impl Accelerator {
         match self {
             Self::Kvm => "kvm",
             Self::Tcg => "tcg",
+        }
+    }
+
+    /// Against the processor itself, with what the tests do; see [`crate::pace`].
+    fn slowness(self) -> u32 {
+        match self {
+            Self::Kvm => 1,
+            Self::Tcg => 10,
         }
     }
 
@@ -134,8 +144,9 @@ pub fn command(namespace: &Namespace, options: &GuestOptions) -> Result<Command>
         Software::Debian { .. } => "512M",
         Software::Tests { .. } => "1G",
     };
-    Accelerator::detect()?.add_processor(&mut command, memory);
-    add_kernel(&mut command, &options.software)?;
+    let accelerator = Accelerator::detect()?;
+    accelerator.add_processor(&mut command, memory);
+    add_kernel(&mut command, &options.software, accelerator)?;
     if let Software::Debian { smbios_uuid, .. } = &options.software {
         add_disk(&mut command)?;
         if let Some(uuid) = smbios_uuid {
@@ -177,7 +188,7 @@ pub fn power_on(command: &mut Command) -> Result<(Child, Receiver<String>)> {
     Ok((qemu, lines))
 }
 
-fn add_kernel(command: &mut Command, software: &Software) -> Result<()> {
+fn add_kernel(command: &mut Command, software: &Software, accelerator: Accelerator) -> Result<()> {
     let mut words = vec![
         "console=ttyS0".to_owned(),
         "quiet".to_owned(),
@@ -199,8 +210,14 @@ fn add_kernel(command: &mut Command, software: &Software) -> Result<()> {
             }
             (image().join("vmlinuz"), image().join("debian-initramfs.cpio"))
         }
-        Software::Tests { kernel, initramfs } => {
+        Software::Tests {
+            kernel,
+            initramfs,
+            parameters,
+        } => {
+            words.extend_from_slice(parameters);
             words.push("imds.steps=tests".to_owned());
+            words.push(format!("imds.slowness={}", accelerator.slowness()));
             (kernel.clone(), initramfs.clone())
         }
     };

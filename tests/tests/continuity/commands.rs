@@ -17,7 +17,7 @@ use imds_tests::{
     tap::Tap,
 };
 
-use crate::counters;
+use crate::{counters, has_tcx};
 
 /// A host whose guest has a record, without an agent yet.
 struct Host {
@@ -87,8 +87,12 @@ fn listing(devices: &[&str], pins: &Path) -> Result<String> {
             ("egress", TcAttachType::Egress),
         ] {
             let filters = tc(&format!("filter show dev {device} {hook}"))?;
-            let (_, programs) = SchedClassifier::query_tcx(device, attach_type)?;
-            listing += &format!("{device} {hook}: {} TCX programs\n{filters}", programs.len());
+            let programs = if has_tcx() {
+                SchedClassifier::query_tcx(device, attach_type)?.1.len()
+            } else {
+                0
+            };
+            listing += &format!("{device} {hook}: {programs} TCX programs\n{filters}");
         }
     }
     if pins.exists() {
@@ -180,13 +184,18 @@ fn tap_that_is_attached_early_is_dark_until_it_is_served() -> Result<()> {
     host.run(&["detach", "guest"])?;
     ensure!(host.leaks.falls_through()?, "the classifier is still there");
     let listing = host.listing()?;
-    ensure!(listing.contains("guest ingress: 0 TCX"), "{listing}");
+    let is_off = listing.contains("guest ingress: 0 TCX") && !listing.contains("imds_outbound");
+    ensure!(is_off, "{listing}");
     host.run(&["detach", "--all"])
 }
 
 /// Something that is no link is pinned where a tap's link should be.
 #[test]
 fn bad_tap_is_told_and_tried_again_and_costs_nobody_else_anything() -> Result<()> {
+    if !has_tcx() {
+        println!("skipped: this kernel has no links to pin");
+        return Ok(());
+    }
     let host = Host::new()?;
     host.start()?.stop()?;
     let bad = host.namespace.enter(|| Tap::new("guest9"))?;

@@ -8,10 +8,18 @@ mod restarts;
 use std::path::Path;
 
 use anyhow::Result;
-use aya::maps::{Map, MapData, PerCpuHashMap};
+use aya::{
+    maps::{Map, MapData, PerCpuHashMap},
+    util::KernelVersion,
+};
 use imds_agent::datapath::Counters;
 use imds_ebpf::abi::{ABI_VERSION, TapCounters, TapIndex};
 use imds_tests::agent::HostFiles;
+
+/// Whether this kernel has TCX, or its classifiers hang on clsact.
+fn has_tcx() -> bool {
+    KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0))
+}
 
 /// What an agent with these files has counted on `tap`.
 fn counters(files: &HostFiles, tap: TapIndex) -> Result<Counters> {
