@@ -1,6 +1,8 @@
 //! What the kernel's accounting has of a process and of the machine: processor time, wake-ups, memory.
 
 use std::{
+    collections::BTreeMap,
+    ffi::OsString,
     fs, io, thread,
     time::{Duration, Instant},
 };
@@ -20,17 +22,31 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// User and system time of all threads of a process, exact to the nanosecond. Soft interrupts that the kernel serves in a
 /// thread's time are in it, unless the kernel is built with `IRQ_TIME_ACCOUNTING`.
 pub fn cpu_time(process: Pid) -> Result<Duration> {
-    let nanoseconds = sum_over_threads(process, "schedstat", |schedstat| {
+    let of_threads = by_thread(process, "schedstat", |schedstat| {
         schedstat.split_whitespace().next()
     })?;
-    Ok(Duration::from_nanos(nanoseconds))
+    Ok(Duration::from_nanos(of_threads.values().sum()))
 }
 
-/// How often the threads of a process went to sleep of their own will, which is how often they were woken.
-pub fn wake_ups(process: Pid) -> Result<u64> {
-    sum_over_threads(process, "status", |status| {
-        field(status, "voluntary_ctxt_switches:")
-    })
+/// How often each thread of a process has gone to sleep of its own will, which is how often it was woken.
+#[derive(Clone, Debug)]
+pub struct WakeUps(BTreeMap<OsString, u64>);
+
+impl WakeUps {
+    /// Since each thread began.
+    pub fn of(process: Pid) -> Result<Self> {
+        let of_threads = by_thread(process, "status", |status| {
+            field(status, "voluntary_ctxt_switches:")
+        })?;
+        Ok(Self(of_threads))
+    }
+
+    /// Of all threads that there are now, since `before`. What a thread did that has ended is not known.
+    pub fn since(&self, before: &Self) -> u64 {
+        let of_thread =
+            |(thread, count): (_, &u64)| count.saturating_sub(*before.0.get(thread).unwrap_or(&0));
+        self.0.iter().map(of_thread).sum()
+    }
 }
 
 /// Resident memory of a process in bytes.
@@ -87,13 +103,18 @@ impl MachineTime {
     }
 }
 
-/// A thread that ends while it is looked at counts no more.
-fn sum_over_threads(process: Pid, file: &str, value: impl Fn(&str) -> Option<&str>) -> Result<u64> {
-    let mut total = 0;
+/// A number of each thread. One that ends while it is looked at has none.
+fn by_thread(
+    process: Pid,
+    file: &str,
+    value: impl Fn(&str) -> Option<&str>,
+) -> Result<BTreeMap<OsString, u64>> {
+    let mut of_threads = BTreeMap::new();
     for thread in fs::read_dir(format!("/proc/{process}/task"))? {
-        let path = thread?.path().join(file);
+        let thread = thread?;
+        let path = thread.path().join(file);
         let text = match fs::read_to_string(&path) {
-            // ESRCH is what a file that is open already says.
+            // ESRCH is what a file says that was opened before the end.
             Err(error)
                 if error.kind() == io::ErrorKind::NotFound
                     || error.raw_os_error() == Some(nix::libc::ESRCH) =>
@@ -103,9 +124,9 @@ fn sum_over_threads(process: Pid, file: &str, value: impl Fn(&str) -> Option<&st
             text => text?,
         };
         let value = value(&text).with_context(|| format!("nothing to count in {}", path.display()))?;
-        total += value.parse::<u64>()?;
+        of_threads.insert(thread.file_name(), value.parse()?);
     }
-    Ok(total)
+    Ok(of_threads)
 }
 
 fn memory_bytes(process: Pid, name: &str) -> Result<u64> {
@@ -129,14 +150,14 @@ mod tests {
     #[test]
     fn what_this_process_does_is_counted() -> Result<()> {
         let this = Pid::this();
-        let (cpu, wake_ups) = (cpu_time(this)?, wake_ups(this)?);
+        let (cpu, before) = (cpu_time(this)?, WakeUps::of(this)?);
         let memory = vec![1_u8; 1 << 24];
         let anonymous = anonymous_bytes(this)?;
         assert!(anonymous > 1 << 24, "{anonymous} bytes beside {}", memory.len());
         assert!(resident_bytes(this)? >= anonymous);
         thread::sleep(Duration::from_millis(1));
         assert!(cpu_time(this)? > cpu);
-        assert!(super::wake_ups(this)? > wake_ups);
+        assert!(WakeUps::of(this)?.since(&before) > 0);
         Ok(())
     }
 
