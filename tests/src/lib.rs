@@ -1,5 +1,6 @@
 //! Guests, namespaces and peers for the integration tests.
 
+pub mod accounting;
 pub mod agent;
 pub mod ceph;
 pub mod client;

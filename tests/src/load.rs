@@ -1,6 +1,9 @@
 //! Guests that do nothing but exchanges: connect, one request or many, close. Made for measuring, so a run is one thread
 //! and allocates nothing per exchange; whatever serves the other side of a tap gets the same frames.
 
+mod crowd;
+mod wire;
+
 use std::{
     collections::VecDeque,
     io,
@@ -9,24 +12,12 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use imds_ebpf::abi::{IMDS_IPV4, IMDS_PORT, MacAddr};
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
-};
+use imds_ebpf::abi::MacAddr;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+pub use self::crowd::{run_all, run_in_turn};
+use self::wire::{ACK, FIN, PSH, RST, SYN, Segment};
 use crate::tap::Tap;
-
-const ETHERNET: usize = 14;
-const IPV4: usize = 20;
-const TCP: usize = 20;
-const HEADERS: usize = ETHERNET + IPV4 + TCP;
-
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const PSH: u8 = 0x08;
-const ACK: u8 = 0x10;
 
 /// An exchange that takes longer than this lost a frame: it is given up, counted, and begun anew.
 const LOST_AFTER: Duration = Duration::from_millis(500);
@@ -66,14 +57,20 @@ pub struct Outcome {
     pub lost: usize,
     /// How long it took.
     pub elapsed: Duration,
-    /// From SYN (on a kept connection: from the request) to the whole response, sorted.
+    /// From SYN (on a kept connection: from the request) to the whole response, in the order in which they ended.
     pub latencies: Vec<Duration>,
     /// The first response, whole.
     pub response: Vec<u8>,
 }
 
 impl Outcome {
-    /// The latency that `share` of the exchanges stayed within; 0.5 is the median.
+    /// With latencies from the least to the most. A run leaves that to whoever has measured what it cost.
+    pub fn sorted(mut self) -> Self {
+        self.latencies.sort_unstable();
+        self
+    }
+
+    /// The latency that `share` of the exchanges stayed within, once they are sorted; 0.5 is the median.
     pub fn quantile(&self, share: f64) -> Duration {
         #[expect(
             clippy::cast_possible_truncation,
@@ -92,7 +89,7 @@ impl Outcome {
         self.exchanges as f64 / self.elapsed.as_secs_f64()
     }
 
-    /// What many guests had, as one.
+    /// What many guests had, as one, sorted.
     pub fn of_all(outcomes: impl IntoIterator<Item = Self>) -> Self {
         let mut all = Self::default();
         for outcome in outcomes {
@@ -101,14 +98,13 @@ impl Outcome {
             all.elapsed = all.elapsed.max(outcome.elapsed);
             all.latencies.extend(outcome.latencies);
         }
-        all.latencies.sort_unstable();
-        all
+        all.sorted()
     }
 }
 
 /// Runs one guest on `tap` until the time is over and the exchanges under way have ended.
 pub fn run(tap: &Tap, load: &Load) -> Result<Outcome> {
-    let mut guest = Guest::new(tap, load);
+    let mut guest = Guest::new(tap, load, LATENCIES);
     let mut buffer = vec![0; BUFFER_BYTES];
     guest.begin()?;
     let mut checked = Instant::now();
@@ -138,39 +134,8 @@ pub fn run(tap: &Tap, load: &Load) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Runs many guests at once, each on its tap, until all are done.
-pub fn run_all(guests: &[(&Tap, Load)]) -> Result<Vec<Outcome>> {
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    for (index, (tap, _)) in guests.iter().enumerate() {
-        epoll.add(tap.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
-    }
-    let mut guests: Vec<_> = guests.iter().map(|(tap, load)| Guest::new(tap, load)).collect();
-    for guest in &mut guests {
-        guest.begin()?;
-    }
-    let mut buffer = vec![0; BUFFER_BYTES];
-    let mut events = vec![EpollEvent::empty(); 64];
-    let mut checked = Instant::now();
-    while guests.iter().any(|guest| !guest.is_done()) {
-        let count = epoll.wait(&mut events, EpollTimeout::from(1_u8))?;
-        for event in events.iter().take(count) {
-            let index = usize::try_from(event.data())?;
-            let Some(guest) = guests.get_mut(index) else {
-                continue;
-            };
-            while let Ok(count) = guest.tap.read(&mut buffer) {
-                guest.handle_frame(buffer.get(..count).unwrap_or_default())?;
-            }
-        }
-        if checked.elapsed() > Duration::from_millis(1) {
-            checked = Instant::now();
-            for guest in &mut guests {
-                guest.handle_time()?;
-            }
-        }
-    }
-    Ok(guests.into_iter().map(Guest::end).collect())
-}
+/// As many latencies are kept without allocating while exchanges are under way.
+const LATENCIES: usize = 1 << 20;
 
 /// The longest frame that a tap hands out.
 const BUFFER_BYTES: usize = 65_536 + 64;
@@ -206,14 +171,16 @@ struct Guest<'a> {
     pauses: VecDeque<Instant>,
     next_port: u16,
     begun: usize,
+    /// Whether somebody else says when the next exchange begins.
+    takes_turns: bool,
     frame: Vec<u8>,
     outcome: Outcome,
 }
 
 impl<'a> Guest<'a> {
-    fn new(tap: &'a Tap, load: &'a Load) -> Self {
+    fn new(tap: &'a Tap, load: &'a Load, latencies: usize) -> Self {
         let outcome = Outcome {
-            latencies: Vec::with_capacity(load.exchanges_max.min(1 << 20)),
+            latencies: Vec::with_capacity(load.exchanges_max.min(latencies)),
             ..Outcome::default()
         };
         Self {
@@ -224,7 +191,8 @@ impl<'a> Guest<'a> {
             pauses: VecDeque::with_capacity(load.in_flight),
             next_port: 10_000,
             begun: 0,
-            frame: template(load),
+            takes_turns: false,
+            frame: wire::template(load),
             outcome,
         }
     }
@@ -242,9 +210,13 @@ impl<'a> Guest<'a> {
         self.flows.is_empty() && self.pauses.is_empty()
     }
 
+    /// Exchanges that ended, well or not.
+    fn ended(&self) -> usize {
+        self.outcome.exchanges + self.outcome.lost
+    }
+
     fn end(mut self) -> Outcome {
         self.outcome.elapsed = self.start.elapsed();
-        self.outcome.latencies.sort_unstable();
         self.outcome
     }
 
@@ -281,6 +253,9 @@ impl<'a> Guest<'a> {
     }
 
     fn begin_after_pause(&mut self) -> Result<()> {
+        if self.takes_turns {
+            return Ok(());
+        }
         if self.load.pause.is_zero() {
             return self.begin_one();
         }
@@ -382,7 +357,9 @@ impl<'a> Guest<'a> {
         self.flows.retain(|flow| flow.begun.elapsed() < LOST_AFTER);
         for _ in self.flows.len()..before {
             self.outcome.lost += 1;
-            self.begin_one()?;
+            if !self.takes_turns {
+                self.begin_one()?;
+            }
         }
         let now = Instant::now();
         while self.pauses.front().is_some_and(|due| *due <= now) {
@@ -403,90 +380,7 @@ impl<'a> Guest<'a> {
         let request: &[u8] = request
             .and_then(|index| self.load.requests.get(index))
             .map_or(&[], Vec::as_slice);
-        let frame = &mut self.frame;
-        frame.truncate(HEADERS);
-        frame.extend_from_slice(request);
-        let length = u16::try_from(frame.len() - ETHERNET).unwrap_or(u16::MAX);
-        let (head, tcp) = frame.split_at_mut(ETHERNET + IPV4);
-        let ip = &mut head[ETHERNET..];
-        ip[2..4].copy_from_slice(&length.to_be_bytes());
-        ip[10..12].fill(0);
-        let checksum = finish(sum(ip));
-        ip[10..12].copy_from_slice(&checksum.to_be_bytes());
-        tcp[0..2].copy_from_slice(&port.to_be_bytes());
-        tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
-        tcp[8..12].copy_from_slice(&acknowledges.to_be_bytes());
-        tcp[13] = flags;
-        tcp[16..18].fill(0);
-        let pseudo = sum(&ip[12..20]) + 6 + u64::from(length) - IPV4 as u64;
-        let checksum = finish(pseudo + sum(tcp));
-        tcp[16..18].copy_from_slice(&checksum.to_be_bytes());
+        wire::write(&mut self.frame, port, sequence, acknowledges, flags, request);
         self.tap.send(&self.frame)
     }
-}
-
-struct Segment<'a> {
-    port: u16,
-    sequence: u32,
-    acknowledges: u32,
-    flags: u8,
-    payload: &'a [u8],
-}
-
-impl<'a> Segment<'a> {
-    fn parse(frame: &'a [u8]) -> Option<Self> {
-        let packet = frame.get(ETHERNET..)?;
-        if frame.get(12..14)? != [8, 0] || *packet.get(9)? != 6 {
-            return None;
-        }
-        let length = usize::from(u16::from_be_bytes(packet.get(2..4)?.try_into().ok()?));
-        let tcp = packet.get(..length)?.get(IPV4..)?;
-        Some(Self {
-            port: u16::from_be_bytes(tcp.get(2..4)?.try_into().ok()?),
-            sequence: u32::from_be_bytes(tcp.get(4..8)?.try_into().ok()?),
-            acknowledges: u32::from_be_bytes(tcp.get(8..12)?.try_into().ok()?),
-            flags: *tcp.get(13)?,
-            payload: tcp.get(usize::from(tcp.get(12)? >> 4) * 4..)?,
-        })
-    }
-}
-
-/// Everything of a frame that stays the same.
-fn template(load: &Load) -> Vec<u8> {
-    let mut frame = Vec::with_capacity(HEADERS + load.requests.iter().map(Vec::len).max().unwrap_or(0));
-    frame.extend_from_slice(&load.server.0);
-    frame.extend_from_slice(&load.mac.0);
-    frame.extend_from_slice(&[0x08, 0x00]);
-    frame.extend_from_slice(&[0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0]);
-    frame.extend_from_slice(&load.address);
-    frame.extend_from_slice(&IMDS_IPV4);
-    frame.extend_from_slice(&[0; 2]);
-    frame.extend_from_slice(&IMDS_PORT.to_be_bytes());
-    frame.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0, 0xff, 0xff, 0, 0, 0, 0]);
-    frame
-}
-
-/// The Internet checksum's sum, eight bytes at a time: 2^64 is 1 in its arithmetic, so a carry comes back in at the bottom.
-fn sum(bytes: &[u8]) -> u64 {
-    let mut words = bytes.chunks_exact(8);
-    let add = |sum: u64, word: u64| {
-        let (sum, carry) = sum.overflowing_add(word);
-        sum + u64::from(carry)
-    };
-    let mut total = words.by_ref().fold(0, |total, word| {
-        add(total, u64::from_be_bytes(word.try_into().unwrap_or_default()))
-    });
-    let mut last = [0; 8];
-    for (byte, value) in last.iter_mut().zip(words.remainder()) {
-        *byte = *value;
-    }
-    total = add(total, u64::from_be_bytes(last));
-    (total & 0xffff_ffff) + (total >> 32)
-}
-
-fn finish(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !u16::try_from(sum).unwrap_or(u16::MAX)
 }

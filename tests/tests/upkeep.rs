@@ -1,29 +1,18 @@
 //! What the instances and roles of a large host cost the agent in memory. What their upkeep costs in processor time is in
 //! the agent's own tests, under a simulated clock.
 
-use std::{
-    fs, thread,
-    time::{Duration, Instant},
-};
-
 use anyhow::{Context as _, Result, ensure};
 use imds_ebpf::abi::MacAddr;
 use imds_tests::{
+    accounting,
     agent::{Agent, HostFiles},
     host,
     netns::Namespace,
     records::{self, ACCOUNT},
 };
-use nix::unistd::Pid;
 
 const INSTANCES: u16 = 10_000;
 const ROLES: u16 = 50;
-
-/// How long ten thousand records may take to read, and twice as many sets to be minted.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Without processor time for this long, the agent has nothing left to do.
-const IDLE: Duration = Duration::from_millis(500);
 
 /// The agent's own memory with so many instances, in kilobytes, once it is idle.
 fn memory(instances: u16, with_roles: bool) -> Result<u64> {
@@ -55,13 +44,8 @@ fn memory(instances: u16, with_roles: bool) -> Result<u64> {
     }
     let agent = Agent::start(&host::program()?, &namespace, &files)?;
     let pid = agent.pid()?;
-    wait_until_idle(pid)?;
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let kilobytes = line
-        .and_then(|line| line.split_whitespace().next())
-        .context("no RssAnon")?
-        .parse()?;
+    accounting::wait_for_rest(pid)?;
+    let kilobytes = accounting::anonymous_bytes(pid)? / 1024;
     let (_, log) = agent.stop()?;
     let counted = log
         .iter()
@@ -77,33 +61,6 @@ fn memory(instances: u16, with_roles: bool) -> Result<u64> {
         ensure!(counted.contains(&format!("{of}: {told}")), "{counted}");
     }
     Ok(kilobytes)
-}
-
-fn wait_until_idle(pid: Pid) -> Result<()> {
-    let spent = || -> Result<u64> {
-        let mut nanoseconds = 0;
-        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-            let schedstat = fs::read_to_string(thread?.path().join("schedstat"))?;
-            nanoseconds += schedstat
-                .split(' ')
-                .next()
-                .context("an empty schedstat")?
-                .parse::<u64>()?;
-        }
-        Ok(nanoseconds)
-    };
-    let begin = Instant::now();
-    let mut before = spent()?;
-    loop {
-        thread::sleep(IDLE);
-        let now = spent()?;
-        // Its timers alone take some microseconds.
-        if now - before < 2_000_000 {
-            return Ok(());
-        }
-        ensure!(begin.elapsed() < PATIENCE, "the agent is still busy");
-        before = now;
-    }
 }
 
 /// An instance's record takes three kilobytes as text; with it are its session and two sets of its identity role.

@@ -1,28 +1,43 @@
 //! `cargo xtask bench`: the agent's figures beside those of others, in one run on one machine.
 //!
-//! Read in this order: [`exchanges`] (one guest, beside nginx), [`in_process`], [`fleet`] (a host with many instances),
-//! [`crowd`] (many guests at once); [`servers`] and [`cpu`] say what is measured and how, [`table`] what comes of it.
+//! Read in this order: [`exchanges`] (one guest, beside nginx), [`floor`] and [`profile`] (what bounds them), [`in_process`],
+//! [`host`] and [`fleet`] (a host with many instances), [`crowd`], [`flood`] and [`storm`] (many guests at once), [`growth`] (from one
+//! tap to thousands); [`servers`] and [`cores`] say what is measured and where, [`table`], [`picture`], [`plot`] and [`report`] what
+//! comes of it. `docs/performance.md` says why it is measured so.
 
-mod cpu;
+mod cores;
 mod crowd;
 mod exchanges;
 mod fleet;
+mod flood;
+mod floor;
+mod growth;
+mod host;
 mod in_process;
+mod picture;
+mod plot;
+mod profile;
+mod report;
 mod servers;
+mod storm;
 mod table;
 
-use std::{fs, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use self::table::Row;
+use self::report::{Circumstances, Run};
+use crate::host_command::workspace;
 
 /// How long and how often to measure, and what.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// A minute instead of ten, with fewer instances: enough to see a direction, not to quote
+    /// Some minutes instead of half an hour, with fewer instances: enough to see a direction, not to quote
     #[arg(long)]
     quick: bool,
+    /// Replace the tables of README.md and docs/performance.md, and the files in docs/performance
+    #[arg(long, conflicts_with = "parts")]
+    write: bool,
     /// Only these parts
     #[arg(value_enum)]
     parts: Vec<Part>,
@@ -33,6 +48,8 @@ pub struct Options {
 enum Part {
     /// P1 to P4, P13: one guest, beside nginx
     Exchanges,
+    /// Where the processor time of P2 goes
+    Profile,
     /// P5, P6: the stack and the classifier, without kernel and taps
     InProcess,
     /// P7, P8, P10, P11: a host with many instances
@@ -41,6 +58,8 @@ enum Part {
     Flood,
     /// P12: hundreds of guests boot at once
     Storm,
+    /// How P1, P7 and P8 grow with the taps of a host
+    Growth,
 }
 
 /// How long and how often.
@@ -50,39 +69,119 @@ struct Pace {
     duration: Duration,
 }
 
-/// Measures and prints the table; the figures also go to `target/bench.json`.
+impl Pace {
+    const fn of(rounds: usize, seconds: u64) -> Self {
+        Self {
+            rounds,
+            duration: Duration::from_secs(seconds),
+        }
+    }
+}
+
+/// How much of everything.
+struct Extent {
+    name: &'static str,
+    pace: Pace,
+    /// For what is measured at many sizes.
+    pace_of_growth: Pace,
+    fleet: host::Size,
+    guests_of_storm: usize,
+    taps_of_growth: &'static [u32],
+}
+
+/// What is quoted: the numbers of the goals.
+const WHOLE: Extent = Extent {
+    name: "the whole run",
+    pace: Pace::of(7, 5),
+    pace_of_growth: Pace::of(3, 2),
+    fleet: host::Size {
+        instances: 10_000,
+        taps: 1000,
+    },
+    guests_of_storm: 500,
+    taps_of_growth: &[1, 4, 16, 64, 256, 1024, 4096],
+};
+
+/// What shows a direction.
+const QUICK: Extent = Extent {
+    name: "a quick run, with fewer instances and taps than the goals speak of",
+    pace: Pace::of(3, 1),
+    pace_of_growth: Pace::of(1, 1),
+    fleet: host::Size {
+        instances: 1000,
+        taps: 200,
+    },
+    guests_of_storm: 100,
+    taps_of_growth: &[1, 16, 256],
+};
+
+/// Measures, prints the table, and writes what is left of it into `target/bench`, or into the documents.
 pub fn run(options: &Options, agent: &Path, target: &Path) -> Result<()> {
-    let seconds = |rounds, seconds| Pace {
-        rounds,
-        duration: Duration::from_secs(seconds),
-    };
-    let (pace, instances, taps, guests) = if options.quick {
-        (seconds(3, 1), 1000, 200, 100)
+    cores::raise_open_files()?;
+    let extent = if options.quick { QUICK } else { WHOLE };
+    let Pace { rounds, duration } = extent.pace;
+    let pace = format!(
+        "Medians of {} ({rounds} rounds of {} s after one to warm up, both sides in turn), with the least and the most",
+        extent.name,
+        duration.as_secs()
+    );
+    let circumstances = Circumstances::now(pace, target)?;
+    let run = measure(options, &extent, agent, target)?;
+    if options.write {
+        report::files(&run, &circumstances, &workspace().join("docs/performance"))?;
+        report::documents(&run, &circumstances)?;
     } else {
-        (seconds(7, 5), 10_000, 1000, 500)
-    };
-    let is_wanted = |part| options.parts.is_empty() || options.parts.contains(&part);
-    let mut rows = Vec::new();
+        report::files(&run, &circumstances, &target.join("bench"))?;
+    }
+    Ok(())
+}
+
+fn measure(options: &Options, extent: &Extent, agent: &Path, target: &Path) -> Result<Run> {
+    let mut run = Run::default();
     println!("{}", table::HEAD);
-    let mut add = |part: Part, measure: &dyn Fn() -> Result<Vec<Row>>| -> Result<()> {
-        if is_wanted(part) {
-            for row in measure().with_context(|| format!("{part:?}"))? {
-                println!("{row}");
-                rows.push(row);
-            }
+    let mut add = |part: Part, measure: &dyn Fn(&mut Run) -> Result<()>| -> Result<()> {
+        if options.parts.is_empty() || options.parts.contains(&part) {
+            let known = run.rows.len();
+            measure(&mut run).with_context(|| format!("{part:?}"))?;
+            run.rows.iter().skip(known).for_each(|row| println!("{row}"));
         }
         Ok(())
     };
-    add(Part::Exchanges, &|| exchanges::run(pace, agent, target))?;
-    add(Part::InProcess, &|| Ok(vec![in_process::exchange()?]))?;
-    add(Part::InProcess, &in_process::classifier)?;
-    add(Part::Fleet, &|| {
-        fleet::run(fleet::Size { instances, taps }, agent)
+    add(Part::Exchanges, &|run| {
+        let (rows, pictures) = exchanges::run(extent.pace, agent, target)?;
+        run.rows.extend(rows);
+        run.rows.push(floor::run(extent.pace)?);
+        run.pictures.extend(pictures);
+        Ok(())
     })?;
-    add(Part::Fleet, &|| Ok(vec![fleet::load_records(instances, agent)?]))?;
-    add(Part::Flood, &|| Ok(vec![crowd::flood(pace, agent)?]))?;
-    add(Part::Storm, &|| crowd::storm(guests, agent))?;
-    let json: Vec<_> = rows.iter().map(Row::to_json).collect();
-    fs::write(target.join("bench.json"), serde_json::to_vec_pretty(&json)?)?;
-    Ok(())
+    add(Part::InProcess, &|run| {
+        run.rows.push(in_process::exchange()?);
+        run.rows.extend(in_process::classifier()?);
+        Ok(())
+    })?;
+    add(Part::Fleet, &|run| {
+        run.rows.extend(fleet::run(extent.fleet, agent)?);
+        Ok(())
+    })?;
+    add(Part::Flood, &|run| {
+        run.rows.push(flood::run(extent.pace, agent)?);
+        Ok(())
+    })?;
+    add(Part::Storm, &|run| {
+        let (rows, picture) = storm::run(extent.guests_of_storm, agent, target)?;
+        run.rows.extend(rows);
+        run.pictures.push(picture);
+        Ok(())
+    })?;
+    add(Part::Growth, &|run| {
+        let pictures = growth::run(extent.pace_of_growth, extent.taps_of_growth, agent)?;
+        run.pictures.extend(pictures);
+        Ok(())
+    })?;
+    add(Part::Profile, &|run| {
+        run.profiles = profile::run(agent, target)?;
+        run.profiles.iter().for_each(|profile| println!("\n{profile}"));
+        Ok(())
+    })?;
+    Ok(run)
 }

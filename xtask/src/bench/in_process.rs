@@ -19,7 +19,8 @@ pub fn exchange() -> Result<Row> {
     };
     Ok(Row {
         id: "P5",
-        figure: "µs of an exchange in process: SYN, ACK, GET with a token, FIN, ACK".to_owned(),
+        figure: "an exchange in process: SYN, ACK, GET with a token, FIN, ACK".to_owned(),
+        unit: "µs",
         ours: Spread {
             least: microseconds(fastest)?,
             median: microseconds(median)?,
@@ -51,7 +52,8 @@ pub fn classifier() -> Result<Vec<Row>> {
         let allowed = if name.ends_with("punted") { 80.0 } else { 5.0 };
         rows.push(Row {
             id: "P6",
-            figure: format!("ns for a frame ({name}; peer: an empty classifier)"),
+            figure: format!("a frame in the classifier: {name} (peer: an empty classifier)"),
+            unit: "ns",
             ours: Spread::of([ours]),
             peer: Some(Spread::of([empty])),
             goal: Goal::MoreByAtMost(allowed),

@@ -2,6 +2,8 @@
 
 use std::{
     fs,
+    io::Write as _,
+    net::Ipv4Addr,
     path::Path,
     process::{Child, Command, Stdio},
     thread,
@@ -20,7 +22,7 @@ use imds_tests::{
 };
 use nix::unistd::Pid;
 
-use super::cpu::{SERVER_CORE, pin};
+use super::cores::{SERVER_CORE, pin};
 
 /// What is measured is how fast the agent can go, not how well it holds a guest to its rates.
 pub const WITHOUT_LIMITS: &str = "packets_per_second = 0\nrequests_per_second = 0";
@@ -66,46 +68,55 @@ impl Server {
         })
     }
 
-    /// nginx, whose every response has the body of `reply` and headers enough to be as long.
+    /// nginx, which answers as [`Nginx::start`] says.
     pub fn nginx(target: &Path, reply: &[u8]) -> Result<Self> {
         let namespace = Namespace::new()?;
         let tap = namespace.enter(|| Tap::new("tap0"))?;
-        let guest: std::net::Ipv4Addr = GUEST_ADDRESS.into();
-        namespace.ip(&format!("link set tap0 address {NGINX_MAC}"))?;
-        namespace.ip("address add 169.254.169.254/32 dev tap0")?;
-        namespace.ip("route add 10.0.0.0/24 dev tap0")?;
-        namespace.ip(&format!(
-            "neighbour add {guest} lladdr {} dev tap0 nud permanent",
-            records::guest_mac(2)
-        ))?;
-        let files = tempfile::Builder::new()
-            .prefix("bench-nginx-")
-            .tempdir_in(target)?;
-        fs::write(files.path().join("nginx.conf"), configuration(reply)?)?;
-        let mut command: Command = namespace.command(target.join("nginx/usr/sbin/nginx"));
-        command
-            .args(["-c", "nginx.conf", "-e", "error.log", "-p"])
-            .arg(files.path());
-        let master = command
-            .stdin(Stdio::null())
-            .spawn()
-            .context("cannot start nginx")?;
-        let process = worker_of(&master)?;
-        pin(process, SERVER_CORE)?;
+        let guest = (records::guest_mac(2), GUEST_ADDRESS.into());
+        let nginx = Nginx::start(target, &namespace, &[guest], reply)?;
         Ok(Self {
             tap,
-            process,
-            _running: Running::Nginx(Nginx {
-                master,
-                _files: files,
-            }),
+            process: nginx.worker,
+            _running: Running::Nginx(nginx),
             _namespace: namespace,
         })
     }
+}
 
-    /// A session token of the agent's.
-    pub fn token(&self) -> Result<String> {
-        session_token(&self.tap, &load_of(Vec::new()))
+/// Both servers, and the exchange that is measured.
+pub struct Pair {
+    /// The agent.
+    pub ours: Server,
+    /// nginx.
+    pub nginx: Server,
+    /// A GET with a session token whose reply closes the connection.
+    pub closing: Load,
+    /// The same on a connection that is kept.
+    pub kept: Load,
+}
+
+impl Pair {
+    /// The agent, and nginx with a reply as long as the agent's.
+    pub fn start(program: &Path, target: &Path) -> Result<Self> {
+        let ours = Server::agent(program)?;
+        let token = session_token(&ours.tap, &load_of(Vec::new()))?;
+        let request = |connection: &str| {
+            format!(
+                "GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: {connection}\r\n\
+                 X-aws-ec2-metadata-token: {token}\r\n\r\n"
+            )
+            .into_bytes()
+        };
+        let closing = load_of(request("close"));
+        let reply = load::run(&ours.tap, &closing)?.response;
+        let nginx = Server::nginx(target, &reply)?;
+        let kept = load_of(request("keep-alive"));
+        Ok(Self {
+            ours,
+            nginx,
+            closing,
+            kept,
+        })
     }
 }
 
@@ -141,9 +152,50 @@ pub fn session_token(tap: &Tap, load: &Load) -> Result<String> {
     Ok(token.to_owned())
 }
 
-struct Nginx {
+/// Debian's nginx with one worker, on the kernel's TCP.
+pub struct Nginx {
     master: Child,
+    worker: Pid,
     _files: tempfile::TempDir,
+}
+
+impl Nginx {
+    /// Has it serve guests with these addresses in `namespace`, each on the tap with its number there; every response has the
+    /// body of `reply` and headers enough to be as long.
+    pub fn start(
+        target: &Path,
+        namespace: &Namespace,
+        guests: &[(MacAddr, Ipv4Addr)],
+        reply: &[u8],
+    ) -> Result<Self> {
+        let mut setup = "address add 169.254.169.254/32 dev lo\n".to_owned();
+        for (number, (mac, address)) in guests.iter().enumerate() {
+            setup += &format!(
+                "link set tap{number} address {NGINX_MAC}\nroute add {address}/32 dev tap{number}\n\
+                 neighbour add {address} lladdr {mac} dev tap{number} nud permanent\n"
+            );
+        }
+        ip_batch(namespace, &setup)?;
+        let files = tempfile::Builder::new()
+            .prefix("bench-nginx-")
+            .tempdir_in(target)?;
+        fs::write(files.path().join("nginx.conf"), configuration(reply)?)?;
+        let mut command: Command = namespace.command(target.join("nginx/usr/sbin/nginx"));
+        command
+            .args(["-c", "nginx.conf", "-e", "error.log", "-p"])
+            .arg(files.path());
+        let master = command
+            .stdin(Stdio::null())
+            .spawn()
+            .context("cannot start nginx")?;
+        let worker = worker_of(&master)?;
+        pin(worker, SERVER_CORE)?;
+        Ok(Self {
+            master,
+            worker,
+            _files: files,
+        })
+    }
 }
 
 impl Drop for Nginx {
@@ -176,6 +228,22 @@ fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi; keepalive
 server {{ listen 169.254.169.254:80 backlog=4096; add_header X-Pad {padding}; location / {{ return 200 {body}; }} }} }}
 "
     ))
+}
+
+/// Many commands of `ip` at once.
+fn ip_batch(namespace: &Namespace, commands: &str) -> Result<()> {
+    let mut ip = namespace
+        .command("ip")
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("cannot start ip")?;
+    let mut stdin = ip.stdin.take().context("ip reads what is written")?;
+    stdin.write_all(commands.as_bytes())?;
+    drop(stdin);
+    let status = ip.wait()?;
+    ensure!(status.success(), "ip does not set up nginx's network: {status}");
+    Ok(())
 }
 
 fn worker_of(master: &Child) -> Result<Pid> {

@@ -25,17 +25,50 @@ impl Spread {
             most: at(values.len().saturating_sub(1)),
         }
     }
+
+    fn to_json(self) -> serde_json::Value {
+        serde_json::json!({ "least": self.least, "median": self.median, "most": self.most })
+    }
 }
 
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = if self.median >= 1000.0 { 0 } else { 1 };
-        write!(f, "{:.digits$}", self.median)?;
-        if (self.most - self.least).abs() > f64::EPSILON {
-            write!(f, " ({:.digits$} to {:.digits$})", self.least, self.most)?;
+        let [least, median, most] = [self.least, self.median, self.most].map(rounded);
+        f.write_str(&median)?;
+        if least != most {
+            write!(f, " ({least} to {most})")?;
         }
         Ok(())
     }
+}
+
+/// As a measured value is told: to three digits, or whole.
+fn rounded(value: f64) -> String {
+    let digits = match value.abs() {
+        100.0.. => 0,
+        10.0.. => 1,
+        _ => 2,
+    };
+    grouped(&format!("{value:.digits$}"))
+}
+
+/// As a value is told that is round by itself.
+pub fn number(value: f64) -> String {
+    let text = format!("{value:.3}");
+    grouped(text.trim_end_matches('0').trim_end_matches('.'))
+}
+
+/// With a comma at every thousand.
+fn grouped(text: &str) -> String {
+    let (whole, fraction) = text.split_at(text.find('.').unwrap_or(text.len()));
+    let mut grouped = String::new();
+    for (index, digit) in whole.char_indices() {
+        if index > 0 && (whole.len() - index).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped + fraction
 }
 
 /// What a figure should be.
@@ -56,10 +89,12 @@ pub enum Goal {
 /// One figure.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// What goals are known by.
+    /// What goals are known by; of what is told beside them, the goal that it is told for.
     pub id: &'static str,
-    /// What was measured, and in which unit.
+    /// What was measured.
     pub figure: String,
+    /// In which unit.
+    pub unit: &'static str,
     /// The agent's.
     pub ours: Spread,
     /// Somebody else's in the same run.
@@ -69,12 +104,18 @@ pub struct Row {
 }
 
 /// The table's head.
-pub const HEAD: &str =
-    "| | figure | imds-agent | peer | ours to the peer's | goal | |\n|---|---|---|---|---|---|---|";
+pub const HEAD: &str = "| | figure | unit | imds-agent | peer | ours to the peer's | goal | |\n|---|---|---|---|---|---|---|---|";
 
 impl Row {
+    /// Whether it is one of the goals' own, which are told first.
+    pub fn is_of_goal(&self) -> bool {
+        !matches!(self.goal, Goal::Reported) || self.id == "P12"
+    }
+
     fn ratio(&self) -> Option<f64> {
-        Some(self.ours.median / self.peer?.median)
+        let ratio = self.ours.median / self.peer?.median;
+        // Nothing to nothing has none.
+        ratio.is_finite().then_some(ratio)
     }
 
     fn is_met(&self) -> Option<bool> {
@@ -87,14 +128,26 @@ impl Row {
         }
     }
 
+    fn goal_text(&self) -> Option<String> {
+        match self.goal {
+            Goal::RatioAtLeast(least) => Some(format!("≥ {} ×", number(least))),
+            Goal::RatioAtMost(most) => Some(format!("≤ {} ×", number(most))),
+            Goal::MoreByAtMost(most) => Some(format!("≤ + {}", number(most))),
+            Goal::AtMost(most) => Some(format!("≤ {}", number(most))),
+            Goal::Reported => None,
+        }
+    }
+
     /// For the file that other programs read.
     pub fn to_json(&self) -> serde_json::Value {
         serde_json::json!({
             "id": self.id,
             "figure": self.figure,
-            "imds-agent": self.ours.median,
-            "peer": self.peer.map(|peer| peer.median),
+            "unit": self.unit,
+            "imds-agent": self.ours.to_json(),
+            "peer": self.peer.map(Spread::to_json),
             "ratio": self.ratio(),
+            "goal": self.goal_text(),
             "met": self.is_met(),
         })
     }
@@ -102,18 +155,17 @@ impl Row {
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, figure, ours, .. } = self;
-        let peer = self.peer.map_or_else(|| "–".to_owned(), |peer| peer.to_string());
-        let ratio = self
-            .ratio()
-            .map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}"));
-        let goal = match self.goal {
-            Goal::RatioAtLeast(least) => format!("≥ {least} ×"),
-            Goal::RatioAtMost(most) => format!("≤ {most} ×"),
-            Goal::MoreByAtMost(most) => format!("≤ + {most}"),
-            Goal::AtMost(most) => format!("≤ {most}"),
-            Goal::Reported => "–".to_owned(),
-        };
+        let Self {
+            id,
+            figure,
+            unit,
+            ours,
+            ..
+        } = self;
+        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
+        let peer = or_dash(self.peer.map(|peer| peer.to_string()));
+        let ratio = or_dash(self.ratio().map(|ratio| format!("{ratio:.2}")));
+        let goal = or_dash(self.goal_text());
         let verdict = match self.is_met() {
             Some(true) => "met",
             Some(false) => "not met",
@@ -121,7 +173,48 @@ impl fmt::Display for Row {
         };
         write!(
             f,
-            "| {id} | {figure} | {ours} | {peer} | {ratio} | {goal} | {verdict} |"
+            "| {id} | {figure} | {unit} | {ours} | {peer} | {ratio} | {goal} | {verdict} |"
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_told_as_precisely_as_they_are_read() {
+        assert_eq!(
+            Spread::of([365_336.4, 211_421.0, 366_826.0]).to_string(),
+            "365,336 (211,421 to 366,826)"
+        );
+        assert_eq!(Spread::of([2.704]).to_string(), "2.70");
+        assert_eq!(Spread::of([31.14, 31.14]).to_string(), "31.1");
+        assert_eq!(rounded(999.6), "1,000");
+        assert_eq!(
+            [0.4, 59.0625, 1.0, 4096.0].map(number),
+            ["0.4", "59.062", "1", "4,096"]
+        );
+    }
+
+    #[test]
+    fn a_goal_is_met_by_what_it_speaks_of() {
+        let row = |ours, peer, goal| Row {
+            id: "P0",
+            figure: "what is tested".to_owned(),
+            unit: "µs",
+            ours: Spread::of([ours]),
+            peer: Some(Spread::of([peer])),
+            goal,
+        };
+        assert_eq!(row(17.0, 10.0, Goal::RatioAtLeast(1.7)).is_met(), Some(true));
+        assert_eq!(row(5.0, 10.0, Goal::RatioAtMost(0.4)).is_met(), Some(false));
+        assert_eq!(row(36.0, 31.0, Goal::MoreByAtMost(5.0)).is_met(), Some(true));
+        assert_eq!(row(6.0, 1.0, Goal::AtMost(5.0)).is_met(), Some(false));
+        assert_eq!(row(6.0, 1.0, Goal::Reported).is_met(), None);
+        assert_eq!(
+            row(5.0, 10.0, Goal::RatioAtMost(0.4)).to_string(),
+            "| P0 | what is tested | µs | 5.00 | 10.0 | 0.50 | ≤ 0.4 × | not met |"
+        );
     }
 }
