@@ -18,6 +18,7 @@ mod print;
 pub mod proxmox;
 mod status;
 pub mod top;
+mod virsh;
 pub mod watched;
 
 use std::{path::PathBuf, process::ExitCode};
