@@ -19,6 +19,8 @@ pub mod load;
 pub mod machine;
 pub mod moto;
 pub mod netns;
+pub mod open_vswitch;
+pub mod package;
 pub mod qemu;
 pub mod raw_guest;
 pub mod records;

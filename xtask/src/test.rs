@@ -75,7 +75,7 @@ pub fn run(options: &Options) -> Result<()> {
     if wanted(Rung::T1) || wanted(Rung::T2) || wanted(Rung::T3) {
         prepare("cargo xtask test", Extent::Tests)?;
     }
-    if wanted(Rung::T1) {
+    if wanted(Rung::T1) || wanted(Rung::T3) {
         // The programs as they are tested: a release would be built for minutes, and only for this.
         dist::package(&host_command::target().join("debug"))?;
     }

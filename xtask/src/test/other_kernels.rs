@@ -34,6 +34,7 @@ const TAKEN: &[&str] = &[
     "interfaces",
     "live",
     "noticed",
+    "open_vswitch",
     "request_rate",
     "service",
 ];
@@ -92,6 +93,7 @@ const MODULES: &[&str] = &[
     "nf_tables",
     "nft_chain_nat",
     "nft_masq",
+    "openvswitch",
 ];
 
 /// The programs that the tests start.
