@@ -1,18 +1,22 @@
 //! A tap that is a port of an Open vSwitch. Debian's kernels have it, and so this runs where they are booted.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use imds_ebpf::abi::IMDS_MAC;
 use imds_tests::{
     client::{text, token, wait_for},
-    frames::{Arp, BROADCAST},
-    host::{Host, INSTANCE_ID},
+    frames::{Arp, BROADCAST, GUEST_MAC},
+    host::{ADDRESS, Host, INSTANCE_ID},
+    kernel_guest::KernelGuest,
     open_vswitch::OpenVswitch,
-    records,
 };
 
 #[test]
 fn a_port_of_an_open_vswitch_is_served_before_the_switch_sees_anything() -> Result<()> {
-    let host = Host::new("", |_| ())?;
+    let host = Host::new("", |record| {
+        record["NetworkInterfaces"][0]["MacAddress"] = GUEST_MAC.to_string().into();
+    })?;
     let Some(switch) = host.namespace.enter(|| OpenVswitch::new("ovs0"))? else {
         println!("skipped: this kernel has no Open vSwitch");
         return Ok(());
@@ -21,7 +25,6 @@ fn a_port_of_an_open_vswitch_is_served_before_the_switch_sees_anything() -> Resu
 
     // By hand first, so that there is no frame that nobody knows of.
     let ask = |target_ip: [u8; 4]| Arp {
-        sender_mac: records::guest_mac(2),
         target_ip,
         ..Arp::default()
     };
@@ -38,7 +41,7 @@ fn a_port_of_an_open_vswitch_is_served_before_the_switch_sees_anything() -> Resu
         |frames| *frames == 1,
     )?;
 
-    let guest = host.guest()?;
+    let guest = KernelGuest::new(Arc::clone(&host.tap), GUEST_MAC, &format!("{ADDRESS}/24"))?;
     let id = guest
         .namespace
         .enter(|| text(&token()?, "meta-data/instance-id"))?;

@@ -129,7 +129,7 @@ fn refusals(machine: &Machine) -> Result<()> {
             "echo 'tapps = 1' > /tmp/bad.toml",
             "imds-agent run --config /tmp/bad.toml",
             "3",
-            "/tmp/bad.toml:1:1: unknown field `tapps`",
+            "/tmp/bad.toml:1:1: tapps: unknown field `tapps`",
         ),
         (
             own,
@@ -145,6 +145,7 @@ fn refusals(machine: &Machine) -> Result<()> {
         assert_eq!(got, code, "{agent}: {said}");
         assert!(said.contains(part), "{agent}: {said}");
     }
+    machine.run("rm -rf /sys/fs/bpf/s /tmp/s /tmp/s.sock")?;
     let state = |name: &str| machine.run(&format!("systemctl show --property {name} --value imds-agent"));
     machine.run(
         "cp /etc/imds-agent/config.toml /tmp/good.toml && echo 'tapps = 1' >> /etc/imds-agent/config.toml",

@@ -164,7 +164,7 @@ pub fn run(arguments: Arguments, client: &Client, is_json: bool) -> Result<Verdi
         print::json(&as_json(&facts, &findings, &expected, is_blocked));
     } else {
         for line in as_text(&facts, &findings, &expected, is_blocked) {
-            println!("{line}");
+            print::line(line);
         }
     }
     Ok(if is_blocked { Verdict::No } else { Verdict::Yes })
