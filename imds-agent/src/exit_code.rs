@@ -95,6 +95,9 @@ fn of_part(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             _ => None,
         };
     }
+    if let Some(pins) = error.downcast_ref() {
+        return of_pins(pins);
+    }
     let errno = error
         .downcast_ref()
         .is_some_and(|errno| matches!(errno, Errno::EPERM | Errno::EACCES));
@@ -160,6 +163,8 @@ mod tests {
             of(LoadError::Pins(PinsError::InUse { root: "/p".into() }).into()),
             OCCUPIED
         );
+        // As whoever opens the pins first has it.
+        assert_eq!(of(PinsError::InUse { root: "/p".into() }.into()), OCCUPIED);
         assert_eq!(
             of(LoadError::Pins(PinsError::Mount(Errno::ENODEV)).into()),
             KERNEL

@@ -17,8 +17,10 @@ use imds_ebpf::abi::MacAddr;
 
 use crate::{
     agent::PREFIX,
+    debian,
+    machine::Machine,
     netns::Namespace,
-    qemu::{Console, image},
+    qemu::{self, Console, Software},
 };
 
 /// Makes the directories that libvirt has, and runs libvirtd. The shell stays the first process of its namespace: libvirtd
@@ -49,8 +51,14 @@ libvirtd --config "$DIRECTORY/libvirtd.conf" &
 wait $!
 "#;
 
-/// How long libvirtd may take to answer, and a guest to end.
+/// How long libvirtd may take to answer, and a guest of our own to end.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a stock Debian may take: see `tests/guest_cloud_init.rs`.
+const DEBIANS_PATIENCE: Duration = Duration::from_secs(400);
+
+/// The hook's `imdsctl` where an agent is a service of a machine's.
+const MACHINES_IMDSCTL: &str = "#!/bin/sh\nexec nsenter --target 1 --mount --root imdsctl \"$@\"\n";
 
 /// The running libvirtd.
 #[derive(Debug)]
@@ -59,7 +67,7 @@ pub struct Libvirt {
     daemon: Child,
 }
 
-/// A domain of a machine with one interface, that runs the steps of `tests/guest-init`.
+/// A domain of a machine with one interface.
 #[derive(Clone, Debug)]
 pub struct Domain {
     /// Its name.
@@ -74,27 +82,38 @@ pub struct Domain {
     pub interface_type: &'static str,
     /// The interface's MAC.
     pub mac: MacAddr,
-    /// What the guest does.
-    pub steps: &'static [&'static str],
+    /// What runs in the guest.
+    pub software: Software,
 }
 
 impl Libvirt {
     /// Starts one in `namespace`, whose hook is the file `hook` and finds `imdsctl` working on `config`.
     pub fn start(namespace: &Namespace, hook: &Path, imdsctl: &Path, config: &Path) -> Result<Self> {
+        let script = format!(
+            "#!/bin/sh\ncommand=$1; shift\nexec {imdsctl:?} \"$command\" --config {config:?} \"$@\"\n"
+        );
+        let mut command = namespace.command("setpriv");
+        command
+            .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork"])
+            .args(["--kill-child=KILL", "--mount-proc", "sh", "-c", START]);
+        Self::start_by(command, hook, &script)
+    }
+
+    /// Starts one that is the machine's, whose hook is what the machine's package has and finds the machine's own imdsctl.
+    pub fn start_in(machine: &Machine) -> Result<Self> {
+        let hook = format!("/proc/1/root{}", "/usr/share/imds-agent/libvirt/imds-agent");
+        Self::start_by(machine.beside(START), Path::new(&hook), MACHINES_IMDSCTL)
+    }
+
+    fn start_by(mut command: Command, hook: &Path, imdsctl: &str) -> Result<Self> {
         let prefix = format!("{PREFIX}{}-", std::process::id());
         let directory = tempfile::Builder::new().prefix(&prefix).tempdir()?;
         // What an installed imdsctl finds in its usual place.
         let program = directory.path().join("imdsctl");
-        let script = format!(
-            "#!/bin/sh\ncommand=$1; shift\nexec {imdsctl:?} \"$command\" --config {config:?} \"$@\"\n"
-        );
-        fs::write(&program, script)?;
+        fs::write(&program, imdsctl)?;
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
         let log = fs::File::create(directory.path().join("libvirtd.log"))?;
-        let daemon = namespace
-            .command("setpriv")
-            .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork"])
-            .args(["--kill-child=KILL", "--mount-proc", "sh", "-c", START])
+        let daemon = command
             .env("PATH", path_with(directory.path()))
             .env("DIRECTORY", directory.path())
             .env("HOOK", hook)
@@ -139,32 +158,63 @@ impl Libvirt {
 
     /// Makes a domain that is gone when it ends. A paused one has run nothing yet.
     pub fn create(&self, domain: &Domain, is_paused: bool) -> Result<()> {
-        let file = self.directory.path().join(format!("{}.xml", domain.name));
-        fs::write(&file, domain.xml(&self.console_file(domain)))?;
-        let file = file.to_string_lossy();
+        let file = self.describe(domain)?;
         let paused: &[&str] = if is_paused { &["--paused"] } else { &[] };
         self.virsh(&[&["create", &*file], paused].concat())
             .with_context(|| self.log())?;
         Ok(())
     }
 
+    /// Makes a domain that stays when it ends, and does not run yet.
+    pub fn define(&self, domain: &Domain) -> Result<()> {
+        self.virsh(&["define", &self.describe(domain)?])
+            .with_context(|| self.log())?;
+        Ok(())
+    }
+
+    /// Writes the domain's XML into a file.
+    fn describe(&self, domain: &Domain) -> Result<String> {
+        let file = self.directory.path().join(format!("{}.xml", domain.name));
+        fs::write(&file, domain.xml(&self.console_file(domain))?)?;
+        Ok(file.to_string_lossy().into_owned())
+    }
+
     /// Waits until the domain's guest has said how it ended, and returns its console.
     pub fn wait(&self, domain: &Domain) -> Result<Console> {
+        let console = self.wait_for_line(domain, "init: ")?;
+        match console.lines.iter().find_map(|line| line.strip_prefix("init: ")) {
+            Some("success") => Ok(console),
+            _ => bail!("the guest says that it failed\n{}", console.lines.join("\n")),
+        }
+    }
+
+    /// Waits until the domain's guest has written a line that begins so, and returns its console as far as it has come.
+    pub fn wait_for_line(&self, domain: &Domain, start: &str) -> Result<Console> {
         let begin = Instant::now();
+        let patience = match domain.software {
+            Software::Debian { .. } => DEBIANS_PATIENCE,
+            _ => PATIENCE,
+        };
         loop {
             let bytes = fs::read(self.console_file(domain)).unwrap_or_default();
             let lines: Vec<_> = String::from_utf8_lossy(&bytes)
                 .lines()
                 .map(|line| line.trim_end().to_owned())
                 .collect();
-            match lines.iter().find_map(|line| line.strip_prefix("init: ")) {
-                Some("success") => return Ok(Console { lines }),
-                Some(failure) => bail!("the guest says: {failure}\n{}", lines.join("\n")),
-                None if begin.elapsed() > PATIENCE => {
-                    bail!("{} did not end\n{}", domain.name, lines.join("\n"))
-                }
-                None => thread::sleep(Duration::from_millis(50)),
+            if lines
+                .iter()
+                .any(|line| line.starts_with(start) || line.starts_with("init: "))
+            {
+                return Ok(Console { lines });
             }
+            ensure!(
+                begin.elapsed() < patience,
+                "{} never says {start:?}\n{}\n{}",
+                domain.name,
+                lines.join("\n"),
+                self.log()
+            );
+            thread::sleep(Duration::from_millis(50));
         }
     }
 
@@ -187,7 +237,7 @@ impl Drop for Libvirt {
 }
 
 impl Domain {
-    fn xml(&self, console: &Path) -> String {
+    fn xml(&self, console: &Path) -> Result<String> {
         let Self {
             name,
             uuid,
@@ -195,24 +245,37 @@ impl Domain {
             interface,
             interface_type,
             mac,
-            steps,
+            software,
         } = self;
-        let (kernel, initramfs) = (image().join("vmlinuz"), image().join("initramfs.cpio"));
-        let (kernel, initramfs, console) = (kernel.display(), initramfs.display(), console.display());
-        let steps = steps.join(",");
+        let qemu::Kernel {
+            image,
+            initramfs,
+            arguments,
+        } = qemu::kernel(software, qemu::Accelerator::Tcg)?;
+        let (image, initramfs, console) = (image.display(), initramfs.display(), console.display());
+        let (memory, smbios, sysinfo, disk) = match software {
+            Software::Debian {
+                smbios_uuid: Some(uuid),
+                ..
+            } => (512, "<smbios mode='sysinfo'/>", sysinfo(uuid), disk()),
+            _ => (128, "", String::new(), String::new()),
+        };
         // The processor and the one virtual CPU are those that emulation is good at.
-        format!(
-            "<domain type='qemu'>
+        Ok(format!(
+            "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
                <name>{name}</name><uuid>{uuid}</uuid>
                <metadata>{metadata}</metadata>
-               <memory unit='MiB'>128</memory><vcpu>1</vcpu>
+               <memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>
+               {sysinfo}
                <os>
                  <type arch='x86_64' machine='q35'>hvm</type>
-                 <kernel>{kernel}</kernel><initrd>{initramfs}</initrd>
-                 <cmdline>console=ttyS0 quiet panic=-1 imds.address=10.0.0.2/24 imds.steps={steps}</cmdline>
+                 <kernel>{image}</kernel><initrd>{initramfs}</initrd><cmdline>{arguments}</cmdline>
+                 {smbios}
                </os>
                <features><acpi/></features>
-               <cpu mode='custom' match='exact' check='none'><model fallback='allow'>qemu64</model></cpu>
+               <cpu mode='custom' match='exact' check='none'>
+                 <model fallback='allow'>qemu64</model><feature policy='disable' name='cx16'/>
+               </cpu>
                <on_poweroff>destroy</on_poweroff><on_crash>destroy</on_crash>
                <devices>
                  <emulator>/usr/bin/qemu-system-x86_64</emulator>
@@ -223,9 +286,34 @@ impl Domain {
                  </interface>
                  <memballoon model='none'/>
                </devices>
+               {disk}
              </domain>"
-        )
+        ))
     }
+}
+
+/// A system whose serial number is its UUID, as on EC2.
+fn sysinfo(uuid: &str) -> String {
+    format!(
+        "<sysinfo type='smbios'><system><entry name='uuid'>{uuid}</entry><entry name='serial'>{uuid}</entry></system></sysinfo>"
+    )
+}
+
+/// The disk of a stock Debian, which forgets what is written: libvirt's own way to that leaves files behind. It is where libvirt puts
+/// none of its devices.
+fn disk() -> String {
+    let drive = format!(
+        "file={},format=raw,if=none,id=forgetful,snapshot=on",
+        debian::disk().display()
+    );
+    let words = [
+        "-drive",
+        &drive,
+        "-device",
+        "virtio-blk-pci,drive=forgetful,addr=0x1e",
+    ];
+    let words = words.map(|word| format!("<qemu:arg value='{word}'/>"));
+    format!("<qemu:commandline>{}</qemu:commandline>", words.concat())
 }
 
 fn path_with(directory: &Path) -> String {

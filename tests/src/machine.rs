@@ -126,6 +126,17 @@ impl Machine {
         bail!("the machine did not boot within {PATIENCE:?}")
     }
 
+    /// A shell among the machine's processes and in its network, with the files of the host, for `script`: what the machine's own
+    /// programs look after that its Debian does not have. It dies with the machine.
+    pub fn beside(&self, script: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .args(["--target", &self.first.to_string(), "--pid", "--net", "--"])
+            .args(["unshare", "--mount", "sh", "-c"])
+            .arg(format!("mount -t proc proc /proc\n{script}"));
+        command
+    }
+
     /// A line for the machine's shell.
     fn command(&self, line: &str) -> Command {
         let mut command = Command::new("nsenter");
@@ -158,6 +169,11 @@ impl Machine {
             String::from_utf8_lossy(&output.stderr),
             String::from_utf8_lossy(&journal.stdout)
         )
+    }
+
+    /// Where the host finds one of its files.
+    pub fn file(&self, path: &str) -> PathBuf {
+        format!("/proc/{}/root{path}", self.first).into()
     }
 
     /// Its network.

@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use imds_ebpf::abi::MacAddr;
 
-pub use self::machine::Software;
+pub use self::machine::{Accelerator, Kernel, Software, kernel};
 use self::{capture::Capture, machine::power_on};
 use crate::netns::Namespace;
 

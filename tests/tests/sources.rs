@@ -171,6 +171,32 @@ fn proxmox_machines_come_and_go_with_their_files() -> Result<()> {
     Ok(())
 }
 
+/// A machine that comes running from another node has its file there until it has arrived.
+#[test]
+fn a_machine_of_another_node_is_found_by_its_number() -> Result<()> {
+    let files = HostFiles::new("")?;
+    let pve = tempfile::tempdir()?;
+    // As Proxmox has it, where `qemu-server` is a link.
+    let node = |name: &str| pve.path().join("nodes").join(name).join("qemu-server");
+    for name in ["here", "there"] {
+        fs::create_dir_all(node(name))?;
+    }
+    std::os::unix::fs::symlink(node("here"), pve.path().join("qemu-server"))?;
+    fs::write(node("there").join("100.conf"), CONF)?;
+    let directory = pve.path().join("qemu-server").to_string_lossy().into_owned();
+    let import = |more: &[&str]| {
+        let arguments = [&["proxmox", "import", "--directory", &*directory], more].concat();
+        imdsctl(&files, &arguments, "")
+    };
+    ensure!(import(&["100"])?.status.success());
+    assert_eq!(records(&files)?.len(), 1);
+    assert_eq!(import(&["101"])?.status.code(), Some(3));
+    // What is imported without a number is this node's alone.
+    ensure!(import(&[])?.status.success());
+    assert_eq!(records(&files)?, Vec::<Value>::new());
+    Ok(())
+}
+
 /// The shipped scripts end well whatever happens: a guest starts with or without metadata.
 #[test]
 fn no_hook_keeps_a_guest_from_starting() -> Result<()> {

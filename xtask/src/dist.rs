@@ -4,7 +4,7 @@
 //! what follows from the code: the default configuration, man pages, completions.
 
 use std::{
-    fs, io,
+    env, fs, io,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -62,6 +62,10 @@ pub fn package(programs: &Path) -> Result<PathBuf> {
         .args(["--fast", "--quiet", "--locked"])
         .arg("--output")
         .arg(&package);
+    // Debian's own way for all its tools.
+    if let (Ok(name), Ok(address)) = (env::var("DEBFULLNAME"), env::var("DEBEMAIL")) {
+        command.arg("--maintainer").arg(format!("{name} <{address}>"));
+    }
     host_command::run(&mut command)?;
     Ok(package)
 }
@@ -75,4 +79,16 @@ fn configuration(example: &str) -> Result<String> {
         theirs.trim()
     );
     Ok(example.replace(theirs, ours))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_changelog_begins_with_this_version() {
+        let changelog = fs::read_to_string(workspace().join("dist/debian/changelog")).unwrap();
+        let first = format!("imds-agent ({}-1) ", env!("CARGO_PKG_VERSION"));
+        assert!(changelog.starts_with(&first), "{first:?} is to be told");
+    }
 }

@@ -103,7 +103,7 @@ pub fn run(options: &Options) -> Result<()> {
     if options.list {
         return Ok(());
     }
-    if is_asked_for(Rung::T1) {
+    if is_asked_for(Rung::T1) || is_asked_for(Rung::T3) {
         // The programs as they are tested: a release would be built for minutes, and only for this.
         dist::package(&host_command::target().join("debug"))?;
     }

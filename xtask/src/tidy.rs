@@ -1,11 +1,12 @@
 //! The rules of the code that no compiler checks, as [`tables`], and the check of every source against them.
 
+mod links;
 mod paths;
 mod readme;
 mod tables;
 mod timers;
 
-use std::{fs, path::Path as FilePath};
+use std::{collections::BTreeMap, fs, path::Path as FilePath};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -42,12 +43,29 @@ pub fn run() -> Result<()> {
     }
     let readme = fs::read_to_string(root.join("README.md")).unwrap_or_default();
     findings.extend(readme::check(&readme, |path| root.join(path).exists()));
+    findings.extend(links::check(&documents(&root, readme)?, |path| {
+        root.join(path).exists()
+    }));
     for Finding { file, line, message } in &findings {
         println!("{file}:{line}: {message}");
     }
     ensure!(findings.is_empty(), "tidy: {} rules are broken", findings.len());
     println!("tidy: all rules are kept");
     Ok(())
+}
+
+/// What people read, named from the workspace's root.
+fn documents(root: &FilePath, readme: String) -> Result<BTreeMap<String, String>> {
+    let mut documents = BTreeMap::from([("README.md".to_owned(), readme)]);
+    for entry in fs::read_dir(root.join("docs")).context("cannot list docs")? {
+        let file = entry?.path();
+        if file.extension().is_some_and(|extension| extension == "md") {
+            let name = file.strip_prefix(root)?.to_string_lossy().into_owned();
+            let text = fs::read_to_string(&file).with_context(|| format!("cannot read {name}"))?;
+            documents.insert(name, text);
+        }
+    }
+    Ok(documents)
 }
 
 /// Checks one source, named from the workspace's root.

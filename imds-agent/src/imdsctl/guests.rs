@@ -44,14 +44,45 @@ impl Guests {
         Ok(outcome)
     }
 
+    /// Writes the records of guests, of each of which its hypervisor says something, or nothing where there is to be no record.
+    pub fn import(&self, guests: impl Iterator<Item = (Origin, Result<Option<Guest>>)>) -> Report {
+        self.import_and_name(guests).0
+    }
+
+    /// The same with all guests that a source has: the records of others go.
+    pub fn import_all(
+        &self,
+        source: &str,
+        guests: impl Iterator<Item = (Origin, Result<Option<Guest>>)>,
+    ) -> Result<Report> {
+        let (mut report, here) = self.import_and_name(guests);
+        report.gone(self.write(|store| sources::retain(store, source, &here))?);
+        Ok(report)
+    }
+
+    fn import_and_name(
+        &self,
+        guests: impl Iterator<Item = (Origin, Result<Option<Guest>>)>,
+    ) -> (Report, Vec<Origin>) {
+        let mut report = Report::default();
+        let mut here = Vec::new();
+        for (origin, guest) in guests {
+            let put = |guest: Guest| {
+                let outcome = self.put(&guest, Earlier::Update)?;
+                Ok((guest, outcome))
+            };
+            // A guest that cannot be read is here all the same.
+            if let Some(guest) = guest.transpose() {
+                report.add(&origin.id, guest.and_then(put));
+                here.push(origin);
+            }
+        }
+        (report, here)
+    }
+
     /// Deletes the records of a guest.
     pub fn remove(&self, origin: &Origin) -> Result<Vec<InstanceId>> {
         self.write(|store| sources::remove(store, origin))
-    }
-
-    /// Deletes the records of a source's guests that are not here.
-    pub fn retain(&self, source: &str, here: &[Origin]) -> Result<Vec<InstanceId>> {
-        self.write(|store| sources::retain(store, source, here))
     }
 
     fn write<T>(&self, work: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T> {
@@ -110,7 +141,7 @@ pub struct Report {
 
 impl Report {
     /// Takes note of one guest, which the hypervisor calls `name`.
-    pub fn add(&mut self, name: &str, outcome: Result<(Guest, Outcome)>) {
+    fn add(&mut self, name: &str, outcome: Result<(Guest, Outcome)>) {
         self.guests.push(match outcome {
             Ok((guest, Outcome::LeftAlone(file))) => {
                 json!({ "Guest": name, "InstanceId": guest.id, "Outcome": "left-alone", "File": file })

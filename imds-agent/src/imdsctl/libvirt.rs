@@ -4,18 +4,15 @@
 
 use std::{
     io::{self, Read as _},
-    process::Command,
     time::SystemTime,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
+use uuid::Uuid;
 
-use super::{
-    Verdict,
-    guests::{Guests, Report},
-};
+use super::{Verdict, guests::Guests, virsh::virsh};
 use crate::sources::{Earlier, libvirt};
 
 /// More than any domain has: user data may be half a megabyte, and more in base64.
@@ -93,30 +90,16 @@ fn domain_xml() -> Result<String> {
 }
 
 fn import(guests: &Guests, connect: &str, is_json: bool) -> Result<Verdict> {
-    let mut report = Report::default();
-    let mut running = Vec::new();
     let listed = virsh(connect, &["list", "--uuid"])?;
-    for uuid in listed.split_whitespace() {
-        let domain = || -> Result<_> {
-            // It may have ended since.
-            let guest = libvirt::guest(&virsh(connect, &["dumpxml", uuid])?, None)?;
-            let outcome = guests.put(&guest, Earlier::Update)?;
-            Ok((guest, outcome))
-        };
-        running.push(libvirt::origin(uuid.parse().context("virsh lists no UUIDs")?));
-        report.add(uuid, domain());
-    }
-    report.gone(guests.retain(libvirt::SOURCE, &running)?);
-    report.print(is_json)
-}
-
-fn virsh(connect: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new("virsh")
-        .args(["--connect", connect, "--quiet"])
-        .args(arguments)
-        .output()
-        .context("cannot run virsh")?;
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "virsh: {}", complaint.trim());
-    String::from_utf8(output.stdout).context("virsh prints no UTF-8")
+    let uuids = listed.split_whitespace().map(str::parse::<Uuid>);
+    let uuids: Vec<Uuid> = uuids.collect::<Result<_, _>>().context("virsh lists no UUIDs")?;
+    let domain = |uuid: Uuid| {
+        // It may have ended since.
+        let xml = virsh(connect, &["dumpxml", &uuid.to_string()])?;
+        Ok(Some(libvirt::guest(&xml, None)?))
+    };
+    let domains = uuids
+        .into_iter()
+        .map(|uuid| (libvirt::origin(uuid), domain(uuid)));
+    guests.import_all(libvirt::SOURCE, domains)?.print(is_json)
 }

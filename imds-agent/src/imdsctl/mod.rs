@@ -3,6 +3,9 @@
 //! Results go to standard output, as text for people or with `--json` for programs; errors go to standard error. Every
 //! command ends with one of the same [codes](exit_code).
 
+// `println!` panics where the reader has gone: `print::line` does not.
+#![warn(clippy::print_stdout)]
+
 pub mod client;
 pub mod conformance;
 pub mod doctor;
@@ -18,6 +21,7 @@ mod print;
 pub mod proxmox;
 mod status;
 pub mod top;
+mod virsh;
 pub mod watched;
 
 use std::{path::PathBuf, process::ExitCode};

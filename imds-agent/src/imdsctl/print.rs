@@ -1,9 +1,15 @@
 //! Output: JSON for programs, tables for people.
 
+use std::{
+    fmt::Display,
+    io::{self, Write as _},
+    process,
+};
+
 use anyhow::Result;
 use serde_json::Value;
 
-use super::Verdict;
+use super::{Verdict, exit_code};
 
 /// Rows under a heading, in columns.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -52,15 +58,23 @@ impl Table {
 
     /// Prints the lines.
     pub fn print(&self) {
-        for line in self.lines() {
-            println!("{line}");
+        self.lines().into_iter().for_each(line);
+    }
+}
+
+/// Prints a line. A reader that has gone, as `head` does, wants no more, and there is nobody to tell.
+pub fn line(text: impl Display) {
+    if let Err(error) = writeln!(io::stdout().lock(), "{text}") {
+        if error.kind() != io::ErrorKind::BrokenPipe {
+            eprintln!("imdsctl: cannot print: {error}");
         }
+        process::exit(exit_code::FAILURE.into());
     }
 }
 
 /// Prints JSON for people as well as programs.
 pub fn json(value: &Value) {
-    println!("{value:#}");
+    line(format_args!("{value:#}"));
 }
 
 /// A field as text, `-` where there is none.

@@ -13,7 +13,7 @@ use super::{
     guests::{Guests, Report},
 };
 use crate::sources::{
-    Earlier, Guest, Outcome,
+    Guest,
     proxmox::{self, ConfError},
 };
 
@@ -35,7 +35,7 @@ enum Subcommands {
         /// Only these machines
         #[arg(value_name = "VMID")]
         machines: Vec<u32>,
-        /// Where the node's configuration files are
+        /// Where the node's configuration files are; those of the cluster's other nodes are beside it
         #[arg(long, value_name = "DIRECTORY", default_value = "/etc/pve/qemu-server")]
         directory: PathBuf,
     },
@@ -50,25 +50,26 @@ enum Subcommands {
 /// Runs one of the commands.
 pub fn run(arguments: Arguments, is_json: bool) -> Result<Verdict> {
     let guests = arguments.guests;
-    let mut report = Report::default();
-    match arguments.command {
+    let report = match arguments.command {
         Subcommands::Remove { machine } => {
+            let mut report = Report::default();
             report.gone(guests.remove(&proxmox::origin(machine))?);
+            report
         }
         Subcommands::Import { machines, directory } => {
-            let is_all = machines.is_empty();
-            let machines = if is_all { list(&directory)? } else { machines };
-            for machine in &machines {
-                if let Some(outcome) = import(&guests, &directory, *machine).transpose() {
-                    report.add(&machine.to_string(), outcome);
-                }
-            }
+            let all = machines.is_empty().then(|| list(&directory)).transpose()?;
+            let is_all = all.is_some();
+            let described = all.unwrap_or(machines).into_iter().map(|machine| {
+                let guest = describe(&directory, machine);
+                (proxmox::origin(machine), guest)
+            });
             if is_all {
-                let here: Vec<_> = machines.into_iter().map(proxmox::origin).collect();
-                report.gone(guests.retain(proxmox::SOURCE, &here)?);
+                guests.import_all(proxmox::SOURCE, described)?
+            } else {
+                guests.import(described)
             }
         }
-    }
+    };
     report.print(is_json)
 }
 
@@ -89,13 +90,30 @@ fn list(directory: &Path) -> Result<Vec<u32>> {
 }
 
 /// Nothing for a template.
-fn import(guests: &Guests, directory: &Path, machine: u32) -> Result<Option<(Guest, Outcome)>> {
-    let path = directory.join(format!("{machine}.conf"));
+fn describe(directory: &Path, machine: u32) -> Result<Option<Guest>> {
+    let path = conf_file(directory, machine);
     let conf = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let guest = match proxmox::guest(machine, &conf) {
-        Err(ConfError::Template) => return Ok(None),
-        guest => guest.with_context(|| path.display().to_string())?,
+    match proxmox::guest(machine, &conf) {
+        Err(ConfError::Template) => Ok(None),
+        guest => Ok(Some(guest.with_context(|| path.display().to_string())?)),
+    }
+}
+
+/// A machine's number is its cluster's. One that is on its way here, running, has its file with the node that it comes from until
+/// it has arrived.
+fn conf_file(directory: &Path, machine: u32) -> PathBuf {
+    let name = format!("{machine}.conf");
+    let own = directory.join(&name);
+    let (Some(cluster), Some(kind)) = (directory.parent(), directory.file_name()) else {
+        return own;
     };
-    let outcome = guests.put(&guest, Earlier::Update)?;
-    Ok(Some((guest, outcome)))
+    if own.exists() {
+        return own;
+    }
+    let nodes = fs::read_dir(cluster.join("nodes"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut others = nodes.map(|node| node.path().join(kind).join(&name));
+    others.find(|file| file.exists()).unwrap_or(own)
 }

@@ -30,13 +30,13 @@ pub fn status(client: &Client, is_json: bool) -> Result<Verdict> {
     } else {
         "NOT ready"
     };
-    println!(
+    print::line(format_args!(
         "imds-agent {}, {ready}, up {} s, {} instances, registry revision {}",
         text(&status, "version"),
         status["uptimeSeconds"],
         status["instances"],
         status["registryRevision"]
-    );
+    ));
     let mut taps = Table::new(&["TAP", "INDEX", "MAC", "INSTANCE", "DROPPED", "LEFT", "WHY NOT"]);
     for tap in list("taps") {
         let [name, index, mac, instance, dropped, reason] = [
@@ -76,7 +76,11 @@ pub fn status(client: &Client, is_json: bool) -> Result<Verdict> {
     }
     section(&roles);
     for report in list("undeliveredTokens") {
-        println!("\n{}: {}", text(&report, "InstanceId"), watched::remedy(&report));
+        print::line(format_args!(
+            "\n{}: {}",
+            text(&report, "InstanceId"),
+            watched::remedy(&report)
+        ));
     }
     let mut problems = Table::new(&["PROBLEM", "FILE", "FIELD", "WHAT"]);
     for problem in list("problems") {
@@ -96,11 +100,11 @@ pub fn reload(client: &Client, is_json: bool) -> Result<Verdict> {
     if is_json {
         print::json(&reloaded);
     } else {
-        println!("changed: {}", names(&reloaded["changed"]));
-        println!(
+        print::line(format_args!("changed: {}", names(&reloaded["changed"])));
+        print::line(format_args!(
             "in force only after a restart: {}",
             names(&reloaded["needsRestart"])
-        );
+        ));
     }
     Ok(Verdict::Yes)
 }
@@ -122,7 +126,7 @@ fn left(limits: &Value) -> String {
 
 fn section(table: &Table) {
     if !table.lines().is_empty() {
-        println!();
+        print::line("");
         table.print();
     }
 }

@@ -82,11 +82,11 @@ pub fn tokenless(instance: &str, client: &Client, is_json: bool) -> Result<Verdi
         print::json(&report);
         return Ok(verdict);
     }
-    println!(
+    print::line(format_args!(
         "{instance}: without a session token {admitted} requests were answered and {rejected} refused since the agent started"
-    );
+    ));
     if admitted > 0 {
-        println!("If tokens were required now, the callers below would be refused.");
+        print::line("If tokens were required now, the callers below would be refused.");
     }
     let mut table = Table::new(&[
         "PATH",
@@ -114,7 +114,7 @@ pub fn tokenless(instance: &str, client: &Client, is_json: bool) -> Result<Verdi
     }
     table.print();
     if count("Unlisted") > 0 {
-        println!("and {} more requests of others", count("Unlisted"));
+        print::line(format_args!("and {} more requests of others", count("Unlisted")));
     }
     Ok(verdict)
 }

@@ -73,7 +73,7 @@ pub fn guest(xml: &str, launched: Option<Timestamp>) -> Result<Guest, DomainErro
     if let Some(name) = text_of(domain, "name") {
         overlay::set_tag(&mut record, "Name", name);
     }
-    record.insert("NetworkInterfaces".to_owned(), interfaces(domain));
+    record.insert("NetworkInterfaces".to_owned(), interface_records(domain));
     let mut warnings = Vec::new();
     if let Some(ours) = child(domain, "metadata").and_then(our_element) {
         Metadata {
@@ -117,13 +117,25 @@ fn uuid(domain: Node<'_, '_>) -> Result<Uuid, DomainError> {
         .ok_or(DomainError::NotADomain)
 }
 
-fn interfaces(domain: Node<'_, '_>) -> Value {
+fn interface_records(domain: Node<'_, '_>) -> Value {
+    let records = interfaces(domain).enumerate().map(|(index, (mac, tap))| {
+        let mut record = json!({ "MacAddress": mac, "Attachment": { "DeviceIndex": index } });
+        if let Some(tap) = tap {
+            record["Tap"] = tap.into();
+        }
+        record
+    });
+    records.collect()
+}
+
+/// The MACs of a domain's network interfaces, each with its tap where libvirt makes one and has named it.
+pub(crate) fn interfaces<'a>(domain: Node<'a, '_>) -> impl Iterator<Item = (&'a str, Option<&'a str>)> {
     let devices = child(domain, "devices");
     let interfaces = devices
         .into_iter()
         .flat_map(|devices| devices.children())
         .filter(|node| node.has_tag_name("interface"));
-    let with_mac = interfaces.filter_map(|interface| {
+    interfaces.filter_map(|interface| {
         let mac = child(interface, "mac")?.attribute("address")?;
         let tap = child(interface, "target")
             .and_then(|target| target.attribute("dev"))
@@ -133,15 +145,7 @@ fn interfaces(domain: Node<'_, '_>) -> Value {
                     .is_some_and(|kind| TAP_TYPES.contains(&kind))
             });
         Some((mac, tap))
-    });
-    let records = with_mac.enumerate().map(|(index, (mac, tap))| {
-        let mut record = json!({ "MacAddress": mac, "Attachment": { "DeviceIndex": index } });
-        if let Some(tap) = tap {
-            record["Tap"] = tap.into();
-        }
-        record
-    });
-    records.collect()
+    })
 }
 
 /// What is running now, which `current` tells where it is not all that could be plugged in.
@@ -187,7 +191,7 @@ impl Metadata<'_> {
         // An account and a name make an ARN, in whichever order they stand.
         let account = ours
             .children()
-            .find(|node| node.has_tag_name((NAMESPACE, "account")))
+            .find(|node| node.tag_name().name() == "account")
             .map(content);
         for node in ours.children().filter(Node::is_element) {
             self.element(node, account.as_deref())?;
@@ -289,7 +293,8 @@ fn our_element<'a, 'i>(metadata: Node<'a, 'i>) -> Option<Node<'a, 'i>> {
         .find(|node| node.has_tag_name((NAMESPACE, "instance")))
 }
 
-fn child<'a, 'i>(parent: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
+/// The first element of that name right below another.
+pub(crate) fn child<'a, 'i>(parent: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
     parent.children().find(|node| node.has_tag_name(name))
 }
 
@@ -298,7 +303,7 @@ fn text_of<'a>(parent: Node<'a, '_>, name: &str) -> Option<&'a str> {
 }
 
 /// All text in it, in one piece where CDATA sections make several, without the blanks around it.
-fn content(node: Node<'_, '_>) -> String {
+pub(crate) fn content(node: Node<'_, '_>) -> String {
     let pieces = node.children().filter_map(|child| child.text());
     pieces.collect::<String>().trim().to_owned()
 }

@@ -1,9 +1,10 @@
 //! A Proxmox VE virtual machine's configuration file into an instance record.
 //!
 //! Read first: qm.conf(5), pve.proxmox.com/wiki/Manual:_qm.conf. What counts is what is above the first section: a section is a
-//! snapshot of an earlier configuration, or what has been changed but waits for the next start (`[PENDING]`).
+//! snapshot of an earlier configuration, what has been changed but waits for the next start (`[PENDING]`), or what Proxmox's own
+//! drive for cloud-init was made from (`[special:cloudinit]`).
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use percent_encoding::percent_decode_str;
@@ -18,6 +19,12 @@ pub const SOURCE: &str = "proxmox";
 
 /// What a line of the description begins with that is meant for us.
 const OURS: &str = "imds-agent:";
+
+/// What Proxmox's own drive for cloud-init would tell the guest, and a record does not say.
+const WITHOUT_EFFECT: [(&str, &str); 2] = [
+    ("cicustom", "user data is a field of the description's record"),
+    ("cipassword", "a guest of the service has keys"),
+];
 
 /// The properties of a network device that are not its model.
 const NET_PROPERTIES: [&str; 9] = [
@@ -70,8 +77,13 @@ pub fn guest(vmid: u32, conf: &str) -> Result<Guest, ConfError> {
         set("PublicKeys", keys.into());
     }
     if let Some(user) = conf.value("ciuser") {
-        // A JSON text is a YAML text.
-        let user_data = format!("#cloud-config\nuser: {}\n", Value::from(user));
+        // A JSON text is a YAML text. Without the last line root would be told to log in as somebody else.
+        let may_be_root = if user == "root" {
+            "disable_root: false\n"
+        } else {
+            ""
+        };
+        let user_data = format!("#cloud-config\nuser: {}\n{may_be_root}", Value::from(user));
         set("UserData", STANDARD.encode(user_data).into());
     }
     set("NetworkInterfaces", interfaces(vmid, &conf).into());
@@ -92,11 +104,13 @@ pub fn guest(vmid: u32, conf: &str) -> Result<Guest, ConfError> {
         .and_then(Value::as_str)
         .unwrap_or_default();
     let id = id.parse().map_err(|_| ConfError::InstanceId(id.to_owned()))?;
+    let without_effect = WITHOUT_EFFECT.iter().filter(|(key, _)| conf.value(key).is_some());
+    let warnings = without_effect.map(|(key, instead)| format!("{key} has no effect: {instead}"));
     Ok(Guest {
         origin: origin(vmid),
         id,
         document: record,
-        warnings: Vec::new(),
+        warnings: warnings.collect(),
     })
 }
 
@@ -138,8 +152,9 @@ impl<'c> Conf<'c> {
         self.description.push('\n');
     }
 
+    /// Of lines with the same key the last one counts.
     fn value(&self, key: &str) -> Option<&'c str> {
-        let line = self.lines.iter().find(|(name, _)| *name == key);
+        let line = self.lines.iter().rfind(|(name, _)| *name == key);
         line.map(|(_, value)| *value).filter(|value| !value.is_empty())
     }
 
@@ -153,18 +168,16 @@ impl<'c> Conf<'c> {
 
     fn tags(&self) -> impl Iterator<Item = &'c str> {
         let tags = self.value("tags").unwrap_or_default();
-        tags.split([';', ',', ' ']).filter(|tag| !tag.is_empty())
+        tags.split(|letter: char| matches!(letter, ';' | ',') || letter.is_whitespace())
+            .filter(|tag| !tag.is_empty())
     }
 
-    /// What is called `prefix` and a number, in the order of the numbers.
-    fn numbered(&self, prefix: &str) -> Vec<(u32, &'c str)> {
-        let mut found: Vec<_> = self
-            .lines
-            .iter()
+    /// What is called `prefix` and a number.
+    fn numbered(&self, prefix: &str) -> BTreeMap<u32, &'c str> {
+        let lines = self.lines.iter();
+        lines
             .filter_map(|(key, value)| Some((key.strip_prefix(prefix)?.parse().ok()?, *value)))
-            .collect();
-        found.sort_unstable_by_key(|(number, _)| *number);
-        found
+            .collect()
     }
 }
 
@@ -218,12 +231,13 @@ fn interfaces(vmid: u32, conf: &Conf<'_>) -> Vec<Value> {
     let with_mac = devices.filter_map(|(number, device)| Some((number, device, mac(device)?)));
     let records = with_mac.enumerate().map(|(index, (number, device, mac))| {
         let mut record = json!({ "MacAddress": mac, "Attachment": { "DeviceIndex": index } });
-        // Without a bridge it is QEMU's own network, with no device on the host.
+        // Without a bridge it is QEMU's own network, with no device on the host. With Proxmox's firewall a bridge of its own,
+        // `fwbr<vmid>i<n>`, comes between tap and bridge: the tap is the same.
         if properties(device).any(|(name, _)| name == "bridge") {
             record["Tap"] = format!("tap{vmid}i{number}").into();
         }
-        let address = addresses.iter().find(|(of, _)| *of == number);
-        if let Some((address, block)) = address.and_then(|(_, config)| fixed_ipv4(config)) {
+        let address = addresses.get(&number);
+        if let Some((address, block)) = address.and_then(|config| fixed_ipv4(config)) {
             record["PrivateIpAddress"] = address.into();
             record["SubnetIpv4CidrBlock"] = block.into();
         }

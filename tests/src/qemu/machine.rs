@@ -189,12 +189,36 @@ pub fn power_on(command: &mut Command) -> Result<(Child, Receiver<String>)> {
 }
 
 fn add_kernel(command: &mut Command, software: &Software, accelerator: Accelerator) -> Result<()> {
+    let Kernel {
+        image,
+        initramfs,
+        arguments,
+    } = kernel(software, accelerator)?;
+    command.arg("-kernel").arg(image);
+    command.arg("-initrd").arg(initramfs);
+    command.arg("-append").arg(arguments);
+    Ok(())
+}
+
+/// What a hypervisor that starts kernels itself has to know.
+#[derive(Debug)]
+pub struct Kernel {
+    /// The kernel.
+    pub image: PathBuf,
+    /// Its initramfs.
+    pub initramfs: PathBuf,
+    /// Its command line.
+    pub arguments: String,
+}
+
+/// The kernel that brings this software up.
+pub fn kernel(software: &Software, accelerator: Accelerator) -> Result<Kernel> {
     let mut words = vec![
         "console=ttyS0".to_owned(),
         "quiet".to_owned(),
         "panic=-1".to_owned(),
     ];
-    let (kernel, initramfs) = match software {
+    let (image, initramfs) = match software {
         Software::Init { address, steps } => {
             // A machine without them is being tried out.
             if !address.is_empty() {
@@ -221,10 +245,11 @@ fn add_kernel(command: &mut Command, software: &Software, accelerator: Accelerat
             (kernel.clone(), initramfs.clone())
         }
     };
-    command.arg("-kernel").arg(there(kernel)?);
-    command.arg("-initrd").arg(there(initramfs)?);
-    command.arg("-append").arg(words.join(" "));
-    Ok(())
+    Ok(Kernel {
+        image: there(image)?,
+        initramfs: there(initramfs)?,
+        arguments: words.join(" "),
+    })
 }
 
 fn add_disk(command: &mut Command) -> Result<()> {

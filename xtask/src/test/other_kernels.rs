@@ -45,6 +45,7 @@ const MODULES: &[&str] = &[
     "nf_tables",
     "nft_chain_nat",
     "nft_masq",
+    "openvswitch",
 ];
 
 /// The programs that the tests start, beside those of [`BUSYBOX`].

@@ -5,6 +5,8 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use roxmltree::{Document, Node};
 
+use crate::sources::libvirt::{child, content, interfaces};
+
 /// What is known of a machine.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Machine {
@@ -132,25 +134,9 @@ fn smbios_of(domain: Node<'_, '_>, os: Option<Node<'_, '_>>) -> Result<Smbios> {
 }
 
 fn interfaces_of(domain: Node<'_, '_>) -> Vec<Interface> {
-    let devices = child(domain, "devices");
-    let devices = devices.into_iter().flat_map(|devices| devices.children());
-    let interfaces = devices
-        .filter(|node| node.has_tag_name("interface"))
-        .filter_map(|node| {
-            let mac = child(node, "mac")?.attribute("address")?;
-            let tap = child(node, "target").and_then(|target| target.attribute("dev"));
-            Some(Interface {
-                mac: mac.to_ascii_lowercase(),
-                tap: tap.map(str::to_owned),
-            })
-        });
+    let interfaces = interfaces(domain).map(|(mac, tap)| Interface {
+        mac: mac.to_ascii_lowercase(),
+        tap: tap.map(str::to_owned),
+    });
     interfaces.collect()
-}
-
-fn child<'a, 'i>(parent: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
-    parent.children().find(|node| node.has_tag_name(name))
-}
-
-fn content(node: Node<'_, '_>) -> String {
-    node.text().unwrap_or_default().trim().to_owned()
 }

@@ -9,9 +9,9 @@ pub mod facts;
 pub mod machine;
 mod rules;
 
-use std::{collections::BTreeSet, path::PathBuf, process::Command};
+use std::{collections::BTreeSet, path::PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use clap::{Args, builder::PossibleValuesParser};
 use serde_json::{Value, json};
 
@@ -25,6 +25,7 @@ use super::{
     client::{Client, Refused, path},
     instance::read,
     print,
+    virsh::virsh,
 };
 
 /// Whose troubles decide how `imdsctl` ends where nobody says: those of nearly all Linux guests, and of nearly all of Windows.
@@ -163,7 +164,7 @@ pub fn run(arguments: Arguments, client: &Client, is_json: bool) -> Result<Verdi
         print::json(&as_json(&facts, &findings, &expected, is_blocked));
     } else {
         for line in as_text(&facts, &findings, &expected, is_blocked) {
-            println!("{line}");
+            print::line(line);
         }
     }
     Ok(if is_blocked { Verdict::No } else { Verdict::Yes })
@@ -171,7 +172,7 @@ pub fn run(arguments: Arguments, client: &Client, is_json: bool) -> Result<Verdi
 
 fn machine(arguments: &Arguments) -> Result<Machine> {
     let xml = match (&arguments.domain, &arguments.xml) {
-        (Some(domain), _) => Some(domain_xml(&arguments.connect, domain)?),
+        (Some(domain), _) => Some(virsh(&arguments.connect, &["dumpxml", "--", domain])?),
         (None, Some(file)) => Some(String::from_utf8(read(file)?).context("the domain is no UTF-8")?),
         (None, None) => None,
     };
@@ -186,16 +187,6 @@ fn machine(arguments: &Arguments) -> Result<Machine> {
         machine.kernel_arguments = Some(kernel_arguments.clone());
     }
     Ok(machine)
-}
-
-fn domain_xml(connect: &str, domain: &str) -> Result<String> {
-    let output = Command::new("virsh")
-        .args(["--connect", connect, "--quiet", "dumpxml", "--", domain])
-        .output()
-        .context("cannot run virsh")?;
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "virsh: {}", complaint.trim());
-    String::from_utf8(output.stdout).context("virsh prints no UTF-8")
 }
 
 /// The instance in force that has one of the machine's MACs.

@@ -171,7 +171,7 @@ fn print_frame(model: &Model, sort: Sort, is_json: bool) {
         print::json(&json!({ "summary": model.summary(), "interfaces": rows }));
         return;
     }
-    println!("{}", view::sentence(model.summary()));
+    print::line(format_args!("{}", view::sentence(model.summary())));
     let mut table = Table::new(&view::HEADING);
     for row in &rows {
         table.row(view::cells(row).into());

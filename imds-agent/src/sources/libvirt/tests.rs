@@ -85,6 +85,17 @@ fn a_domain_that_says_nothing_of_us_has_what_libvirt_knows() {
 }
 
 #[test]
+fn the_namespace_is_needed_on_the_outermost_element_alone() {
+    let xml = "<domain><uuid>8c4b6f00-2d5e-4f0a-9c3e-1b2a3c4d5e6f</uuid><metadata><imds:instance \
+               xmlns:imds='urn:imds-agent:instance:1'><instance-profile>web</instance-profile><account>123456789012</account>\
+               </imds:instance></metadata></domain>";
+    let guest = guest(xml, None).unwrap();
+    let arn = "arn:aws:iam::123456789012:instance-profile/web";
+    assert_eq!(guest.document["IamInstanceProfile"]["Arn"], arn);
+    assert_eq!(guest.warnings, Vec::<String>::new());
+}
+
+#[test]
 fn the_id_follows_from_the_uuid_unless_it_is_said() {
     assert_eq!(good(&with_metadata("")).id.as_str(), "i-47b58757f8d12e286");
     let said = good(&with_metadata(

@@ -72,6 +72,79 @@ fn a_description_may_stand_in_a_line_of_its_own() {
     assert!(error.contains("is not JSON"), "{error}");
 }
 
+/// As Proxmox VE reads its files: `parse_vm_config` and `split_list`.
+#[test]
+fn lines_are_read_as_proxmox_reads_them() {
+    let record = good("name: first\nname: last\ntags: a,b;c d\te\n");
+    let keys = record["Tags"].as_array().unwrap().iter();
+    let keys: Vec<_> = keys.map(|tag| tag["Key"].as_str().unwrap()).collect();
+    assert_eq!(keys, ["a", "b", "c", "d", "e", "Name"]);
+    assert_eq!(record["Tags"][5]["Value"], "last");
+
+    // Snapshots may be called nearly anything, and blanks may follow.
+    for section in [
+        "[PENDING]",
+        "[pending]  ",
+        "[special:cloudinit]",
+        "[a_b-1]\t",
+        "[Vor-Update]",
+    ] {
+        let record = good(&format!(
+            "name: now\n\n{section}\n#then\nname: then\nnet0: e1000=BC:24:11:00:00:01\n"
+        ));
+        assert_eq!(record["Tags"][0]["Value"], "now", "{section}");
+        assert_eq!(record["NetworkInterfaces"], json!([]), "{section}");
+    }
+}
+
+#[test]
+fn every_way_to_write_a_network_device_has_its_mac_and_its_tap() {
+    for (device, tap) in [
+        (
+            "virtio=BC:24:11:00:00:01,bridge=vmbr0,firewall=1,queues=4",
+            Some("tap100i7"),
+        ),
+        (
+            "model=virtio,macaddr=BC:24:11:00:00:01,bridge=vmbr0,mtu=1",
+            Some("tap100i7"),
+        ),
+        (
+            "e1000-82545em=bc:24:11:00:00:01,link_down=1,bridge=vnet1,rate=12.5,tag=7,trunks=8;9-11",
+            Some("tap100i7"),
+        ),
+        ("bridge=vmbr0,vmxnet3=BC:24:11:00:00:01", Some("tap100i7")),
+        ("rtl8139=BC:24:11:00:00:01", None),
+    ] {
+        let interface = &good(&format!("net7: {device}\n"))["NetworkInterfaces"][0];
+        assert_eq!(interface["MacAddress"], "bc:24:11:00:00:01", "{device}");
+        assert_eq!(interface["Tap"].as_str(), tap, "{device}");
+    }
+}
+
+#[test]
+fn addresses_are_those_that_are_fixed() {
+    let of = |config: &str| {
+        let conf = format!("net0: virtio=BC:24:11:00:00:01,bridge=vmbr0\nipconfig0: {config}\n");
+        good(&conf)["NetworkInterfaces"][0]["PrivateIpAddress"].clone()
+    };
+    assert_eq!(of("gw=10.0.0.1,ip=10.0.0.5/24,ip6=auto"), "10.0.0.5");
+    for nobodys in ["ip=dhcp", "ip6=2001:db8::5/64", "ip=10.0.0.5", "ip=10.0.0.5/33"] {
+        assert_eq!(of(nobodys), Value::Null, "{nobodys}");
+    }
+}
+
+#[test]
+fn what_only_proxmoxs_own_drive_would_tell_is_warned_of() {
+    let guest = guest(
+        100,
+        "ciuser: root\ncicustom: user=local:snippets/user.yml\ncipassword: $5$x\n",
+    )
+    .unwrap();
+    assert_eq!(guest.warnings.len(), 2, "{:?}", guest.warnings);
+    let user_data = STANDARD.encode("#cloud-config\nuser: \"root\"\ndisable_root: false\n");
+    assert_eq!(guest.document["UserData"], user_data);
+}
+
 #[test]
 fn a_template_makes_no_record() {
     assert!(matches!(guest(100, "template: 1\n"), Err(ConfError::Template)));

@@ -12,6 +12,7 @@ pub const TAKEN: &[&str] = &[
     "interfaces",
     "live",
     "noticed",
+    "open_vswitch",
     "privilege",
     "request_rate",
     "service",
