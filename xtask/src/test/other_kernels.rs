@@ -79,6 +79,10 @@ const LEFT: &[(&str, &str)] = &[
     ("sts", "needs Python and moto"),
     ("taps", "its measurements are of a real processor"),
     ("upkeep", "no kernel has a part in it"),
+    (
+        "workers",
+        "the kernel's part is a ring for each, which is in `datapath`",
+    ),
 ];
 
 /// What the kernel does not have built in. nf_tables asks for its checksum by an alias.
