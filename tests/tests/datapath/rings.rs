@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapInfo;
-use imds_agent::datapath::{Classifier, attach};
+use imds_agent::datapath::{Classifier, PuntRing, attach};
 use imds_ebpf::abi::{ABI_VERSION, RING_BYTES, Reason, WORKERS_MAX, WorkerNumber};
 use imds_tests::{
     frames::{Ipv4, tcp},
@@ -19,6 +19,12 @@ const PAGE_BYTES_MIN: u32 = 4096;
 
 fn request() -> Vec<u8> {
     Ipv4::default().frame(&tcp(80, 0))
+}
+
+/// How many frames wait in a ring that an agent takes over. It passes over those of more than a second ago, which a slow
+/// processor may need to get there.
+fn waiting(ring: &mut PuntRing) -> u64 {
+    punted(ring).into_values().sum::<u64>() + ring.stale()
 }
 
 /// The sizes of the pinned rings.
@@ -105,7 +111,7 @@ fn another_number_of_workers_makes_rings_anew_and_no_frame_falls_through() -> Re
         let [first, second] = &mut classifier.rings()[..] else {
             anyhow::bail!("two workers have two rings");
         };
-        ensure!(punted(first).is_empty() && punted(second).into_iter().eq([(tap.index(), 1)]));
+        ensure!((waiting(first), waiting(second)) == (0, 1));
         drop(classifier);
 
         // Fewer: until the tap is bound anew its frames go where nobody looks, as long as there is room.
@@ -121,17 +127,19 @@ fn another_number_of_workers_makes_rings_anew_and_no_frame_falls_through() -> Re
             "{counted}"
         );
         classifier.bind(tap.index(), of_first)?;
-        let mut rings = classifier.rings();
-        ensure!(rings.len() == 1 && punted(&mut rings[0]).is_empty());
+        let [ring] = &mut classifier.rings()[..] else {
+            anyhow::bail!("one worker has one ring");
+        };
+        ensure!(waiting(ring) == 0);
         tap.send(&request())?;
-        ensure!(punted(&mut rings[0]).into_iter().eq([(tap.index(), 1)]));
-        drop((classifier, rings));
+        ensure!(punted(ring).into_iter().eq([(tap.index(), 1)]));
+        drop(classifier);
 
         // More: nothing of it is left where somebody looks now.
         let mut classifier = Classifier::load_for(&root, 3)?;
         ensure_read_by(&root, 3)?;
         for ring in &mut classifier.rings()[1..] {
-            ensure!(punted(ring).is_empty());
+            ensure!(waiting(ring) == 0);
         }
         Ok(classifier.detach_all()?)
     })?;
@@ -155,7 +163,7 @@ fn a_tap_that_is_attached_without_an_agent_leaves_rings_as_they_are() -> Result<
         attach("third")?;
         ensure_read_by(&root, 2)?;
         let mut rings = Classifier::load_for(&root, 2)?.rings();
-        ensure!(punted(&mut rings[1]).into_iter().eq([(tap.index(), 1)]));
+        ensure!(waiting(&mut rings[1]) == 1);
         Ok(())
     })?;
     Ok(())
