@@ -1,5 +1,6 @@
 //! Composes everything and keeps it running: taps from the kernel, instances from the registry, bindings between the two.
 
+mod assignment;
 mod changes;
 mod parts;
 mod taps;
@@ -14,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use imds_ebpf::abi::TapIndex;
+use imds_ebpf::abi::{TapIndex, WorkerNumber};
 use jiff::Timestamp;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -29,12 +30,12 @@ use crate::{
     control::{self, Control, Reloaded},
     credentials::{Issuer, IssuerKeys, Totals, issuer_keys},
     datapath::{
-        Classifier, GracePeriods, Injector,
+        Classifier, GracePeriods,
         link_watch::{LinkEvent, LinkWatch},
     },
     identity_signer::Signer,
     observe::{
-        Audit, Frames, Guests, StsExchanges, audit,
+        Audit, Frames, Guests, Requests, StsExchanges, audit,
         metrics::{self, Endpoint},
     },
     privilege,
@@ -42,7 +43,7 @@ use crate::{
     reload::{self, Reload},
     service_manager::ServiceManager,
     sts,
-    worker::{Facts, Worker},
+    worker::Facts,
 };
 
 /// How long the kernel is left alone with what it refused.
@@ -85,6 +86,8 @@ struct Agent {
     /// The registry's revision that the taps are bound by; nothing before all taps are told.
     applied: watch::Sender<Option<u64>>,
     facts: Facts,
+    /// What each worker counts.
+    requests: Vec<Arc<Requests>>,
     /// Of the sessions of roles, and of those of the instances' own.
     fetches: [Arc<Totals>; 2],
     frames: Frames,
@@ -115,6 +118,7 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
         requests_per_second: config.requests_per_second(),
         ..Facts::default()
     };
+    let of_workers: Vec<_> = (0..config.workers()).map(|_| facts.of_worker()).collect();
     let keys = config.keys_directory();
     let issuer_keys = IssuerKeys::load_or_create(&keys)?;
     let issuer = Arc::new(Issuer::new(&issuer_keys.newest, &issuer_keys.accepted));
@@ -127,24 +131,20 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
     let (asks, mut scrapes) = mpsc::channel(1);
     let endpoint = match config.metrics() {
         Some(settings) => {
-            let metrics = parts::metrics(&facts, directory.problems(), &fetches, &exchanges);
+            let problems = directory.problems();
+            let metrics = parts::metrics(&facts, &of_workers, problems, &fetches, &exchanges);
             let endpoint = Endpoint::bind(&settings, metrics, asks).await;
             Some(endpoint.context("metrics cannot be served")?)
         }
         None => None,
     };
-    let mut classifier = Classifier::load(pins)?;
+    let mut classifier = Classifier::load_for(pins, config.workers())?;
     grace_periods.tell();
-    let worker = Worker {
-        ring: classifier
-            .rings()
-            .into_iter()
-            .next()
-            .context("the classifier has no ring")?,
-        injector: Injector::new()?,
-        imds: parts::imds(&config)?,
-        facts: facts.clone(),
-    };
+    let requests = of_workers
+        .iter()
+        .map(|facts| Arc::clone(&facts.requests))
+        .collect();
+    let workers = parts::workers(&config, &mut classifier, of_workers)?;
     let snapshot = Arc::clone(&snapshots.borrow_and_update());
     signer.handle_snapshot(Arc::clone(&snapshot));
     let (commands, mut commanded) = mpsc::channel(COMMANDS_MAX);
@@ -168,13 +168,14 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
         rules: directory.rules(),
         control: Arc::clone(&control),
         applied,
+        work: Work::new(workers, &assigned(&classifier)),
         classifier,
         grace_periods,
         snapshot,
         signer,
-        work: Work::new(worker),
         refused: BTreeMap::new(),
         facts: facts.clone(),
+        requests,
         fetches,
         frames: Frames::default(),
         has_metrics_per_tap: config.has_metrics_per_tap(),
@@ -216,7 +217,7 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
             event = agent.links.next() => Event::Link(event?),
             Ok(()) = snapshots.changed() => Event::Registry(Arc::clone(&snapshots.borrow_and_update())),
             ended = &mut registry_watch => Event::RegistryEnded(ended?),
-            has_ended = agent.work.changed() => if has_ended { Event::Ended("the worker") } else { Event::Look },
+            has_ended = agent.work.changed() => if has_ended { Event::Ended("a worker") } else { Event::Look },
             Some(command) = commanded.recv() => Event::Control(command),
             Some(_) = upkeep.join_next() => Event::Ended("the upkeep of credentials"),
             Some(asked) = scrapes.recv() => Event::Asked(asked),
@@ -352,17 +353,18 @@ impl Agent {
         Ok(reloaded)
     }
 
-    /// Ends the worker and tells what was counted.
+    /// Ends the workers and tells what was counted.
     fn stop(self) {
         self.work.stop();
+        for (worker, requests) in self.requests.iter().enumerate() {
+            log::info!("counted: worker {worker}: {requests}");
+        }
         let Facts {
-            requests,
             guests,
             panics,
             audit,
             ..
         } = &self.facts;
-        log::info!("counted: {requests}");
         log::info!("counted: {}", guests.totals());
         log::info!("counted: {panics}");
         let [of_roles, of_identities] = &self.fetches;
@@ -377,6 +379,15 @@ impl Agent {
             }
         }
     }
+}
+
+/// Where the last agent assigned the taps that it bound.
+fn assigned(classifier: &Classifier) -> Vec<(TapIndex, WorkerNumber)> {
+    let assigned = classifier.attached().filter_map(|tap| {
+        let binding = classifier.binding(tap).ok()??;
+        Some((tap, binding.worker))
+    });
+    assigned.collect()
 }
 
 /// Whether every role session has been answered for once.

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use imds_ebpf::abi::PACKETS_PER_SECOND;
+use imds_ebpf::abi::{PACKETS_PER_SECOND, WORKERS_MAX};
 use serde::{Deserialize, Deserializer, de};
 
 use self::{control::Control, credentials::Credentials, metrics::Metrics, sts_endpoint::StsEndpoint};
@@ -37,6 +37,9 @@ pub const DEFAULT_PATH: &str = "/etc/imds-agent/config.toml";
 /// that much are what one worker can answer.
 const REQUESTS_PER_SECOND: u32 = PACKETS_PER_SECOND / 4;
 
+/// One answers more than all but the largest hosts ask ([`WORKERS_MAX`] has the sum), and their cores are the guests'.
+const WORKERS: u64 = 1;
+
 /// Everything that can be configured.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -51,6 +54,9 @@ pub struct Config {
     pub bpf_directory: PathBuf,
     /// On which taps the classifier is attached.
     pub taps: Taps,
+    /// Threads that serve guests.
+    #[serde(deserialize_with = "within::<_, 1, { WORKERS_MAX as u64 }>")]
+    workers: u64,
     /// Packets of one tap that are served in a second; zero sets no limit.
     #[serde(deserialize_with = "within::<_, 0, 1000000>")]
     packets_per_second: u64,
@@ -189,6 +195,11 @@ impl Config {
         self.state_directory.join("keys")
     }
 
+    /// How many threads serve guests.
+    pub fn workers(&self) -> usize {
+        usize::try_from(self.workers).unwrap_or(usize::MAX)
+    }
+
     /// How many packets of one tap are served in a second; zero sets no limit.
     pub fn packets_per_second(&self) -> u32 {
         u32::try_from(self.packets_per_second).unwrap_or(u32::MAX)
@@ -242,6 +253,7 @@ impl Config {
             ("user", self.user != new.user),
             ("state_directory", self.state_directory != new.state_directory),
             ("bpf_directory", self.bpf_directory != new.bpf_directory),
+            ("workers", self.workers != new.workers),
             (
                 "requests_per_second",
                 self.requests_per_second != new.requests_per_second,
@@ -345,6 +357,7 @@ impl Default for Config {
             state_directory: "/var/lib/imds-agent".into(),
             bpf_directory: "/sys/fs/bpf/imds-agent".into(),
             taps: Taps::default(),
+            workers: WORKERS,
             packets_per_second: PACKETS_PER_SECOND.into(),
             requests_per_second: REQUESTS_PER_SECOND.into(),
             user_data_bytes_max: USER_DATA_BYTES_MAX as u64,

@@ -83,6 +83,8 @@ enum WorkerError {
 /// What a worker is made of.
 #[derive(Debug)]
 pub struct Worker {
+    /// What its clock counts from: the same for all, since others compare what they note.
+    pub started: Instant,
     /// Where its frames come from.
     pub ring: PuntRing,
     /// Where its frames go.
@@ -160,7 +162,8 @@ impl Worker {
     ) -> Result<(), WorkerError> {
         let confined = confine()?;
         log::info!("worker {number}: no capabilities, {confined}");
-        let (clock, panics) = (Clock::new(), Arc::clone(&self.facts.panics));
+        let clock = Clock { start: self.started };
+        let panics = Arc::clone(&self.facts.panics);
         let mut serving = Serving {
             clock,
             alarm,
@@ -217,6 +220,10 @@ impl Serving {
                 if !self.interfaces.serves(punt.tap) {
                     // The classifier was told of the tap after we were: the word is in the inbox.
                     self.is_stopped |= obey_all(&self.inbox, &mut self.interfaces, self.clock);
+                    if !self.interfaces.serves(punt.tap) {
+                        // It is nobody's by now, or another worker's since the last agent: its guest asks again.
+                        continue;
+                    }
                 }
                 let now = *now.get_or_insert_with(|| self.clock.now());
                 self.interfaces.handle_punt(now, &punt);
@@ -282,12 +289,6 @@ struct Clock {
 }
 
 impl Clock {
-    fn new() -> Self {
-        Self {
-            start: Instant::now(),
-        }
-    }
-
     fn now(&self) -> Now {
         // A clock before 1970 makes every token expired, which is the safe side.
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

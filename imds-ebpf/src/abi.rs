@@ -35,6 +35,11 @@ pub struct MacAddr(pub [u8; 6]);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct TapIndex(pub u32);
 
+/// One of an agent's workers, counted from zero, and the ring that it reads.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Debug)]
+pub struct WorkerNumber(pub u8);
+
 /// Value of the `TAPS` map, keyed by [`TapIndex`]: what the classifier knows about one tap.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,8 +48,8 @@ pub struct TapBinding {
     pub mac: MacAddr,
     /// What else is served: [`SERVES_IPV6`], or nothing.
     pub flags: u8,
-    /// Explicit padding: the kernel copies map values byte by byte.
-    pub reserved: u8,
+    /// Whose ring its frames are punted into. Agents that had one worker left a zero here, which means the same.
+    pub worker: WorkerNumber,
     /// Nanoseconds after which the tap may have another frame served. Zero sets no limit.
     pub frame_interval_ns: u32,
 }
@@ -85,6 +90,11 @@ pub const LARGE_FRAME_MAX: usize = 8192 + 14 + 60 + 60;
 /// Bytes of one worker's ring: a power of two and a multiple of the page size. A full burst of one tap, 1024 medium or
 /// 128 large records, fills half of it.
 pub const RING_BYTES: u32 = 1 << 22;
+
+/// Workers that an agent may have. One answers some 300,000 exchanges a second on a core of its own (`cargo xtask bench`, P1), so
+/// eight answer as much as ten thousand guests may ask for that all send 256 requests a second. Each takes a map of the program's
+/// and a comparison in front of those behind it.
+pub const WORKERS_MAX: u8 = 8;
 
 /// Frames of one tap that are served in a second, sustained: as many packets as an EC2 network interface may send to
 /// link-local services (EC2 user guide, "Link-local addresses").
@@ -158,12 +168,12 @@ pub const HAIRPINNED_SLOT: u32 = 62;
 pub type TapCounters = [u64; COUNTERS];
 
 impl TapBinding {
-    /// Binds `mac`, on the IPv4 address only and at [`PACKETS_PER_SECOND`].
+    /// Binds `mac`, on the IPv4 address only, at [`PACKETS_PER_SECOND`] and to the first worker.
     pub const fn to(mac: MacAddr) -> Self {
         Self {
             mac,
             flags: 0,
-            reserved: 0,
+            worker: WorkerNumber(0),
             frame_interval_ns: interval_ns(PACKETS_PER_SECOND),
         }
     }
@@ -184,6 +194,11 @@ impl TapBinding {
         }
     }
 
+    /// The same with another worker.
+    pub const fn with_worker(self, worker: WorkerNumber) -> Self {
+        Self { worker, ..self }
+    }
+
     /// Whether the IPv6 address is served.
     pub const fn serves_ipv6(&self) -> bool {
         self.flags & SERVES_IPV6 != 0
@@ -193,16 +208,16 @@ impl TapBinding {
     pub const fn to_bytes(self) -> [u8; size_of::<Self>()] {
         let MacAddr([a, b, c, d, e, f]) = self.mac;
         let [i, j, k, l] = self.frame_interval_ns.to_ne_bytes();
-        [a, b, c, d, e, f, self.flags, self.reserved, i, j, k, l]
+        [a, b, c, d, e, f, self.flags, self.worker.0, i, j, k, l]
     }
 
     /// The binding that the map's value means.
     pub const fn from_bytes(bytes: [u8; size_of::<Self>()]) -> Self {
-        let [a, b, c, d, e, f, flags, reserved, i, j, k, l] = bytes;
+        let [a, b, c, d, e, f, flags, worker, i, j, k, l] = bytes;
         Self {
             mac: MacAddr([a, b, c, d, e, f]),
             flags,
-            reserved,
+            worker: WorkerNumber(worker),
             frame_interval_ns: u32::from_ne_bytes([i, j, k, l]),
         }
     }
@@ -362,12 +377,22 @@ mod tests {
     #[test]
     fn binding_round_trip() {
         let slow = TapBinding::to(IMDS_MAC).with_packets_per_second(7);
-        for binding in [slow, TapBinding::to(IMDS_MAC).with_ipv6()] {
+        let (other, ipv6) = (slow.with_worker(WorkerNumber(7)), slow.with_ipv6());
+        for binding in [slow, other, ipv6] {
             assert_eq!(TapBinding::from_bytes(binding.to_bytes()), binding);
         }
         assert!(
             !TapBinding::to(IMDS_MAC).serves_ipv6() && TapBinding::to(IMDS_MAC).with_ipv6().serves_ipv6()
         );
+    }
+
+    /// As agents wrote it that had one worker: the same bytes, so that their taps stay bound over an upgrade.
+    #[test]
+    fn binding_of_an_older_agent_is_the_first_workers() {
+        let older = [2, 0, 0xa9, 0xfe, 0xa9, 0xfe, SERVES_IPV6, 0, 0, 0, 0, 0];
+        let binding = TapBinding::to(IMDS_MAC).with_ipv6().with_packets_per_second(0);
+        assert_eq!(binding.worker, WorkerNumber(0));
+        assert_eq!(TapBinding::from_bytes(older), binding);
     }
 
     #[test]

@@ -15,17 +15,18 @@
 )]
 
 mod punt;
+mod rings;
 mod skb;
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::bpf_ktime_get_ns,
     macros::{classifier, map},
-    maps::{HashMap, PerCpuHashMap, RingBuf},
+    maps::{HashMap, PerCpuHashMap},
     programs::TcContext,
 };
 use imds_ebpf::{
-    abi::{HAIRPINNED_SLOT, PUNTED_SLOT, RING_BYTES, Reason, TAPS_MAX, TapBinding, TapCounters, TapIndex},
+    abi::{HAIRPINNED_SLOT, PUNTED_SLOT, Reason, TAPS_MAX, TapBinding, TapCounters, TapIndex, WorkerNumber},
     bucket::{take, tokens},
     classify::{Frame, Verdict, classify},
     hairpin::{advertisement, arp_reply},
@@ -47,19 +48,15 @@ static COUNTERS: PerCpuHashMap<TapIndex, TapCounters> =
 #[map]
 static BUCKETS: HashMap<TapIndex, u64> = HashMap::with_max_entries(TAPS_MAX, BPF_F_NO_PREALLOC);
 
-/// The way to the first worker.
-#[map]
-static RING_0: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
-
 /// What a guest sends.
 #[classifier]
 pub fn imds_outbound(context: TcContext) -> i32 {
     let skb = Skb::of(&context);
     let tap = skb.tap();
-    let mut interval_ns = 0;
+    let (mut interval_ns, mut worker) = (0, WorkerNumber(0));
     let verdict = classify(&skb, || {
         let binding = binding(tap)?;
-        interval_ns = binding.frame_interval_ns;
+        (interval_ns, worker) = (binding.frame_interval_ns, binding.worker);
         Some(binding)
     });
     let within_rate = || take_tokens(tap, tokens(skb.length()), interval_ns);
@@ -73,7 +70,7 @@ pub fn imds_outbound(context: TcContext) -> i32 {
             .and_then(|()| skb.hairpin(advertisement(&skb)))
             .map(|action| (action, HAIRPINNED_SLOT)),
         Verdict::Punt => within_rate()
-            .and_then(|()| punt::punt(&skb, &RING_0))
+            .and_then(|()| punt::punt(&skb, rings::of(worker)))
             .map(|()| (TC_ACT_SHOT, PUNTED_SLOT)),
     };
     let (action, slot) = match outcome {

@@ -93,6 +93,17 @@ impl HostFiles {
         Ok(fs::write(self.config(), format!("user = {user:?}\n{rest}"))?)
     }
 
+    /// Has the next agent so many workers.
+    pub fn set_workers(&self, workers: usize) -> Result<()> {
+        let config = fs::read_to_string(self.config())?;
+        let others = config.lines().filter(|line| !line.starts_with("workers "));
+        let config = others.fold(String::new(), |config, line| format!("{config}{line}\n"));
+        Ok(fs::write(
+            self.config(),
+            format!("{config}workers = {workers}\n"),
+        )?)
+    }
+
     /// Has the pins in a directory that lets nobody but root through, and returns that directory.
     pub fn hide_pins(&mut self) -> Result<PathBuf> {
         let closed = self.pins.clone();

@@ -133,10 +133,16 @@ fn status(text: &str) -> Result<Thread> {
     })
 }
 
+/// What the names of workers begin with; their number follows.
+const WORKER: &str = "imds-worker-";
+
 /// Every thread of an agent that serves has what it needs and no more.
 fn is_reduced(agent: &Agent, user: u32, bounding: u64) -> Result<()> {
     let threads = threads(agent)?;
-    let mut names: Vec<_> = threads.iter().map(|thread| thread.name.as_str()).collect();
+    let kinds = threads
+        .iter()
+        .map(|thread| thread.name.trim_end_matches(char::is_numeric));
+    let mut names: Vec<_> = kinds.collect();
     names.sort_unstable();
     names.dedup();
     assert_eq!(
@@ -147,7 +153,7 @@ fn is_reduced(agent: &Agent, user: u32, bounding: u64) -> Result<()> {
             "imds-control",
             "imds-guests",
             "imds-identity",
-            "imds-worker-0"
+            WORKER
         ],
         "a new kind of thread: what may it do?"
     );
@@ -169,7 +175,7 @@ fn is_reduced(agent: &Agent, user: u32, bounding: u64) -> Result<()> {
             user,
             capabilities: sets.map(|(set, bits)| (set.to_owned(), bits)).into(),
             has_no_new_privileges: true,
-            seccomp: if thread.name == "imds-worker-0" { 2 } else { 0 },
+            seccomp: if thread.name.starts_with(WORKER) { 2 } else { 0 },
         };
         assert_eq!(*thread, expected);
     }
@@ -192,11 +198,16 @@ fn give(path: &Path, user: &User) -> Result<()> {
 
 #[test]
 fn root_hands_over_to_the_agents_own_user() -> Result<()> {
-    let stage = Stage::new(USER, "")?;
+    let stage = Stage::new(USER, "workers = 2")?;
     let agent = stage.start()?;
+    // One guest each.
     serves(&stage)?;
     let user = user()?.uid.as_raw();
     is_reduced(&agent, user, 0)?;
+    let workers = threads(&agent)?
+        .into_iter()
+        .filter(|thread| thread.name.starts_with(WORKER));
+    assert_eq!(workers.count(), 2);
     let keys = stage.files.state().join("keys");
     for path in [
         stage.files.pins(),

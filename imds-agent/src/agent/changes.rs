@@ -1,4 +1,4 @@
-//! What changes of bindings are to the kernel and the worker.
+//! What changes of bindings are to the kernel and the workers.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use imds_ebpf::abi::{TapBinding, TapIndex};
 
 use super::{Agent, RETRY_AFTER};
-use crate::{bindings::Change, datapath, worker};
+use crate::{bindings::Change, datapath};
 
 impl Agent {
     /// Carries changes out. One that the kernel refuses costs its tap the service, and nobody else anything.
@@ -47,18 +47,19 @@ impl Agent {
             }
             Change::Bind(tap, binding, instance) => {
                 self.expect_name(tap)?;
-                self.work.tell(worker::Command::Serve(tap, instance));
-                self.classifier.bind(tap, binding)?;
+                let worker = self.work.serve(tap, instance);
+                self.classifier.bind(tap, binding.with_worker(worker))?;
                 log::info!("tap {}: bound to {}", self.name(tap), Bound(binding));
             }
             Change::Amend(tap, binding) => {
                 self.expect_name(tap)?;
-                self.classifier.bind(tap, binding)?;
+                let worker = self.work.worker_of(tap).unwrap_or_default();
+                self.classifier.bind(tap, binding.with_worker(worker))?;
                 log::info!("tap {}: now bound to {}", self.name(tap), Bound(binding));
             }
             Change::Unbind(tap, why) => {
                 self.classifier.unbind(tap)?;
-                self.work.tell(worker::Command::Forget(tap));
+                self.work.forget(tap);
                 let level = if why.is_ambiguous() {
                     log::Level::Warn
                 } else {
@@ -67,7 +68,7 @@ impl Agent {
                 log::log!(level, "tap {}: bound to nobody: {why}", self.name(tap));
             }
             Change::Detach(tap) => {
-                self.work.tell(worker::Command::Forget(tap));
+                self.work.forget(tap);
                 if let Ok(counters) = self.classifier.counters(tap) {
                     self.frames.handle_counters(tap, counters);
                 }

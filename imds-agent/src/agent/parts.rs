@@ -2,7 +2,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::{
     config::Config,
     credentials::{Issuer, Refresher, Sources, Totals, refresh::Watch, schedule::Kind},
+    datapath::{Classifier, Injector},
     identity_files,
     identity_signer::Signer,
     imds::{
@@ -21,14 +22,29 @@ use crate::{
     keys::{self, Key, Purpose},
     observe::{Audit, Metrics, StsExchanges, audit, metrics},
     registry::Problem,
-    worker::Facts,
+    worker::{Facts, Worker},
 };
 
-pub(super) fn imds(config: &Config) -> Result<Imds> {
+/// A worker for each of the classifier's rings, and for each of `facts`.
+pub(super) fn workers(
+    config: &Config,
+    classifier: &mut Classifier,
+    facts: Vec<Facts>,
+) -> Result<Vec<Worker>> {
     let key: keys::TokenKey = Key::load_or_create(&config.token_key_path(), Purpose::Token)?;
-    let keys = TokenKeys::new(TokenKey::new(key.id, *key.secret()), Vec::new());
-    let imds = Imds::new(Arc::new(keys), StdRng::from_rng(&mut rand::rng()));
-    Ok(imds.with_extended_credentials(config.extended_credentials()))
+    let keys = Arc::new(TokenKeys::new(TokenKey::new(key.id, *key.secret()), Vec::new()));
+    let started = Instant::now();
+    let worker = |(ring, facts)| {
+        let imds = Imds::new(Arc::clone(&keys), StdRng::from_rng(&mut rand::rng()));
+        Ok(Worker {
+            started,
+            ring,
+            injector: Injector::new()?,
+            imds: imds.with_extended_credentials(config.extended_credentials()),
+            facts,
+        })
+    };
+    classifier.rings().into_iter().zip(facts).map(worker).collect()
 }
 
 pub(super) fn refresher(config: &Config, facts: &Facts, issuer: &Arc<Issuer>) -> Refresher {
@@ -46,13 +62,14 @@ pub(super) fn refresher(config: &Config, facts: &Facts, issuer: &Arc<Issuer>) ->
 /// Everybody who has metrics to tell, but the agent's own loop, which is asked by the endpoint.
 pub(super) fn metrics(
     facts: &Facts,
+    of_workers: &[Facts],
     problems: watch::Receiver<Arc<[Problem]>>,
     fetches: &[Arc<Totals>; 2],
     exchanges: &Arc<StsExchanges>,
 ) -> Metrics {
-    let worker = (Arc::clone(&facts.requests), Arc::clone(&facts.health));
+    let counts = |facts: &Facts| (Arc::clone(&facts.requests), Arc::clone(&facts.health));
     Metrics::default()
-        .with(metrics::Workers(vec![worker]))
+        .with(metrics::Workers(of_workers.iter().map(counts).collect()))
         .with(metrics::Records {
             registry: Arc::clone(&facts.registry),
             problems,

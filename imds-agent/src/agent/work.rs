@@ -1,15 +1,22 @@
-//! The worker and when it begins: once it can answer, so that a guest that asks while agents change gets what it got from
-//! the last one, a moment later, and not that it should ask again. Frames wait in the ring until then.
+//! The workers, who serves which tap, and when they begin: once they can answer, so that a guest that asks while agents change
+//! gets what it got from the last one, a moment later, and not that it should ask again. Frames wait in the rings until then.
 
 use std::{
-    future::pending,
+    future::{Future as _, poll_fn},
     io,
+    pin::Pin,
+    task::Poll,
     time::{Duration, Instant},
 };
 
+use imds_ebpf::abi::{TapIndex, WorkerNumber};
 use tokio::sync::oneshot;
 
-use crate::worker::{Command, Ended, Handle, Usage, Worker};
+use super::assignment::Assignment;
+use crate::{
+    registry::InstanceId,
+    worker::{Command, Ended, Handle, Usage, Worker},
+};
 
 /// How long after all taps were told the first role credentials are waited for: half of the second that clients wait for an
 /// answer.
@@ -18,47 +25,58 @@ const FIRST_SETS_WITHIN: Duration = Duration::from_millis(500);
 /// How often it is looked whether they are there.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// The worker, begun or not.
+/// The workers, begun or not, each in the place of its number.
 #[derive(Debug)]
 pub struct Work {
-    /// The worker that has not begun, and what it will be told then.
-    waiting: Option<Worker>,
-    told: Vec<Command>,
-    /// The worker that has.
-    handle: Option<Handle>,
-    ended: Option<Ended>,
+    assignment: Assignment,
+    /// The workers that have not begun, and what each will be told then.
+    waiting: Vec<(Worker, Vec<Command>)>,
+    /// The workers that have.
+    handles: Vec<Handle>,
+    ended: Vec<Ended>,
     /// When the first credentials are no longer waited for, once all taps were told.
     begins_by: Option<Instant>,
 }
 
 impl Work {
-    /// With a worker that begins later.
-    pub fn new(worker: Worker) -> Self {
+    /// With workers that begin later, and where the last agent assigned taps.
+    pub fn new(workers: Vec<Worker>, earlier: &[(TapIndex, WorkerNumber)]) -> Self {
         Self {
-            waiting: Some(worker),
-            told: Vec::new(),
-            handle: None,
-            ended: None,
+            assignment: Assignment::new(workers.len(), earlier),
+            waiting: workers.into_iter().map(|worker| (worker, Vec::new())).collect(),
+            handles: Vec::new(),
+            ended: Vec::new(),
             begins_by: None,
         }
     }
 
-    /// Tells the worker something, now or before its first frame.
-    pub fn tell(&mut self, command: Command) {
-        match &self.handle {
-            Some(worker) => worker.tell(command),
-            None => self.told.push(command),
+    /// Has a worker serve the tap as `instance`'s, and says which.
+    pub fn serve(&mut self, tap: TapIndex, instance: InstanceId) -> WorkerNumber {
+        let worker = self.assignment.assign(tap);
+        self.tell(worker, Command::Serve(tap, instance));
+        worker
+    }
+
+    /// Which worker serves the tap, if any does.
+    pub fn worker_of(&self, tap: TapIndex) -> Option<WorkerNumber> {
+        self.assignment.worker_of(tap)
+    }
+
+    /// Has nobody serve the tap.
+    pub fn forget(&mut self, tap: TapIndex) {
+        if let Some(worker) = self.assignment.release(tap) {
+            self.tell(worker, Command::Forget(tap));
         }
     }
 
-    /// Asks the worker what taps use of their limits, if it has begun.
+    /// Asks all workers that have begun what taps use of their limits.
     pub fn ask_usage(&self) -> Vec<oneshot::Receiver<Usage>> {
         let ask = |worker: &Handle| {
             let (asker, told) = oneshot::channel();
             worker.tell(Command::TellUsage(asker));
             told
         };
-        self.handle.iter().map(ask).collect()
+        self.handles.iter().map(ask).collect()
     }
 
     /// All taps were told (again).
@@ -66,7 +84,7 @@ impl Work {
         self.begins_by = Some(Instant::now() + FIRST_SETS_WITHIN);
     }
 
-    /// Begins if the time has come, and says whether all is at work from here on.
+    /// Begins if the time has come, and says whether all are at work from here on.
     pub fn begin_if(&mut self, has_first_sets: impl FnOnce() -> bool) -> io::Result<bool> {
         let Some(by) = self.begins_by else {
             return Ok(false);
@@ -75,33 +93,50 @@ impl Work {
             return Ok(false);
         }
         self.begins_by = None;
-        if let Some(worker) = self.waiting.take() {
-            let (handle, ended) = worker.start(0, std::mem::take(&mut self.told))?;
-            (self.handle, self.ended) = (Some(handle), Some(ended));
+        for (number, (worker, told)) in self.waiting.drain(..).enumerate() {
+            let (handle, ended) = worker.start(number, told)?;
+            self.handles.push(handle);
+            self.ended.push(ended);
         }
         Ok(true)
     }
 
-    /// Returns true when the worker has ended, whatever ended it, and false when it should be looked again whether it may
+    /// Returns true when a worker has ended, whatever ended it, and false when it should be looked again whether they may
     /// begin.
     pub async fn changed(&mut self) -> bool {
-        match (&mut self.ended, self.begins_by) {
-            (_, Some(_)) => {
-                tokio::time::sleep(LOOK).await;
-                false
+        if self.begins_by.is_some() {
+            tokio::time::sleep(LOOK).await;
+            return false;
+        }
+        let one_ended = poll_fn(|context| {
+            let mut ended = self.ended.iter_mut();
+            if ended.any(|ended| Pin::new(ended).poll(context).is_ready()) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
             }
-            (Some(ended), None) => {
-                let _ = ended.await;
-                true
-            }
-            (None, None) => pending().await,
+        });
+        one_ended.await;
+        true
+    }
+
+    /// Ends all workers and waits for them.
+    pub fn stop(self) {
+        for worker in &self.handles {
+            worker.tell(Command::Stop);
+        }
+        for worker in self.handles {
+            worker.stop();
         }
     }
 
-    /// Ends the worker and waits for it.
-    pub fn stop(self) {
-        if let Some(worker) = self.handle {
-            worker.stop();
+    /// Tells a worker something, now or before its first frame.
+    fn tell(&mut self, WorkerNumber(number): WorkerNumber, command: Command) {
+        let number = usize::from(number);
+        if let Some(worker) = self.handles.get(number) {
+            worker.tell(command);
+        } else if let Some((_, told)) = self.waiting.get_mut(number) {
+            told.push(command);
         }
     }
 }

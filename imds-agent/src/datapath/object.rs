@@ -1,12 +1,12 @@
 //! The classifier's object, which this build carries: into the kernel, onto the maps that are pinned already.
 
-use std::{error::Error as _, io, mem::size_of, time::Duration};
+use std::{error::Error as _, io, mem::size_of, path::Path, time::Duration};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Map, MapError, MapInfo},
 };
-use imds_ebpf::abi::{RING_BYTES, TAPS_MAX, TapBinding, TapCounters, TapIndex};
+use imds_ebpf::abi::{RING_BYTES, TAPS_MAX, TapBinding, TapCounters, TapIndex, WORKERS_MAX};
 use nix::errno::Errno;
 use thiserror::Error;
 
@@ -24,11 +24,16 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/im
 /// How old a frame may be that a starting agent still answers: TCP sends a SYN again after one second (RFC 6298).
 const STALE_AFTER: Duration = Duration::from_secs(1);
 
-/// The rings, one per worker.
-const RINGS: [&str; 1] = ["RING_0"];
+/// The rings, each in the place of its worker.
+const RINGS: [&str; WORKERS_MAX as usize] = [
+    "RING_0", "RING_1", "RING_2", "RING_3", "RING_4", "RING_5", "RING_6", "RING_7",
+];
 
-/// Every map with its key size, value size and number of entries: what must match for a pinned one to be used again.
-const MAP_LAYOUTS: [(&str, usize, usize, u32); 4] = [
+/// Asked for a ring that nobody reads: the kernel makes whole pages, and aya one of this.
+const UNREAD_RING_BYTES: u32 = 1;
+
+/// Every other map with its key size, value size and number of entries: what must match for a pinned one to be used again.
+const MAP_LAYOUTS: [(&str, usize, usize, u32); 3] = [
     ("TAPS", size_of::<TapIndex>(), size_of::<TapBinding>(), TAPS_MAX),
     (
         "COUNTERS",
@@ -37,8 +42,17 @@ const MAP_LAYOUTS: [(&str, usize, usize, u32); 4] = [
         TAPS_MAX,
     ),
     ("BUCKETS", size_of::<TapIndex>(), size_of::<u64>(), TAPS_MAX),
-    ("RING_0", 0, 0, RING_BYTES),
 ];
+
+/// Whose rings are made to be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Readers {
+    /// Those of so many workers. Another number's rings are made anew: what is in one that nobody will read is lost, and its
+    /// sender sends it again.
+    Workers(usize),
+    /// Nobody's: rings that are there stay as they are.
+    Nobody,
+}
 
 /// The classifier cannot be loaded.
 #[derive(Debug, Error)]
@@ -72,7 +86,7 @@ pub enum LoadError {
 }
 
 /// Makes the maps, or takes the pinned ones, and readies the program for loading.
-pub(super) fn load(pins: &Pins) -> Result<Ebpf, LoadError> {
+pub(super) fn load(pins: &Pins, readers: Readers) -> Result<Ebpf, LoadError> {
     if OBJECT.is_empty() {
         return Err(LoadError::ObjectMissing);
     }
@@ -82,6 +96,17 @@ pub(super) fn load(pins: &Pins) -> Result<Ebpf, LoadError> {
     loader.btf(None);
     for (name, ..) in MAP_LAYOUTS {
         loader.map_pin_path(name, pins.map(name));
+    }
+    for (worker, name) in RINGS.into_iter().enumerate() {
+        let is_read = matches!(readers, Readers::Workers(count) if worker < count);
+        let path = pins.map(name);
+        if readers != Readers::Nobody {
+            remove_ring_of_other_size(&path, is_read)?;
+        }
+        if !is_read {
+            loader.map_max_entries(name, UNREAD_RING_BYTES);
+        }
+        loader.map_pin_path(name, path);
     }
     loader.load(OBJECT).map_err(refused)
 }
@@ -110,19 +135,40 @@ fn remove_other_layouts(pins: &Pins) -> Result<(), LoadError> {
     Ok(())
 }
 
+/// A ring is as large as it has to be when it is read, and no larger than a ring can be when it is not.
+fn remove_ring_of_other_size(path: &Path, is_read: bool) -> Result<(), LoadError> {
+    if path.exists() {
+        let bytes = MapInfo::from_pin(path)?.max_entries();
+        let fits = if is_read {
+            bytes == RING_BYTES
+        } else {
+            bytes < RING_BYTES
+        };
+        if !fits {
+            log::debug!("replacing the ring of {bytes} bytes pinned at {}", path.display());
+            remove_pin(path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Takes a map out of the object.
 pub(super) fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
     ebpf.take_map(name).ok_or(LoadError::Incomplete(name))
 }
 
-/// Takes the rings out of the object, one per worker.
-pub(super) fn take_rings(ebpf: &mut Ebpf) -> Result<Vec<PuntRing>, LoadError> {
+/// Takes the rings that are read out of the object, one per worker.
+pub(super) fn take_rings(ebpf: &mut Ebpf, readers: Readers) -> Result<Vec<PuntRing>, LoadError> {
+    let count = match readers {
+        Readers::Workers(count) => count,
+        Readers::Nobody => 0,
+    };
     let fresh_from = punt::clock().saturating_sub(STALE_AFTER);
     let ring = |name| match take_map(ebpf, name)? {
         Map::RingBuf(map) => Ok(PuntRing::new(Ring::new(map)?, fresh_from)),
         _ => Err(LoadError::Incomplete(name)),
     };
-    RINGS.into_iter().map(ring).collect()
+    RINGS.into_iter().take(count).map(ring).collect()
 }
 
 /// Tells a lack of privileges from other failures, by the errno at the bottom of it.

@@ -32,7 +32,7 @@ pub use super::object::LoadError;
 use super::{
     Counters, DetachError, Hook, PuntRing, detach, filters,
     hook::{self, DIRECTIONS, Direction, HookError},
-    object::{self, refused},
+    object::{self, Readers, refused},
     pins::{Pins, PinsError},
     tap::describe,
 };
@@ -95,26 +95,39 @@ pub struct Classifier {
 }
 
 impl Classifier {
-    /// Loads the classifier, pinned under `root`, and adopts what an earlier agent left there. The taps are those of the
-    /// calling thread's network namespace.
+    /// Loads the classifier for so many workers, pinned under `root`, and adopts what an earlier agent left there. The taps
+    /// are those of the calling thread's network namespace.
+    pub fn load_for(root: &Path, workers: usize) -> Result<Self, LoadError> {
+        Self::load_and_adopt(root, Hook::of_this_kernel()?, workers)
+    }
+
+    /// The same for one worker.
     pub fn load(root: &Path) -> Result<Self, LoadError> {
-        Self::load_on(root, Hook::of_this_kernel()?)
+        Self::load_for(root, 1)
     }
 
     /// Like [`Self::load`], on a kind of hook that need not be the kernel's best.
     pub fn load_on(root: &Path, hook: Hook) -> Result<Self, LoadError> {
-        let mut classifier = Self::load_beside(Pins::open(root)?, hook)?;
+        Self::load_and_adopt(root, hook, 1)
+    }
+
+    fn load_and_adopt(root: &Path, hook: Hook, workers: usize) -> Result<Self, LoadError> {
+        let mut classifier = Self::load_with(Pins::open(root)?, hook, Readers::Workers(workers))?;
         classifier.adopt()?;
         Ok(classifier)
     }
 
-    /// Loads the classifier and leaves alone what an earlier agent left, of whatever version.
+    /// Loads the classifier and leaves alone what an earlier agent left, of whatever version. Nothing is read of its rings.
     pub(super) fn load_beside(pins: Pins, hook: Hook) -> Result<Self, LoadError> {
-        let mut ebpf = object::load(&pins)?;
+        Self::load_with(pins, hook, Readers::Nobody)
+    }
+
+    fn load_with(pins: Pins, hook: Hook, readers: Readers) -> Result<Self, LoadError> {
+        let mut ebpf = object::load(&pins, readers)?;
         let taps = object::take_map(&mut ebpf, "TAPS")?.try_into()?;
         let counters = object::take_map(&mut ebpf, "COUNTERS")?.try_into()?;
         let buckets = object::take_map(&mut ebpf, "BUCKETS")?.try_into()?;
-        let rings = object::take_rings(&mut ebpf)?;
+        let rings = object::take_rings(&mut ebpf, readers)?;
         for name in DIRECTIONS.map(program_name) {
             let program = ebpf.program_mut(name).ok_or(LoadError::Incomplete(name))?;
             let program: &mut SchedClassifier =

@@ -29,7 +29,7 @@ pub struct Facts {
     pub requests: Arc<Requests>,
     /// What panicked and went on.
     pub panics: Arc<Panics>,
-    /// How the worker fares.
+    /// How the worker fares: its own as well.
     pub health: Arc<WorkerHealth>,
     /// Where requests are told to operators who watch.
     pub trace: Trace,
@@ -39,6 +39,17 @@ pub struct Facts {
     pub guests: Guests,
     /// How many requests of one interface are answered in a second; zero sets no limit.
     pub requests_per_second: u32,
+}
+
+impl Facts {
+    /// The same for a worker, which counts for itself.
+    pub fn of_worker(&self) -> Self {
+        Self {
+            requests: Arc::default(),
+            health: Arc::default(),
+            ..self.clone()
+        }
+    }
 }
 
 /// Where requests come from.

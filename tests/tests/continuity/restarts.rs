@@ -184,6 +184,20 @@ fn nobody_notices_that_the_agent_is_killed_twenty_times() -> Result<()> {
 }
 
 #[test]
+fn nobody_notices_another_number_of_workers() -> Result<()> {
+    let (mut host, mut agent) = Host::new()?;
+    let calls = host.begin_calls()?;
+    for workers in [2, 3, 1] {
+        host.wait_for_calls(&calls)?;
+        agent.kill()?;
+        host.files.set_workers(workers)?;
+        agent = Agent::start(&host.program, &host.namespace, &host.files)?;
+    }
+    host.wait_for_calls(&calls)?;
+    host.end_calls(calls)
+}
+
+#[test]
 fn nobody_notices_an_upgrade_from_an_older_version() -> Result<()> {
     let (mut host, agent) = Host::new()?;
     let calls = host.begin_calls()?;

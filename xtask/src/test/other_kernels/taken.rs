@@ -59,6 +59,10 @@ const LEFT: &[(&str, &str)] = &[
     ("sources", "needs a libvirtd"),
     ("sts", "needs Python and moto"),
     ("upkeep", "no kernel has a part in it"),
+    (
+        "workers",
+        "the kernel's part is a ring for each, which is in `datapath`",
+    ),
 ];
 
 /// The tests of T1 that are not taken, with the reason.
