@@ -68,6 +68,7 @@ const LEFT: &[(&str, &str)] = &[
     ("control", "its subject is the operators' socket"),
     ("doctor", "needs a Debian root"),
     ("golden", "no kernel has a part in it"),
+    ("hostile", "it is held off by the agent's own stack"),
     ("metrics", "counts what the tests that are taken see happen"),
     ("package", "needs a Debian root"),
     (
