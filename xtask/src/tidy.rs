@@ -94,6 +94,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "credentials/process",
             "privilege",
             "control/",
+            "observe/audit",
             "exit_code.rs",
             // Records are written as whoever the agent runs as.
             "imdsctl/guests.rs",
