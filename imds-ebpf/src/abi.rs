@@ -152,6 +152,8 @@ pub enum Reason {
     InboundForged = 17,
     /// The tap sent more frames to be served than it may.
     RateLimited = 18,
+    /// The frame is for the metadata address in 802.3 with a SNAP header, or that holds something behind which anything may be.
+    SnapEncapsulated = 19,
 }
 
 /// Number of slots of a tap's counters: one per possible [`Verdict`](crate::classify::Verdict) counter, with room to grow.
@@ -251,7 +253,7 @@ impl PuntHeader {
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Truncated,
         Self::TapUnbound,
         Self::SourceMacForged,
@@ -270,6 +272,7 @@ impl Reason {
         Self::Ipv6Disabled,
         Self::InboundForged,
         Self::RateLimited,
+        Self::SnapEncapsulated,
     ];
 
     /// The name that metrics and logs use.
@@ -293,6 +296,7 @@ impl Reason {
             Self::Ipv6Disabled => "ipv6-disabled",
             Self::InboundForged => "inbound-forged",
             Self::RateLimited => "rate-limited",
+            Self::SnapEncapsulated => "snap-encapsulated",
         }
     }
 }

@@ -7,10 +7,11 @@
 //! 6. No MAC is bound to the tap: [`Reason::TapUnbound`].
 //! 7. The Ethernet source is not the bound MAC: [`Reason::SourceMacForged`].
 //! 8. The frame is tagged, inline or beside the frame: [`Reason::VlanTagged`]. The service is on the untagged network only.
+//!    It is an 802.3 frame with a SNAP header: [`Reason::SnapEncapsulated`]. The service speaks Ethernet II, as all do.
 //!
 //! ARP:
-//! 9. The sender's address is the metadata address, be it a reply, a request or an announcement:
-//!    [`Reason::AddressClaimed`].
+//! 9. The sender's address is the metadata address, be it a reply, a request or an announcement, or it stands in a RARP
+//!    message: [`Reason::AddressClaimed`].
 //! 10. Not a request for IPv4 over Ethernet, or sent to a multicast group: [`Reason::ArpNotRequest`].
 //! 11. The sender's hardware address is not the bound MAC: [`Reason::SourceMacForged`].
 //! 12. Hairpin. That includes a probe, whose sender address is 0.0.0.0: an answer is how RFC 5227 (section 2.1.1) has
@@ -129,6 +130,9 @@ fn identify<F: Frame + ?Sized>(
     }
     if concern.tagged || frame.has_vlan_tag_aside() {
         return Err(Reason::VlanTagged);
+    }
+    if concern.is_snap {
+        return Err(Reason::SnapEncapsulated);
     }
     Ok(binding)
 }
@@ -317,7 +321,8 @@ mod tests {
     use super::*;
     use crate::abi::IMDS_IPV4;
     use crate::headers::{
-        ETHERNET_BYTES, ETHERNET_TYPE, IPV4_DESTINATION, TAG_BYTES, TYPE_ARP, TYPE_IPV4, TYPE_IPV6, TYPE_TAGS,
+        ETHERNET_BYTES, ETHERNET_TYPE, IPV4_DESTINATION, SNAP_BYTES, SNAP_HEADERS, TAG_BYTES, TYPE_ARP,
+        TYPE_IPV4, TYPE_IPV6, TYPE_RARP, TYPE_TAGS,
     };
 
     extern crate std;
@@ -334,9 +339,12 @@ mod tests {
         let length = random.random_range(0..128);
         let mut frame = std::vec![0; length];
         random.fill(&mut frame[..]);
-        let network = ETHERNET_BYTES + TAG_BYTES * random.random_range(0..3);
+        let tagged = ETHERNET_BYTES + TAG_BYTES * random.random_range(0..3);
+        let is_snap = random.random_bool(0.2);
+        let network = if is_snap { tagged + SNAP_BYTES } else { tagged };
         let is_ipv6 = random.random_bool(0.5);
         let extensions = random.random_range(0..3);
+        let is_bridged = random.random_bool(0.5);
         let mut place = |offset: usize, bytes: &[u8], likely: f64| {
             if random.random_bool(likely)
                 && let Some(room) = frame.get_mut(offset..offset + bytes.len())
@@ -346,6 +354,10 @@ mod tests {
         };
         place(ETHERNET_TYPE, &TYPE_TAGS[0], 1.0);
         place(ETHERNET_TYPE + TAG_BYTES, &TYPE_TAGS[1], 1.0);
+        if is_snap {
+            place(tagged - 2, &[0, 60], 0.9);
+            place(tagged, &SNAP_HEADERS[usize::from(is_bridged)], 0.9);
+        }
         place(ETHERNET_SOURCE, &MAC.0, 0.9);
         if is_ipv6 {
             place(network - 2, &TYPE_IPV6, 0.95);
@@ -374,6 +386,7 @@ mod tests {
         } else {
             place(network - 2, &TYPE_IPV4, 0.9);
             place(network - 2, &TYPE_ARP, 0.3);
+            place(network - 2, &TYPE_RARP, 0.1);
             place(network, &[0x45], 0.8);
             place(network + IPV4_FRAGMENT, &[0x40, 0], 0.8);
             place(network + IPV4_PROTOCOL, &[PROTOCOL_TCP], 0.8);
@@ -389,11 +402,14 @@ mod tests {
         while let [0x81 | 0x91, 0x00, _, _, inner @ ..] | [0x88, 0xa8, _, _, inner @ ..] = rest {
             rest = inner;
         }
+        if let [0..=5, _, 0xaa, 0xaa, 3, 0, 0, 0 | 0xf8, inner @ ..] = rest {
+            rest = inner;
+        }
         match rest {
             [0x08, 0x00, packet @ ..] if packet.len() >= 20 => {
                 packet[12..16] == IMDS_IPV4 || packet[16..20] == IMDS_IPV4
             }
-            [0x08, 0x06, message @ ..] if message.len() >= 28 => {
+            [0x08, 0x06, message @ ..] | [0x80, 0x35, message @ ..] if message.len() >= 28 => {
                 message[14..18] == IMDS_IPV4 || message[24..28] == IMDS_IPV4
             }
             [0x86, 0xdd, packet @ ..] if packet.len() >= 40 => {
@@ -441,7 +457,12 @@ mod tests {
                     matches!(
                         verdict,
                         Verdict::Pass
-                            | Verdict::Drop(Reason::Truncated | Reason::VlanTagged | Reason::ExtensionHeader)
+                            | Verdict::Drop(
+                                Reason::Truncated
+                                    | Reason::VlanTagged
+                                    | Reason::SnapEncapsulated
+                                    | Reason::ExtensionHeader
+                            )
                     ),
                     "{verdict:?} {frame:02x?}"
                 );

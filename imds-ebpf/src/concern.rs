@@ -3,16 +3,20 @@
 //! 1. The frame ends before its EtherType: [`Reason::Truncated`].
 //! 2. 802.1Q and 802.1ad tags are looked through. A frame that ends inside them: [`Reason::Truncated`]; more than
 //!    [`TAGS_MAX`] of them, which nobody sends and which may hide anything: [`Reason::VlanTagged`].
-//! 3. Neither IP nor ARP: no concern.
-//! 4. IP or ARP that ends before its addresses: [`Reason::Truncated`], because nobody can tell where it goes. One of its
+//!    What stands behind them in 802.3 with a SNAP header is looked at in the same way: hosts that follow RFC 1122 (section
+//!    2.3.3) receive IP in it, and a Wi-Fi bridge makes Ethernet of it. A tag or a length inside of it, which nobody sends either:
+//!    [`Reason::SnapEncapsulated`].
+//! 3. Neither IP nor ARP nor RARP: no concern.
+//! 4. IP, ARP or RARP that ends before its addresses: [`Reason::Truncated`], because nobody can tell where it goes. One of its
 //!    two addresses is the metadata address: a concern, whatever the source MAC.
 //! 5. An NDP message (RFC 4861) may be about the address and go anywhere: it is found behind extension headers, too, and
 //!    a solicitation, advertisement or redirect with the address in it is a concern. A chain of headers that the frame
 //!    ends in: [`Reason::Truncated`]; one of more than [`EXTENSIONS_MAX`]: [`Reason::ExtensionHeader`].
 //!
-//! What is deliberately absent: tunnels (an address inside GRE or VXLAN is another network's); source routes (whoever
+//! What is deliberately absent: tunnels (an address inside IP, GRE, VXLAN, PPPoE, MPLS or MACsec is for the tunnel's other end,
+//! which somebody has set up); translated addresses (whoever translates sends a packet of its own); source routes (whoever
 //! forwards along one sends a frame of its own); authenticated and encrypted headers (whoever takes those trusts the
-//! sender); later fragments of NDP messages, which receivers refuse (RFC 6980); 802.3 with LLC (Linux speaks no IP in it).
+//! sender); later fragments of NDP messages, which receivers refuse (RFC 6980); 802.3 with other LLC than SNAP's.
 
 use crate::{
     abi::{IMDS_IPV4, IMDS_IPV6, Reason},
@@ -22,7 +26,8 @@ use crate::{
         EXTENSION_FRAGMENT, EXTENSION_FRAGMENT_MASK, EXTENSION_HOP_BY_HOP, EXTENSION_ROUTING, EXTENSION_UNIT,
         EXTENSIONS_MAX, IPV4_DESTINATION, IPV4_SOURCE, IPV6_BYTES, IPV6_DESTINATION, IPV6_NEXT_HEADER,
         IPV6_SOURCE, NDP_ADVERTISEMENT, NDP_REDIRECT, NDP_REDIRECT_DESTINATION, NDP_SOLICITATION, NDP_TARGET,
-        PROTOCOL_ICMPV6, TAG_BYTES, TAGS_MAX, TYPE_ARP, TYPE_IPV4, TYPE_IPV6, TYPE_TAGS,
+        PROTOCOL_ICMPV6, SNAP_BYTES, SNAP_HEADERS, TAG_BYTES, TAGS_MAX, TYPE_ARP, TYPE_IPV4, TYPE_IPV6,
+        TYPE_MIN, TYPE_RARP, TYPE_TAGS,
     },
 };
 
@@ -35,6 +40,8 @@ pub struct Concern {
     pub network: usize,
     /// A tag stands inside the frame.
     pub tagged: bool,
+    /// It is an 802.3 frame with a SNAP header.
+    pub is_snap: bool,
     /// What it has to do with the address.
     pub role: Role,
 }
@@ -66,6 +73,15 @@ pub fn concern<F: Frame + ?Sized>(frame: &F) -> Result<Option<Concern>, Reason> 
     if tagged {
         (ethertype, network) = skip_tags(frame)?;
     }
+    let is_snap = is_length(ethertype);
+    if is_snap {
+        ethertype = match behind_snap(frame, network) {
+            Some(inner) if is_tag(inner) || is_length(inner) => return Err(Reason::SnapEncapsulated),
+            Some(inner) => inner,
+            None => return Ok(None),
+        };
+        network += SNAP_BYTES;
+    }
     let (protocol, role) = match ethertype {
         TYPE_IPV4 => (
             Protocol::Ipv4,
@@ -79,6 +95,11 @@ pub fn concern<F: Frame + ?Sized>(frame: &F) -> Result<Option<Concern>, Reason> 
         TYPE_ARP => (
             Protocol::Arp,
             role(frame, network + ARP_SENDER_IP, network + ARP_TARGET_IP, IMDS_IPV4)?,
+        ),
+        // It gives addresses away: whoever names this one in it says whose it is.
+        TYPE_RARP => (
+            Protocol::Arp,
+            role(frame, network + ARP_SENDER_IP, network + ARP_TARGET_IP, IMDS_IPV4)?.map(|_| Role::Claims),
         ),
         TYPE_IPV6 => (
             Protocol::Ipv6,
@@ -98,6 +119,7 @@ pub fn concern<F: Frame + ?Sized>(frame: &F) -> Result<Option<Concern>, Reason> 
         protocol,
         network,
         tagged,
+        is_snap,
         role,
     }))
 }
@@ -106,6 +128,12 @@ pub fn concern<F: Frame + ?Sized>(frame: &F) -> Result<Option<Concern>, Reason> 
 fn is_tag(ethertype: [u8; 2]) -> bool {
     let [dot1q, dot1ad, qinq] = TYPE_TAGS;
     ethertype == dot1q || ethertype == dot1ad || ethertype == qinq
+}
+
+/// Whether it is the length of an 802.3 frame.
+#[inline(always)]
+fn is_length([high, _]: [u8; 2]) -> bool {
+    high < TYPE_MIN
 }
 
 /// The EtherType behind the tags, and where its header starts.
@@ -120,6 +148,14 @@ fn skip_tags<F: Frame + ?Sized>(frame: &F) -> Result<([u8; 2], usize), Reason> {
         }
     }
     Err(Reason::VlanTagged)
+}
+
+/// The EtherType in the SNAP header at `offset`, if there is one.
+#[inline(always)]
+fn behind_snap<F: Frame + ?Sized>(frame: &F, offset: usize) -> Option<[u8; 2]> {
+    let [header @ .., high, low]: [u8; SNAP_BYTES] = frame.load(offset)?;
+    let [ethernet, bridged] = SNAP_HEADERS;
+    (header == ethernet || header == bridged).then_some([high, low])
 }
 
 /// Which of a header's two addresses is `address`. The second one stands behind the first.

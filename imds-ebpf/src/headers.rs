@@ -22,10 +22,19 @@ pub const TAGS_MAX: usize = 8;
 pub const TYPE_IPV4: [u8; 2] = [0x08, 0x00];
 /// EtherType of ARP.
 pub const TYPE_ARP: [u8; 2] = [0x08, 0x06];
+/// EtherType of RARP (RFC 903), whose messages are laid out as ARP's.
+pub const TYPE_RARP: [u8; 2] = [0x80, 0x35];
 /// EtherType of IPv6.
 pub const TYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 /// EtherTypes of tags: 802.1Q, 802.1ad, and the QinQ type that switches used before 802.1ad.
 pub const TYPE_TAGS: [[u8; 2]; 3] = [[0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]];
+
+/// High byte of the lowest EtherType: what is lower is the length of an 802.3 frame (IEEE 802.3, clause 3.2.6).
+pub const TYPE_MIN: u8 = 0x06;
+/// LLC and the organization of a SNAP header around EtherTypes: of RFC 1042, and of bridges to other media (IEEE 802.1H).
+pub const SNAP_HEADERS: [[u8; 6]; 2] = [[0xaa, 0xaa, 3, 0, 0, 0], [0xaa, 0xaa, 3, 0, 0, 0xf8]];
+/// Bytes of a SNAP header, the EtherType at its end included.
+pub const SNAP_BYTES: usize = 8;
 
 /// Version (high four bits) and header length in 32-bit words (low four bits).
 pub const IPV4_VERSION_AND_LENGTH: usize = 0;

@@ -39,6 +39,11 @@ pub fn eth(destination: MacAddr, source: MacAddr, tags: &[u16], ethertype: u16, 
     frame
 }
 
+/// A packet behind the SNAP header of RFC 1042, which stands in an 802.3 frame.
+pub fn snap(ethertype: u16, packet: &[u8]) -> Vec<u8> {
+    [&[0xaa, 0xaa, 3, 0, 0, 0][..], &ethertype.to_be_bytes(), packet].concat()
+}
+
 /// A frame with zeroes behind it, as network cards pad them.
 pub fn padded(mut frame: Vec<u8>, length: usize) -> Vec<u8> {
     frame.resize(length.max(frame.len()), 0);

@@ -184,6 +184,13 @@ pub fn bridge(name: &str, ports: &[TapIndex]) -> anyhow::Result<()> {
     set_up(name)
 }
 
+/// Has a device of the calling thread's network namespace take packets of so many bytes.
+pub fn set_mtu(name: &str, bytes: u16) -> anyhow::Result<()> {
+    let mut request = interface_request(name)?;
+    request.ifr_ifru.ifru_mtu = bytes.into();
+    ioctl(&control_socket()?, libc::SIOCSIFMTU, &mut request).context("SIOCSIFMTU")
+}
+
 /// How long anything may take on a busy machine before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 

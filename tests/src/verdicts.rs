@@ -1,5 +1,8 @@
 //! Frames and the verdict over each: one table for the host's tests, `BPF_PROG_TEST_RUN` and real taps.
 
+mod encapsulated;
+mod lengths;
+
 use imds_ebpf::{
     abi::{
         IMDS_IPV4, IMDS_IPV6, IMDS_MAC, LARGE_FRAME_MAX, MEDIUM_FRAME_MAX, MacAddr, Reason, SMALL_FRAME_MAX,
@@ -12,7 +15,7 @@ use imds_ebpf::{
 
 use crate::frames::{
     ALL_NODES, Arp, BROADCAST, GATEWAY_MAC, GUEST_IP, GUEST_IPV6, GUEST_MAC, Ipv4, Ipv6, LINK_LOCAL,
-    OTHER_IPV6, OTHER_MAC, SAME_GROUP, eth, ndp, padded, tcp, tcp_from,
+    OTHER_IPV6, OTHER_MAC, SAME_GROUP, eth, ndp, padded, snap, tcp, tcp_from,
 };
 
 /// One frame and what is to happen to it.
@@ -40,6 +43,9 @@ pub fn table() -> Vec<Case> {
         ipv6_packets(),
         extension_headers(),
         discovery(),
+        encapsulated::snapped(),
+        encapsulated::tunnels(),
+        lengths::lengths(),
     ]
     .into_iter()
     .flatten()
@@ -162,9 +168,8 @@ fn neighbours() -> Vec<Case> {
         case("IPv6", Ipv6 { destination: OTHER_IPV6, ..Ipv6::default() }.frame(&tcp(80, 0)), Pass),
         case("IPv6 with the address where IPv4 has it", eth(GATEWAY_MAC, GUEST_MAC, &[], 0x86dd, &Ipv4::default().packet(&tcp(80, 0))), Pass),
         case("802.3 with LLC (spanning tree)", eth(MacAddr([0x01, 0x80, 0xc2, 0, 0, 0]), GUEST_MAC, &[], 38, &[0x42; 46]), Pass),
-        case("802.3 SNAP around IPv4 for the address, which nobody receives", eth(GATEWAY_MAC, GUEST_MAC, &[], 48, &[&[0xaa, 0xaa, 3, 0, 0, 0, 8, 0][..], &Ipv4::default().packet(&tcp(80, 0))].concat()), Pass),
         case("LLDP", eth(MacAddr([0x01, 0x80, 0xc2, 0, 0, 0x0e]), GUEST_MAC, &[], 0x88cc, &[2; 46]), Pass),
-        case("RARP, as QEMU announces a migrated guest", eth(BROADCAST, GUEST_MAC, &[], 0x8035, &Arp { operation: 3, ..Arp::default() }.message()), Pass),
+        case("RARP, as QEMU announces a migrated guest", eth(BROADCAST, GUEST_MAC, &[], 0x8035, &Arp { operation: 3, sender_ip: [0; 4], target_ip: [0; 4], ..Arp::default() }.message()), Pass),
     ]
 }
 
@@ -253,6 +258,10 @@ fn arp_messages() -> Vec<Case> {
         case("malformed claim", arp(Arp { fixed: [0, 6, 0x08, 0, 6, 4], sender_ip: IMDS_IPV4, ..default() }), claimed),
         case("reply to the address", arp(Arp { operation: 2, ..default() }), odd),
         case("operation 0", arp(Arp { operation: 0, ..default() }), odd),
+        case("RARP reply that gives the address away", eth(BROADCAST, GUEST_MAC, &[], 0x8035, &Arp { operation: 4, ..default() }.message()), claimed),
+        case("RARP request from the address", eth(BROADCAST, GUEST_MAC, &[], 0x8035, &Arp { operation: 3, sender_ip: IMDS_IPV4, target_ip: [0; 4], ..default() }.message()), claimed),
+        case("an ARP request in RARP's EtherType", eth(BROADCAST, GUEST_MAC, &[], 0x8035, &default().message()), claimed),
+        early("RARP that ends within its target", eth(BROADCAST, GUEST_MAC, &[], 0x8035, &default().message()[..27]), Drop(Reason::Truncated)),
         case("inverse ARP about the address", arp(Arp { operation: 8, ..default() }), odd),
         case("hardware type 6", arp(Arp { fixed: [0, 6, 0x08, 0, 6, 4], ..default() }), odd),
         case("protocol type IPv6", arp(Arp { fixed: [0, 1, 0x86, 0xdd, 6, 4], ..default() }), odd),
@@ -448,6 +457,9 @@ pub fn inbound() -> Vec<(&'static str, Vec<u8>, bool)> {
         ("redirect of the address", ether(0x86dd, &redirect(&OTHER_IPV6, IMDS_IPV6)), false),
         ("redirect to the address", ether(0x86dd, &redirect(&IMDS_IPV6, OTHER_IPV6)), false),
         ("more extension headers than anyone looks behind", ether(0x86dd, &ipv6(OTHER_IPV6).behind(&[60; 9], 58, &ndp(136, 0, &IMDS_IPV6))[14..]), false),
+        ("answer from the address in SNAP", ether(200, &snap(0x0800, &ipv4(IMDS_IPV4).packet(&answer))), false),
+        ("ARP reply with the address in SNAP", ether(36, &snap(0x0806, &arp(2, IMDS_IPV4, GUEST_IP))), false),
+        ("RARP reply that gives the address away", ether(0x8035, &arp(4, [10, 0, 0, 1], IMDS_IPV4)), false),
         ("answer from elsewhere", ether(0x0800, &ipv4([10, 0, 0, 1]).packet(&answer)), true),
         ("DNS answer from 169.254.169.253", ether(0x0800, &Ipv4 { protocol: 17, ..ipv4([169, 254, 169, 253]) }.packet(&[0, 53, 0, 53, 0, 8, 0, 0])), true),
         ("request to the address, which no guest has", ether(0x0800, &Ipv4 { source: [10, 0, 0, 1], ..Ipv4::default() }.packet(&tcp(80, 0))), true),

@@ -1,4 +1,4 @@
-//! The socket: its mode, and the seats that those have who may do next to nothing.
+//! The socket: its mode, and the seats that those have who may not do everything anyway.
 
 use std::{
     io,
@@ -6,6 +6,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::{Router, serve::Listener};
@@ -14,6 +15,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{UnixListener, UnixStream, unix::SocketAddr},
     sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Sleep, sleep},
 };
 
 use super::access::{Access, Peer, Permits};
@@ -21,6 +23,13 @@ use crate::unix_socket::{BindError, UnixSocket};
 
 /// Connections at once of those who may do next to nothing: enough for probes, too few to keep others out.
 const STRANGERS_MAX: usize = 16;
+
+/// How long a stranger keeps its seat: a probe takes milliseconds, and others want to probe, too.
+const STRANGERS_TIME: Duration = Duration::from_secs(5);
+
+/// Connections at once of those who may only look: more than their shells and scripts have, and a part of the thousand
+/// descriptors that a process mostly has. Without any left no credentials could be got.
+const READERS_MAX: usize = 128;
 
 /// Where the socket is and who may use it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -104,6 +113,7 @@ impl Socket {
             listener,
             permits,
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
+            readers: Arc::new(Semaphore::new(READERS_MAX)),
         };
         // It accepts again after every error, and so never ends.
         let _ = axum::serve(guarded, service).await;
@@ -111,12 +121,13 @@ impl Socket {
     }
 }
 
-/// The listener, with few seats for strangers.
+/// The listener, with few seats for strangers and some for readers.
 #[derive(Debug)]
 pub struct Guarded {
     listener: UnixListener,
     permits: Permits,
     strangers: Arc<Semaphore>,
+    readers: Arc<Semaphore>,
 }
 
 /// A connection, and who is at its other end.
@@ -124,6 +135,8 @@ pub struct Guarded {
 pub struct Seated {
     stream: UnixStream,
     peer: Peer,
+    /// Until when, if not for as long as it likes.
+    until: Option<Pin<Box<Sleep>>>,
     _seat: Option<OwnedSemaphorePermit>,
 }
 
@@ -142,21 +155,24 @@ impl Listener for Guarded {
         loop {
             let (stream, address) = Listener::accept(&mut self.listener).await;
             let peer = Peer::of(&stream);
-            let seat = match self.permits.of(&peer) {
-                Access::Anyone => Some(Arc::clone(&self.strangers).try_acquire_owned()),
-                Access::Read | Access::Admin => None,
+            let (seats, time) = match self.permits.of(&peer) {
+                Access::Anyone => (Some(&self.strangers), Some(STRANGERS_TIME)),
+                Access::Read => (Some(&self.readers), None),
+                Access::Admin => (None, None),
             };
+            let seat = seats.map(|seats| Arc::clone(seats).try_acquire_owned());
             if let Ok(seat) = seat.transpose() {
                 return (
                     Seated {
                         stream,
                         peer,
+                        until: time.map(|time| Box::pin(sleep(time))),
                         _seat: seat,
                     },
                     address,
                 );
             }
-            log::debug!("control socket: {peer:?} is one stranger too many");
+            log::debug!("control socket: {peer:?} is one too many of its kind");
         }
     }
 
@@ -171,6 +187,10 @@ impl AsyncRead for Seated {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let until = self.until.as_mut();
+        if until.is_some_and(|until| until.as_mut().poll(context).is_ready()) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }

@@ -1,5 +1,5 @@
-//! The commands of bpf(2) that aya does not offer: what a pinned link hangs on, and taking it off at once; and whether there is
-//! such a call at all.
+//! The commands of bpf(2) that aya does not offer to an agent without `CAP_SYS_ADMIN`: what a pinned link hangs on, and taking
+//! it off at once; and whether there is such a call at all.
 //!
 //! Read first: `union bpf_attr` and `struct bpf_link_info` in the kernel's `include/uapi/linux/bpf.h`.
 
@@ -21,6 +21,7 @@ use nix::libc;
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_LINK_TYPE_TCX: u32 = 11;
 const BPF_MAP_TYPE_LRU_HASH: u32 = 9;
@@ -47,6 +48,9 @@ pub fn try_map() -> io::Result<()> {
     Ok(())
 }
 
+/// Programs that a TCX hook has room for (`BPF_MPROG_MAX`).
+const TCX_PROGRAMS_MAX: usize = 64;
+
 /// Opens the link that is pinned at `path`.
 pub fn open_link(path: &Path) -> io::Result<OwnedFd> {
     #[repr(C)]
@@ -67,8 +71,11 @@ pub fn open_link(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The device that a TCX link hangs on, or nothing when that device is gone: the kernel then takes the link off, and a
-/// later device with the same index is not on it.
+/// The device of this network namespace that a TCX link hangs on, or nothing when that device is gone: the kernel then takes
+/// the link off, and a later device with the same index is not on it.
+///
+/// A device that goes to another network namespace takes the link along, and mostly its index, too, which is another
+/// device's here from then on. So it is the device that is asked who hangs on it.
 pub fn link_tap(link: BorrowedFd<'_>) -> io::Result<Option<TapIndex>> {
     #[repr(C)]
     #[derive(Default)]
@@ -100,7 +107,50 @@ pub fn link_tap(link: BorrowedFd<'_>) -> io::Result<Option<TapIndex>> {
             "the pinned link is of another kind than TCX",
         ));
     }
-    Ok((info.tcx_ifindex != 0).then_some(TapIndex(info.tcx_ifindex)))
+    let tap = TapIndex(info.tcx_ifindex);
+    if info.tcx_ifindex == 0 || !links_on(tap, info.tcx_attach_type)?.contains(&info.id) {
+        return Ok(None);
+    }
+    Ok(Some(tap))
+}
+
+/// The ids of the links on one of a device's TCX hooks. A device that is not there has none.
+fn links_on(tap: TapIndex, attach_type: u32) -> io::Result<Vec<u32>> {
+    #[repr(C)]
+    struct Attributes {
+        ifindex: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        program_ids: u64,
+        count: u32,
+        padding: u32,
+        program_attach_flags: u64,
+        link_ids: u64,
+        link_attach_flags: u64,
+        revision: u64,
+    }
+    let (mut programs, mut links) = ([0_u32; TCX_PROGRAMS_MAX], [0_u32; TCX_PROGRAMS_MAX]);
+    let mut attributes = Attributes {
+        ifindex: tap.0,
+        attach_type,
+        query_flags: 0,
+        attach_flags: 0,
+        program_ids: programs.as_mut_ptr() as u64,
+        count: TCX_PROGRAMS_MAX as u32,
+        padding: 0,
+        program_attach_flags: 0,
+        link_ids: links.as_mut_ptr() as u64,
+        link_attach_flags: 0,
+        revision: 0,
+    };
+    // SAFETY: these are the attributes of this command; the kernel writes at most `count` numbers to each of the two arrays,
+    // which outlive the call.
+    match unsafe { bpf(BPF_PROG_QUERY, &mut attributes) } {
+        Ok(_) => Ok(links.into_iter().take(attributes.count as usize).collect()),
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Takes a link off its device now. (Removing the last pin does so too, but some time later.)

@@ -2,7 +2,8 @@
 //!
 //! With TCX (kernel 6.6 and later) a link per hook, pinned: it stays when the agent dies, and an adopting agent swaps its
 //! program atomically. A link belongs to the device itself; when the device goes, the kernel takes the link off and its
-//! info names no device any more. That is how a reused interface index is recognised.
+//! info names no device any more. When the device goes to another network namespace the link stays on it, and only the
+//! device that has the index here tells that it has no such link. That is how a reused interface index is recognised.
 //!
 //! Before 6.6 a clsact filter per hook, under a priority and handle of our own: it stays by nature, and is replaced
 //! atomically by a new one under the same handle. A device that reuses an index has no such filter.

@@ -21,6 +21,7 @@ use std::{
 };
 
 pub use event::{Event, Handover, assumption, exchange, handover};
+use nix::fcntl::OFlag;
 
 use crate::privilege;
 
@@ -180,7 +181,9 @@ fn open(path: &Path) -> io::Result<File> {
         DirBuilder::new().recursive(true).mode(0o750).create(directory)?;
     }
     let mut options = OpenOptions::new();
-    options.create(true).append(true).mode(0o640).open(path)
+    // Not to be kept waiting by a pipe that nobody reads.
+    options.create(true).append(true).mode(0o640);
+    options.custom_flags(OFlag::O_NONBLOCK.bits()).open(path)
 }
 
 #[cfg(test)]

@@ -278,8 +278,8 @@ impl Request {
     }
 }
 
-/// A guest's text for an operator's terminal: of bounded length, without control characters, and without words that may be
-/// secrets.
+/// A guest's text for an operator's terminal: of bounded length, without letters that are more than they look, and without words
+/// that may be secrets.
 fn cleaned(text: &str) -> String {
     let mut clean = String::new();
     for piece in text.split_inclusive(|letter: char| !is_of_a_secret(letter)) {
@@ -291,8 +291,8 @@ fn cleaned(text: &str) -> String {
         }
         let rest = piece.get(word.len()..).unwrap_or_default();
         clean.extend(rest.chars().map(|letter| match letter {
-            letter if letter.is_control() => char::REPLACEMENT_CHARACTER,
-            letter => letter,
+            letter if is_plain(letter) => letter,
+            _ => char::REPLACEMENT_CHARACTER,
         }));
     }
     match clean.char_indices().nth(TEXT_CHARACTERS_MAX) {
@@ -300,6 +300,13 @@ fn cleaned(text: &str) -> String {
         None => clean.shrink_to_fit(),
     }
     clean
+}
+
+/// Whether a letter stands for itself wherever it is shown: it controls no terminal, turns the direction of no text round, joins no
+/// other, and is seen.
+pub fn is_plain(letter: char) -> bool {
+    // What Rust quotes besides is quoted for being plain text's own.
+    matches!(letter, '\'' | '"' | '\\') || letter.escape_debug().count() == 1
 }
 
 /// Whether a letter may stand in base64 or its percent-encoding. Slashes part a path.

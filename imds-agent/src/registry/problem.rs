@@ -1,6 +1,9 @@
 //! What is wrong with the registry's files, in words for an operator.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt::{self, Write as _},
+    path::PathBuf,
+};
 
 /// One thing wrong in one file, or with one directory. Stands until the file is mended.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -49,16 +52,18 @@ impl Finding {
     }
 }
 
+/// On one line, whatever file names and records are made of: both may be a tenant's words.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
-        if let Some((line, column)) = self.finding.place {
-            write!(f, ":{line}:{column}")?;
+        let mut line = self.file.display().to_string();
+        if let Some((row, column)) = self.finding.place {
+            write!(line, ":{row}:{column}")?;
         }
         if !self.finding.field.is_empty() {
-            write!(f, ": {}", self.finding.field)?;
+            write!(line, ": {}", self.finding.field)?;
         }
-        write!(f, ": {}", self.finding.message)
+        write!(line, ": {}", self.finding.message)?;
+        f.write_str(&line.replace(char::is_control, "\u{fffd}"))
     }
 }
 
@@ -73,5 +78,23 @@ impl fmt::Display for Finding {
             Some((line, column)) => write!(f, " (line {line}, column {column})"),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_is_one_line_of_harmless_text() {
+        let problem = Problem {
+            severity: Severity::Error,
+            file: "instances/a\nERROR b.json".into(),
+            finding: Finding::field("Tags", "unknown variant `\u{1b}[2J\u{9b}2J`"),
+        };
+        assert_eq!(
+            problem.to_string(),
+            "instances/a\u{fffd}ERROR b.json: Tags: unknown variant `\u{fffd}[2J\u{fffd}2J`"
+        );
     }
 }

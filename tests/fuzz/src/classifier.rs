@@ -53,7 +53,7 @@ pub fn run(data: &[u8]) {
     let network = bytes.get(network..).unwrap_or_default();
     let (from, to): (&[u8], &[u8]) = match ethertype {
         Some(0x0800) => (part(network, 12, 4), part(network, 16, 4)),
-        Some(0x0806) => (part(network, 14, 4), part(network, 24, 4)),
+        Some(0x0806 | 0x8035) => (part(network, 14, 4), part(network, 24, 4)),
         Some(0x86dd) => (part(network, 8, 16), part(network, 24, 16)),
         _ => (&[], &[]),
     };
@@ -162,6 +162,9 @@ fn behind_tags(frame: &[u8]) -> (Option<u16>, usize) {
             .map(u16::from_be_bytes);
         match ethertype {
             Some(0x8100 | 0x88a8 | 0x9100) => offset += 4,
+            Some(0..0x600) if matches!(part(frame, offset + 2, 6), [0xaa, 0xaa, 3, 0, 0, 0 | 0xf8]) => {
+                offset += 8;
+            }
             _ => return (ethertype, offset + 2),
         }
     }

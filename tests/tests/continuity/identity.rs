@@ -14,6 +14,7 @@ use imds_tests::{
     records::{self, guest_mac},
     tap::Tap,
 };
+use nix::net::if_::if_nametoindex;
 
 use crate::counters;
 
@@ -194,6 +195,35 @@ fn mac_that_moves_to_another_tap_is_served_there_alone() -> Result<()> {
     ensure!(!is_answered(&old), "the MAC is still served on its old tap");
     let is_one = || text(&token_of_one, "meta-data/instance-id");
     ensure!(spare.namespace.enter(is_one)? == ONE);
+    Ok(())
+}
+
+/// A tap that goes to another network namespace takes a TCX link along, and its index: on the host that is another's from then
+/// on. No agent sees it.
+#[test]
+fn tap_that_emigrates_is_not_taken_for_its_successor() -> Result<()> {
+    let mut host = Host::new()?;
+    let abroad = Namespace::new()?;
+    let emigrant = host.namespace.enter(|| Tap::with_index("tap1", INDEX))?;
+    host.agent.wait_for_log("tap tap1: bound to")?;
+    let Host {
+        agent,
+        files,
+        namespace,
+    } = host;
+    agent.stop()?;
+    namespace.ip(&format!("link set tap1 netns {}", abroad.path()))?;
+    ensure!(
+        abroad.enter(|| if_nametoindex("tap1"))? == INDEX.0,
+        "it has another index there"
+    );
+    let heir = Arc::new(namespace.enter(|| Tap::with_index("tap2", INDEX))?);
+
+    let _agent = Agent::start(&program()?, &namespace, &files)?;
+    let two = KernelGuest::new(heir, guest_mac(2), "10.0.0.2/24")?;
+    ensure!(is_answered(&two), "the classifier is not on it");
+    ensure!(instance_id(&two)? == TWO);
+    drop(emigrant);
     Ok(())
 }
 

@@ -4,11 +4,12 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     os::unix::fs::PermissionsExt as _,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
 use anyhow::{Context as _, Result};
 use imds_tests::{
+    client::wait_for,
     control::ask,
     host::{Host, INSTANCE_ID, program_called},
 };
@@ -73,10 +74,10 @@ fn the_peers_user_and_groups_decide_what_it_may() -> Result<()> {
         "readers are shown user data"
     );
 
-    // However many connections a stranger holds, others get theirs.
+    // However many connections a stranger or a reader holds, others get theirs.
     let hold = "
 import socket, sys
-held = [socket.socket(socket.AF_UNIX) for _ in range(40)]
+held = [socket.socket(socket.AF_UNIX) for _ in range(int(sys.argv[2]))]
 for one in held: one.connect(sys.argv[1])
 held[-1].settimeout(10)
 try:
@@ -87,25 +88,40 @@ except OSError:
 print('answered' if answer else 'turned away', flush=True)
 sys.stdin.read()
 ";
-    let mut stranger = Command::new("setpriv")
-        .args([
-            "--reuid=4000",
-            "--regid=4000",
-            none,
-            "/usr/bin/python3",
-            "-c",
-            hold,
-        ])
-        .arg(&socket)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut told = String::new();
-    BufReader::new(stranger.stdout.take().context("no output")?).read_line(&mut told)?;
-    assert_eq!(told.trim(), "turned away");
-    assert!(as_user(reader, "status")?.status.success());
-    drop(stranger.stdin.take());
-    stranger.wait()?;
+    let hold = |groups: &str, count: &str| -> Result<Child> {
+        let mut holder = Command::new("setpriv")
+            .args(["--reuid=4000", "--regid=4000", groups])
+            .args(["/usr/bin/python3", "-c", hold])
+            .arg(&socket)
+            .arg(count)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut told = String::new();
+        BufReader::new(holder.stdout.take().context("no output")?).read_line(&mut told)?;
+        assert_eq!(told.trim(), "turned away");
+        Ok(holder)
+    };
+    let holders = [hold(none, "40")?, hold(reader, "600")?];
+    assert!(as_user(admin, "status")?.status.success());
+    assert!(!as_user(reader, "status")?.status.success());
+    // Strangers do not keep their seats from each other for long.
+    let probe = format!(
+        "curl --silent --fail --unix-socket {} http://x/healthz",
+        socket.display()
+    );
+    let probe = || {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=4001", "--regid=4001", none]);
+        Ok(command.args(probe.split_whitespace()).output()?.status.success())
+    };
+    wait_for("a stranger's seat", probe, |is_answered| *is_answered)?;
+    for mut holder in holders {
+        drop(holder.stdin.take());
+        holder.wait()?;
+    }
+    let look = || Ok(as_user(reader, "status")?.status.success());
+    wait_for("a reader's seat", look, |is_answered| *is_answered)?;
 
     // Who changed something is in the log, and who tried to.
     for status in [403, 200] {

@@ -4,6 +4,7 @@ mod inbound;
 mod life;
 mod limits;
 mod links;
+mod offloads;
 mod rings;
 mod takeover;
 

@@ -81,6 +81,7 @@ pub const CRATES: &[(&str, &[&str])] = &[
             "credentials/process",
             "privilege",
             "control/",
+            "observe/audit",
             "exit_code.rs",
             // Records are written as whoever the agent runs as.
             "imdsctl/guests.rs",

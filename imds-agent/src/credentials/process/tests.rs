@@ -159,6 +159,17 @@ async fn timeout_kills_the_whole_group() {
     }
 }
 
+/// The answer is there, but somebody who may go on writing is, too.
+#[tokio::test]
+async fn timeout_kills_who_outlives_the_program() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("pid");
+    let script = format!("sleep 1000 & echo $! > {}; echo '{GOOD}'", file.display());
+    let error = run_script(&script, Duration::from_millis(700)).await.unwrap_err();
+    assert!(error.to_string().contains("no answer within 700ms"), "{error}");
+    gone(std::fs::read_to_string(&file).unwrap().trim()).await;
+}
+
 #[tokio::test]
 async fn dropped_fetch_kills_the_program() {
     let directory = tempfile::tempdir().unwrap();

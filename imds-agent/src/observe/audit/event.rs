@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     credentials::{Asked, Assumption, FetchError, RoleCredentials, capsule::Claims},
+    observe::trace::is_plain,
     sts::Exchange,
 };
 
@@ -225,7 +226,25 @@ fn account_of(arn: &str) -> Option<&str> {
     arn.split(':').nth(4).filter(|account| !account.is_empty())
 }
 
-/// What a guest says fills no disk.
+/// What a guest says fills no disk, and does nothing to the terminal of who reads it.
 fn clipped(text: &str) -> String {
-    text.chars().take(256).collect()
+    let plain = |letter| match letter {
+        letter if is_plain(letter) => letter,
+        _ => char::REPLACEMENT_CHARACTER,
+    };
+    text.chars().take(256).map(plain).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_says_is_cut_and_harmless() {
+        assert_eq!(
+            clipped("curl/8.5 \u{9b}2J\u{1b}[2J\u{202e}"),
+            "curl/8.5 \u{fffd}2J\u{fffd}[2J\u{fffd}"
+        );
+        assert_eq!(clipped(&"ä".repeat(1000)), "ä".repeat(256));
+    }
 }

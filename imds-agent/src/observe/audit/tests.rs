@@ -48,6 +48,31 @@ fn full_disk_is_counted_and_waited_for_by_nobody() {
 }
 
 #[test]
+fn a_pipe_that_nobody_reads_keeps_nobody_waiting() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pipe");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let audit = Audit::start(&path).unwrap();
+    audit.record(event(0));
+    audit.flush();
+    assert_eq!((audit.written(), audit.lost()), (0, 1));
+    // Nor does a reader who does not read, once the pipe is full.
+    let reader = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(&path);
+    let long: Event = [("long".to_owned(), "x".repeat(30_000).into())]
+        .into_iter()
+        .collect();
+    for _ in 0..4 {
+        audit.record(long.clone());
+    }
+    audit.flush();
+    assert_eq!((audit.written(), audit.lost()), (2, 3));
+    drop(reader);
+}
+
+#[test]
 fn what_does_not_fit_into_the_queue_is_counted() {
     let (queue, messages) = mpsc::sync_channel(1);
     let counts = Arc::new(Counts::default());

@@ -3,6 +3,7 @@
 //! Names follow Prometheus's conventions: `imds_`, base units, and `_total` for counters, which the encoder adds as it adds the
 //! unit. No label has a value that a guest chooses.
 
+use imds_ebpf::abi::Reason;
 use prometheus_client::{metrics::MetricType, registry::Unit};
 
 use super::sources::ROLES_MAX;
@@ -129,13 +130,13 @@ families! {
         "Frames that the classifier handed to the agent, of all taps since the agent started.";
     FRAMES_HAIRPINNED: Counter "imds_frames_hairpinned" max 1,
         "ARP requests and NDP solicitations that the classifier answered in the kernel, of all taps since the agent started.";
-    FRAMES_DROPPED: Counter "imds_frames_dropped" ["number" "reason"] max 18,
+    FRAMES_DROPPED: Counter "imds_frames_dropped" ["number" "reason"] max Reason::ALL.len(),
         "Frames that the classifier dropped, by the numbered reasons of the README, of all taps since the agent started.";
     TAP_FRAMES_PUNTED: Counter "imds_tap_frames_punted" ["tap"] max TAPS_MAX,
         "Only with per_tap: frames handed to the agent since the classifier was attached to the tap.";
     TAP_FRAMES_HAIRPINNED: Counter "imds_tap_frames_hairpinned" ["tap"] max TAPS_MAX,
         "Only with per_tap: frames answered in the kernel since the classifier was attached to the tap.";
-    TAP_FRAMES_DROPPED: Counter "imds_tap_frames_dropped" ["tap" "number" "reason"] max 18 * TAPS_MAX,
+    TAP_FRAMES_DROPPED: Counter "imds_tap_frames_dropped" ["tap" "number" "reason"] max Reason::ALL.len() * TAPS_MAX,
         "Only with per_tap: frames dropped since the classifier was attached to the tap, for reasons that occurred.";
     CLASSIFIER: Info "imds_classifier" ["hook"] max 1,
         "The kind of hook that the classifier hangs on: tcx or clsact.";

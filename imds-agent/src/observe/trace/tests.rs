@@ -120,6 +120,11 @@ fn what_a_guest_says_is_cleaned() {
         (&format!("token={token}"), Some("(redacted)")),
         ("a\u{1b}[31mb\nc", Some("a\u{fffd}[31mb\u{fffd}c")),
         ("..//", None),
+        (
+            "\u{9b}2J 200 \u{202e}ok\u{200b}",
+            Some("\u{fffd}2J 200 \u{fffd}ok\u{fffd}"),
+        ),
+        ("it's \"ü\" \\ 漢", None),
     ] {
         assert_eq!(cleaned(text), clean.unwrap_or(text));
     }

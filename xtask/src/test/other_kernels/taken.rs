@@ -53,6 +53,7 @@ const LEFT: &[(&str, &str)] = &[
     ("credentials", "needs Python and moto"),
     ("doctor", "needs a Debian root"),
     ("golden", "no kernel has a part in it"),
+    ("hostile", "it is held off by the agent's own stack"),
     ("metrics", "counts what the tests that are taken see happen"),
     ("package", "needs a Debian root"),
     ("rotation", "needs Python and moto"),
