@@ -4,12 +4,14 @@
 //! current facts and waits for nobody. It does so without any privilege ([`crate::privilege`]), and goes on after a panic.
 
 mod answer;
+mod deadlines;
 mod interfaces;
 mod panics;
 mod request_rate;
 mod usage;
 
 use std::{
+    cell::Cell,
     io,
     sync::{
         Arc,
@@ -162,10 +164,9 @@ impl Worker {
     ) -> Result<(), WorkerError> {
         let confined = confine()?;
         log::info!("worker {number}: no capabilities, {confined}");
-        let clock = Clock { start: self.started };
-        let panics = Arc::clone(&self.facts.panics);
+        let (start, panics) = (self.started, Arc::clone(&self.facts.panics));
         let mut serving = Serving {
-            clock,
+            clock: Clock::new(start),
             alarm,
             ring: self.ring,
             interfaces: Interfaces::new(self.facts, self.imds, self.injector),
@@ -179,11 +180,10 @@ impl Worker {
             serving.interfaces.drop_all_stacks();
             thread::sleep(pause);
         };
-        let now = || clock.now().monotonic;
         Ok(panics::supervise(
             &mut serving,
             &panics,
-            now,
+            || start.elapsed(),
             Serving::run,
             recover,
         )??)
@@ -193,15 +193,16 @@ impl Worker {
 impl Serving {
     fn run(&mut self) -> io::Result<()> {
         while !self.is_stopped {
-            self.is_stopped |= obey_all(&self.inbox, &mut self.interfaces, self.clock);
+            self.is_stopped |= obey_all(&self.inbox, &mut self.interfaces, &self.clock);
             let has_more = self.drain()?;
             self.interfaces.report(&self.ring);
             let now = self.clock.now();
-            let due = self.interfaces.deadline();
-            let left = due.map(|due| due.saturating_sub(now.monotonic));
-            if left == Some(Duration::ZERO) {
+            let is_due = |due: Duration| due <= now.monotonic;
+            if self.interfaces.quiet_until().is_some_and(is_due) {
                 self.interfaces.handle_deadlines(now)?;
             } else if !has_more && !self.is_stopped && self.ring.rest() {
+                let due = self.interfaces.deadline();
+                let left = due.map(|due| due.saturating_sub(now.monotonic));
                 self.alarm.sleep(&self.ring, left)?;
             }
         }
@@ -219,7 +220,7 @@ impl Serving {
                 let Some(punt) = self.ring.next() else { break };
                 if !self.interfaces.serves(punt.tap) {
                     // The classifier was told of the tap after we were: the word is in the inbox.
-                    self.is_stopped |= obey_all(&self.inbox, &mut self.interfaces, self.clock);
+                    self.is_stopped |= obey_all(&self.inbox, &mut self.interfaces, &self.clock);
                     if !self.interfaces.serves(punt.tap) {
                         // It is nobody's by now, or another worker's since the last agent: its guest asks again.
                         continue;
@@ -231,10 +232,10 @@ impl Serving {
             match now {
                 Some(now) => {
                     self.interfaces.flush(now)?;
-                    last_frame = Some(Instant::now());
+                    last_frame = Some(now.monotonic);
                     batches += 1;
                 }
-                None => match last_frame.map(|last| last.elapsed()) {
+                None => match last_frame.map(|last| self.clock.monotonic().saturating_sub(last)) {
                     Some(quiet) if self.interfaces.connections() > SPIN_CONNECTIONS_MAX && quiet < LULL => {
                         thread::sleep(NAP);
                     }
@@ -267,7 +268,7 @@ impl Handle {
 }
 
 /// Does all that the worker is told by now. Returns whether it is to end.
-fn obey_all(inbox: &Receiver<Command>, interfaces: &mut Interfaces, clock: Clock) -> bool {
+fn obey_all(inbox: &Receiver<Command>, interfaces: &mut Interfaces, clock: &Clock) -> bool {
     loop {
         match inbox.try_recv() {
             Ok(Command::Serve(tap, instance)) => interfaces.serve(tap, instance),
@@ -282,20 +283,42 @@ fn obey_all(inbox: &Receiver<Command>, interfaces: &mut Interfaces, clock: Clock
     }
 }
 
+/// How long the time of day is reckoned from its last reading. A clock that was set is believed after that.
+const UNIX_READ_EVERY: Duration = Duration::from_millis(10);
+
 /// The only clock of a worker.
-#[derive(Clone, Copy)]
 struct Clock {
     start: Instant,
+    /// When the time of day was read, and what it was.
+    unix: Cell<Option<Now>>,
 }
 
 impl Clock {
+    fn new(start: Instant) -> Self {
+        Self {
+            start,
+            unix: Cell::new(None),
+        }
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.start.elapsed()
+    }
+
     fn now(&self) -> Now {
+        let monotonic = self.monotonic();
+        if let Some(read) = self.unix.get() {
+            let since = monotonic.saturating_sub(read.monotonic);
+            if since < UNIX_READ_EVERY {
+                let unix = read.unix.saturating_add(since);
+                return Now { monotonic, unix };
+            }
+        }
         // A clock before 1970 makes every token expired, which is the safe side.
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Now {
-            monotonic: self.start.elapsed(),
-            unix,
-        }
+        let now = Now { monotonic, unix };
+        self.unix.set(Some(now));
+        now
     }
 }
 

@@ -25,6 +25,10 @@ use thiserror::Error;
 /// Frames per system call: the message headers of so many fit on the stack in seven kilobytes.
 const BATCH: usize = 64;
 
+/// What most calls are for where guests are not many at once. Headers that are not filled in have to be emptied, and
+/// seven kilobytes of them would be a good part of such a call.
+const SMALL_BATCH: usize = 4;
+
 const ETHERNET_BYTES: usize = 14;
 
 /// The packet socket cannot be made.
@@ -146,7 +150,12 @@ impl Injector {
         let mut rest = &self.queue[..];
         while !rest.is_empty() {
             let batch = &rest[..rest.len().min(BATCH)];
-            let done = match send_batch(self.socket.as_fd(), &self.bytes, batch) {
+            let sent = if batch.len() <= SMALL_BATCH {
+                send_batch::<SMALL_BATCH>(self.socket.as_fd(), &self.bytes, batch)
+            } else {
+                send_batch::<BATCH>(self.socket.as_fd(), &self.bytes, batch)
+            };
+            let done = match sent {
                 Ok(taken) => {
                     self.sent += taken as u64;
                     taken
@@ -180,13 +189,17 @@ fn is_of_the_tap(errno: Errno) -> bool {
     )
 }
 
-/// Sends up to [`BATCH`] frames: how many were taken, or why the first one was not.
-fn send_batch(socket: BorrowedFd<'_>, bytes: &[u8], batch: &[Queued]) -> Result<usize, Errno> {
+/// Sends up to `N` frames: how many were taken, or why the first one was not.
+fn send_batch<const N: usize>(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    batch: &[Queued],
+) -> Result<usize, Errno> {
     // SAFETY: for these plain C structures all zeroes are a valid value, and mean empty.
     let (mut addresses, mut slices, mut messages): (
-        [libc::sockaddr_ll; BATCH],
-        [libc::iovec; BATCH],
-        [libc::mmsghdr; BATCH],
+        [libc::sockaddr_ll; N],
+        [libc::iovec; N],
+        [libc::mmsghdr; N],
     ) = unsafe { (mem::zeroed(), mem::zeroed(), array::from_fn(|_| mem::zeroed())) };
 
     let headers = addresses.iter_mut().zip(&mut slices).zip(&mut messages);
@@ -202,7 +215,7 @@ fn send_batch(socket: BorrowedFd<'_>, bytes: &[u8], batch: &[Queued]) -> Result<
         message.msg_hdr.msg_iov = slice;
         message.msg_hdr.msg_iovlen = 1;
     }
-    let count = batch.len().min(BATCH) as u32;
+    let count = batch.len().min(N) as u32;
     // SAFETY: `count` messages are filled in; their addresses, slices and frames outlive the call, which only reads them.
     let taken = unsafe {
         libc::sendmmsg(

@@ -3,14 +3,17 @@
 //! Read first: `kernel/bpf/ringbuf.c` and the kernel's "BPF ring buffer". aya's own reader publishes its position after
 //! every record, and with that asks to be woken for the next one: the kernel wakes a reader when a record is committed just
 //! where the reader says it is. A wake-up is an interrupt that the kernel sends to itself, at the expense of whoever sent the
-//! frame, and a reader that is awake has no use for it. So this one says that it is still at the last record that it took,
-//! until it [rests](Ring::rest).
+//! frame, and a reader that is awake has no use for it. So this one says that it is still at a record that it took, until it
+//! [rests](Ring::rest). And it says so rarely: every writer looks at our position, and we at theirs, and each such word that
+//! changed has to come from the other's processor.
 
 #![expect(
     unsafe_code,
     reason = "memory that is shared with the kernel has no safe wrapper"
 )]
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::{
     io,
     num::NonZeroUsize,
@@ -36,6 +39,10 @@ const BUSY: u32 = 1 << 31;
 /// In a record's length: given up by its writer.
 const DISCARDED: u32 = 1 << 30;
 
+/// How much of the ring is read before its room is given back to the writers: some thirty frames, which are next to nothing of
+/// the ring. An agent that is killed leaves no more than these for its successor to read again.
+const PUBLISH_BYTES: usize = 16 * 1024;
+
 /// One record's place in the ring, valid until the ring is asked for the next one.
 #[derive(Clone, Copy, Debug)]
 pub struct Record {
@@ -55,6 +62,10 @@ pub struct Ring {
     size: usize,
     /// Where the next record begins, counted from the ring's first byte ever.
     position: usize,
+    /// Where we say to be.
+    published: usize,
+    /// Where the writers were when we last looked: at `position` or beyond it.
+    written: usize,
 }
 
 impl Ring {
@@ -79,16 +90,22 @@ impl Ring {
             page_bytes,
             size,
             position: 0,
+            published: 0,
+            written: 0,
         };
-        ring.position = ring.consumer_position().load(Ordering::Acquire);
+        ring.published = ring.consumer_position().load(Ordering::Acquire);
+        (ring.position, ring.written) = (ring.published, ring.published);
         Ok(ring)
     }
 
     /// Takes the next record that was written whole; nothing if there is none (yet).
     pub fn next(&mut self) -> Option<Record> {
         loop {
-            if self.position == self.producer_position().load(Ordering::Acquire) {
-                return None;
+            if self.position == self.written {
+                self.written = self.producer_position().load(Ordering::Acquire);
+                if self.position == self.written {
+                    return None;
+                }
             }
             // The kernel's stores to the record happen before that of its length without the flag.
             let length = self.length_at(self.position).load(Ordering::Acquire);
@@ -100,9 +117,14 @@ impl Ring {
                 length: (length & !DISCARDED) as usize,
             };
             self.position = record.position + (HEADER_BYTES + record.length).next_multiple_of(HEADER_BYTES);
-            // The room before this record is the writers' again; what was handed out from there is dealt with.
-            self.publish(record.position);
+            // The room before this record is the writers' again: what was handed out from there is dealt with.
+            if record.position.wrapping_sub(self.published) >= PUBLISH_BYTES {
+                self.publish(record.position);
+            }
             if length & DISCARDED == 0 {
+                if self.position != self.written {
+                    self.prefetch(self.position);
+                }
                 return Some(record);
             }
         }
@@ -127,9 +149,28 @@ impl Ring {
         self.position == self.producer_position().load(Ordering::Acquire)
     }
 
-    fn publish(&self, position: usize) {
+    fn publish(&mut self, position: usize) {
+        self.published = position;
         self.consumer_position().store(position, Ordering::Release);
     }
+
+    /// Has the head of a record fetched from the writer's processor while the one before it is dealt with. A small frame is
+    /// in these two lines, with all headers that are looked at first.
+    #[cfg(target_arch = "x86_64")]
+    fn prefetch(&self, position: usize) {
+        let offset = self.page_bytes + (position & (self.size - 1));
+        for line in [0, 64] {
+            // SAFETY: the ring is mapped twice in a row, so that both addresses are within the mapping; and no address
+            // that is fetched ahead is ever at fault.
+            unsafe {
+                let address = self.producer.address.as_ptr().byte_add(offset + line);
+                _mm_prefetch::<_MM_HINT_T0>(address.cast());
+            }
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn prefetch(&self, _position: usize) {}
 
     fn consumer_position(&self) -> &AtomicUsize {
         // SAFETY: the first word of this page is a position, for as long as it is mapped.
@@ -145,6 +186,13 @@ impl Ring {
         let offset = self.page_bytes + (position & (self.size - 1));
         // SAFETY: records begin at multiples of eight within the ring, so that their length is within the mapping.
         unsafe { self.producer.address.byte_add(offset).cast().as_ref() }
+    }
+}
+
+impl Drop for Ring {
+    /// What was taken is not left to the next reader.
+    fn drop(&mut self) {
+        self.publish(self.position);
     }
 }
 

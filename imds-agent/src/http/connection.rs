@@ -86,15 +86,14 @@ impl Connection {
         }
     }
 
-    /// The same again, as if it were just accepted, with the buffers that it has.
+    /// The same after [`wipe`](Self::wipe), as if it were just accepted, with the buffers that it has.
     pub fn begin(&mut self, now: Now) {
-        self.wipe();
-        self.request_began = None;
-        self.is_continued = false;
-        self.last_moved = now.monotonic;
-        self.is_ended = false;
-        self.is_closing = false;
-        self.peer = None;
+        *self = Self {
+            inbound: std::mem::take(&mut self.inbound),
+            outbound: std::mem::take(&mut self.outbound),
+            response: std::mem::take(&mut self.response),
+            ..Self::new(now)
+        };
     }
 
     /// Forgets what was asked and answered.
@@ -389,11 +388,19 @@ impl Outbound {
 }
 
 /// Empties and wipes a buffer, and keeps it unless it is a large one.
+///
+/// One that is kept is filled with zeroes as fast as memory goes, all its room included: it may have held more than it does
+/// now. [`Zeroize`](zeroize::Zeroize) writes byte by byte, because it fears for memory that nobody reads again.
 fn wipe(buffer: &mut Vec<u8>) {
-    buffer.zeroize();
     if buffer.capacity() > KEPT_BYTES_MAX {
+        buffer.zeroize();
         *buffer = Vec::new();
+        return;
     }
+    buffer.clear();
+    buffer.resize(buffer.capacity(), 0);
+    zeroize::optimization_barrier(buffer.as_slice());
+    buffer.clear();
 }
 
 #[cfg(test)]

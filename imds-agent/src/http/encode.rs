@@ -57,12 +57,12 @@ pub enum ContentType {
 }
 
 impl ContentType {
-    fn mime(self) -> &'static str {
+    fn line(self) -> &'static str {
         match self {
-            Self::TextPlain => "text/plain",
-            Self::TextHtml => "text/html",
-            Self::ApplicationJson => "application/json",
-            Self::OctetStream => "application/octet-stream",
+            Self::TextPlain => "Content-Type: text/plain\r\n",
+            Self::TextHtml => "Content-Type: text/html\r\n",
+            Self::ApplicationJson => "Content-Type: application/json\r\n",
+            Self::OctetStream => "Content-Type: application/octet-stream\r\n",
         }
     }
 }
@@ -238,49 +238,50 @@ fn fields(response: &Response) -> &'static [Field] {
 
 fn write_field(field: Field, response: &Response, now: Now, framing: Framing, out: &mut Vec<u8>) {
     match field {
-        Field::AcceptRanges if response.last_modified.is_some() => push(out, "Accept-Ranges", "none"),
+        Field::AcceptRanges if response.last_modified.is_some() => push(out, "Accept-Ranges: none\r\n"),
         Field::AcceptRanges => {}
         Field::Allow => {
             if let Some(methods) = response.allow {
-                push(out, "Allow", methods);
+                for part in ["Allow: ", methods, "\r\n"] {
+                    push(out, part);
+                }
             }
         }
         Field::Connection => match framing.keep_alive {
-            None => push(out, "Connection", "close"),
+            None => push(out, "Connection: close\r\n"),
             // A client of HTTP/1.0 must be told; EC2 says nothing to one of HTTP/1.1, which takes it for granted.
-            Some(Version::Http10) => push(out, "Connection", "keep-alive"),
+            Some(Version::Http10) => push(out, "Connection: keep-alive\r\n"),
             Some(Version::Http11) => {}
         },
-        Field::ContentLength => push_number(out, "Content-Length", response.body.len()),
-        Field::ContentType => push(out, "Content-Type", response.content_type.mime()),
-        Field::Date => DATE.with(|memo| push_date(out, "Date", memo, now.unix)),
+        Field::ContentLength => push_number(out, "Content-Length: ", response.body.len()),
+        Field::ContentType => push(out, response.content_type.line()),
+        Field::Date => DATE.with(|memo| push_date(out, "Date: ", memo, now.unix)),
         Field::LastModified => {
             if let Some(time) = response.last_modified {
-                LAST_MODIFIED.with(|memo| push_date(out, "Last-Modified", memo, time));
+                LAST_MODIFIED.with(|memo| push_date(out, "Last-Modified: ", memo, time));
             }
         }
         Field::RetryAfter => {
             if let Some(seconds) = response.retry_after_seconds {
-                push_number(out, "Retry-After", seconds);
+                push_number(out, "Retry-After: ", seconds);
             }
         }
-        Field::Server => push(out, "Server", "EC2ws"),
+        Field::Server => push(out, "Server: EC2ws\r\n"),
         Field::TokenTtl => {
             if let Some(seconds) = response.token_ttl_seconds {
-                push_number(out, "X-Aws-Ec2-Metadata-Token-Ttl-Seconds", seconds);
+                push_number(out, "X-Aws-Ec2-Metadata-Token-Ttl-Seconds: ", seconds);
             }
         }
     }
 }
 
-fn push(out: &mut Vec<u8>, name: &str, value: &str) {
-    for part in [name, ": ", value, "\r\n"] {
-        out.extend_from_slice(part.as_bytes());
-    }
+fn push(out: &mut Vec<u8>, text: &str) {
+    out.extend_from_slice(text.as_bytes());
 }
 
 fn push_number(out: &mut Vec<u8>, name: &str, value: impl fmt::Display) {
-    _ = write!(out, "{name}: {value}\r\n");
+    push(out, name);
+    _ = write!(out, "{value}\r\n");
 }
 
 /// Bytes of `Mon, 20 Sep 2021 21:43:31 GMT`.
@@ -304,7 +305,7 @@ fn push_date(out: &mut Vec<u8>, name: &str, memo: &DateMemo, time: Duration) {
         text = date(second);
         memo.set((second, text));
     }
-    for part in [name.as_bytes(), b": ", &text, b"\r\n"] {
+    for part in [name.as_bytes(), &text, b"\r\n"] {
         out.extend_from_slice(part);
     }
 }

@@ -48,7 +48,8 @@ const UNDELIVERED_AFTER: Duration = Duration::from_secs(1);
 
 struct Connection {
     peer: Peer,
-    parts: Parts,
+    /// Half a kilobyte that stays where it is, from one connection to the next.
+    parts: Box<Parts>,
     last_heard: Duration,
     end_is_told: bool,
     /// What the peer has yet to take once our half is closed, and until when; with nothing left, until when it has to close
@@ -153,6 +154,9 @@ impl Connections {
         let is_in_time_wait = connection.parts.socket().state() == State::TimeWait;
         if is_in_time_wait {
             self.remove(index);
+        } else if connection.is_over() {
+            // The next segment may begin another of the same ports.
+            self.end(index, now);
         }
         is_in_time_wait
     }
@@ -165,10 +169,8 @@ impl Connections {
             if std::mem::take(&mut connection.is_touched) {
                 connection.flush(now, interface, &mut device);
                 if connection.is_over() {
-                    let undelivered = connection.undelivered_in_the_end(now);
-                    self.tell(undelivered);
                     // Another takes its place.
-                    self.remove(Index(index));
+                    self.end(Index(index), now);
                     continue;
                 }
             }
@@ -244,6 +246,14 @@ impl Connections {
         }
     }
 
+    /// Forgets a connection that is over.
+    fn end(&mut self, index: Index, now: Now) {
+        let connection = self.connections.get(index.0);
+        let undelivered = connection.and_then(|connection| connection.undelivered_in_the_end(now));
+        self.tell(undelivered);
+        self.remove(index);
+    }
+
     fn remove(&mut self, index: Index) {
         if index.0 < self.connections.len() {
             let connection = self.connections.swap_remove(index.0);
@@ -316,7 +326,7 @@ impl Connection {
             sockets,
             handle,
             http,
-        } = &mut self.parts;
+        } = &mut *self.parts;
         let socket = sockets.get_mut::<Socket<'_>>(*handle);
         if socket.send_queue() == 0 {
             self.limited_since = None;

@@ -30,18 +30,23 @@ pub struct Parts {
 
 /// The spares of one worker, shared by its stacks.
 #[derive(Clone, Default)]
-pub struct Spares(Rc<RefCell<Vec<Parts>>>);
+#[expect(
+    clippy::vec_box,
+    reason = "connections are moved about, and what they are made of is not"
+)]
+pub struct Spares(Rc<RefCell<Vec<Box<Parts>>>>);
 
 impl Spares {
     /// Parts for a new connection.
-    pub fn take(&self, now: Now) -> Parts {
-        let mut parts = self.0.borrow_mut().pop().unwrap_or_else(|| Parts::new(now));
+    pub fn take(&self, now: Now) -> Box<Parts> {
+        let spare = self.0.borrow_mut().pop();
+        let mut parts = spare.unwrap_or_else(|| Box::new(Parts::new(now)));
         parts.http.begin(now);
         parts
     }
 
     /// Keeps the parts of a connection that has ended, if there is room.
-    pub fn give_back(&self, mut parts: Parts) {
+    pub fn give_back(&self, mut parts: Box<Parts>) {
         let mut spares = self.0.borrow_mut();
         if spares.len() < SPARES_MAX {
             // What was asked and answered is wiped now, not when somebody comes.

@@ -110,15 +110,13 @@ impl Answer<'_> {
         }
     }
 
-    /// Writes down that a set goes to its guest, if it never did before.
-    fn hand_over(
-        &self,
-        now: Now,
-        request: &Request<'_>,
-        outcome: &Outcome,
-        caller: &Caller<'_>,
-        (role, state): (&str, Option<&Arc<RoleState>>),
-    ) {
+    /// Writes down that a set of credentials goes to its guest, if this one never did before.
+    fn hand_over(&self, now: Now, request: &Request<'_>, outcome: &Outcome, caller: &Caller<'_>) {
+        let state = match outcome.delivery {
+            Delivery::RoleCredentials => caller.role_state,
+            Delivery::IdentityCredentials => caller.identity_state,
+            Delivery::Nothing | Delivery::Metadata | Delivery::SessionToken => return,
+        };
         let Some(RoleState::Ready(set)) = state.map(|state| &**state) else {
             return;
         };
@@ -130,10 +128,19 @@ impl Answer<'_> {
             return;
         }
         let instance = &caller.member.instance;
+        let role = match outcome.delivery {
+            Delivery::IdentityCredentials => credentials::identity_role::identity_role(instance).arn,
+            _ => caller
+                .member
+                .role
+                .as_ref()
+                .map(|role| role.arn.clone())
+                .unwrap_or_default(),
+        };
         self.facts.audit.record(audit::handover(&audit::Handover {
             at: now.timestamp(),
             set: set.for_guest_that(asked),
-            role,
+            role: &role,
             instance: instance.instance_id.as_str(),
             account: instance.owner_id.as_deref(),
             region: instance.placement.region(),
@@ -171,16 +178,7 @@ impl Service for Answer<'_> {
                     identities,
                 };
                 let outcome = self.imds.respond(now, Some(&caller), request, response);
-                match (outcome.delivery, role) {
-                    (Delivery::RoleCredentials, Some(role)) => {
-                        self.hand_over(now, request, &outcome, &caller, (&role.arn, caller.role_state));
-                    }
-                    (Delivery::IdentityCredentials, _) => {
-                        let role = credentials::identity_role::identity_role(&member.instance).arn;
-                        self.hand_over(now, request, &outcome, &caller, (&role, caller.identity_state));
-                    }
-                    _ => {}
-                }
+                self.hand_over(now, request, &outcome, &caller);
                 self.facts
                     .guests
                     .saw_request(now, instance, mac, request, &outcome);

@@ -1,11 +1,6 @@
 //! The stacks of one worker and their timers.
 
-use std::{
-    collections::{BTreeSet, hash_map::Entry},
-    io,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::hash_map::Entry, io, sync::Arc, time::Duration};
 
 use imds_ebpf::abi::{MacAddr, TapIndex};
 use rand::Rng as _;
@@ -13,6 +8,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     answer::{Answer, Facts, Origin},
+    deadlines::Deadlines,
     panics::{Convalescent, survive},
     request_rate::RequestBuckets,
     usage::Usage,
@@ -46,7 +42,7 @@ pub struct Interfaces {
     stacks: FxHashMap<TapIndex, InterfaceStack>,
     /// Whose each tap is.
     owners: FxHashMap<TapIndex, InstanceId>,
-    deadlines: BTreeSet<(Duration, TapIndex)>,
+    deadlines: Deadlines,
     /// Taps with frames since the last flush.
     touched: Vec<TapIndex>,
     /// Taps whose stack panicked.
@@ -61,8 +57,6 @@ pub struct Interfaces {
 struct InterfaceStack {
     mac: MacAddr,
     stack: Stack,
-    /// Its entry in the deadlines.
-    deadline: Option<Duration>,
     /// Its part of the connections.
     connections: usize,
     is_touched: bool,
@@ -81,7 +75,7 @@ impl Interfaces {
             spares: Spares::default(),
             stacks: FxHashMap::default(),
             owners: FxHashMap::default(),
-            deadlines: BTreeSet::new(),
+            deadlines: Deadlines::default(),
             touched: Vec::new(),
             convalescents: FxHashMap::default(),
             connections: 0,
@@ -93,9 +87,14 @@ impl Interfaces {
         self.connections
     }
 
-    /// When [`handle_deadlines`](Self::handle_deadlines) has something to do, on the monotonic clock.
-    pub fn deadline(&self) -> Option<Duration> {
-        self.deadlines.first().map(|(deadline, _)| *deadline)
+    /// Until when [`handle_deadlines`](Self::handle_deadlines) has nothing to do, on the monotonic clock.
+    pub fn quiet_until(&self) -> Option<Duration> {
+        self.deadlines.quiet_until()
+    }
+
+    /// When it has something to do: what to sleep until.
+    pub fn deadline(&mut self) -> Option<Duration> {
+        self.deadlines.first(Duration::MAX).map(|(due, _)| due)
     }
 
     /// Takes one frame to its interface's stack.
@@ -108,16 +107,14 @@ impl Interfaces {
         if !self.convalescents.is_empty() && self.rests(now, tap) {
             return;
         }
-        if self
-            .stacks
-            .get(&tap)
-            .is_some_and(|interface| interface.mac != mac)
-        {
-            // The tap was bound anew and the word of it is still on its way to us.
-            self.drop_stack(tap);
-        }
         let interface = match self.stacks.entry(tap) {
-            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Occupied(entry) if entry.get().mac == mac => entry.into_mut(),
+            Entry::Occupied(mut entry) => {
+                // The tap was bound anew and the word of it is still on its way to us.
+                let anew = InterfaceStack::new(now, mac, &self.spares);
+                self.connections -= entry.insert(anew).connections;
+                entry.into_mut()
+            }
             Entry::Vacant(entry) => entry.insert(InterfaceStack::new(now, mac, &self.spares)),
         };
         if !interface.is_touched {
@@ -145,7 +142,7 @@ impl Interfaces {
     /// Sends what the stacks that got frames have to say.
     pub fn flush(&mut self, now: Now) -> io::Result<()> {
         let mut touched = std::mem::take(&mut self.touched);
-        for tap in touched.drain(..) {
+        for &tap in &touched {
             let Some(interface) = self.stacks.get_mut(&tap) else {
                 continue;
             };
@@ -155,25 +152,26 @@ impl Interfaces {
                 tap,
                 mac: interface.mac,
             };
-            match survive(|| interface.stack.flush(now, &mut transmit)) {
-                Some(()) => self.settle(now, tap),
-                None => self.handle_panic(now, tap),
+            if survive(|| interface.stack.flush(now, &mut transmit)).is_none() {
+                self.handle_panic(now, tap);
             }
         }
+        // Guests need not wait for what is only to be noted.
+        let sent = self.send();
+        for tap in touched.drain(..) {
+            self.settle(now, tap);
+        }
         self.touched = touched;
-        self.send()
+        sent
     }
 
     /// Lets the stacks act whose time has come.
     pub fn handle_deadlines(&mut self, now: Now) -> io::Result<()> {
-        while let Some(&(deadline, tap)) = self.deadlines.first()
-            && deadline <= now.monotonic
-        {
-            self.deadlines.pop_first();
+        while let Some((_, tap)) = self.deadlines.first(now.monotonic) {
             let Some(interface) = self.stacks.get_mut(&tap) else {
+                self.deadlines.set(tap, None);
                 continue;
             };
-            interface.deadline = None;
             let origin = Origin {
                 tap,
                 mac: interface.mac,
@@ -280,9 +278,7 @@ impl Interfaces {
             return;
         };
         self.connections -= interface.connections;
-        if let Some(deadline) = interface.deadline {
-            self.deadlines.remove(&(deadline, tap));
-        }
+        self.deadlines.set(tap, None);
     }
 
     /// Files the stack of `tap` under its next deadline, or forgets it when it remembers nothing.
@@ -299,16 +295,8 @@ impl Interfaces {
             }
         }
         let due = interface.stack.poll_timeout();
-        let deadline = due.map(|due| due.max(now.monotonic + TICK));
-        if deadline != interface.deadline {
-            if let Some(old) = interface.deadline {
-                self.deadlines.remove(&(old, tap));
-            }
-            if let Some(new) = deadline {
-                self.deadlines.insert((new, tap));
-            }
-            interface.deadline = deadline;
-        }
+        self.deadlines
+            .set(tap, due.map(|due| due.max(now.monotonic + TICK)));
         if interface.stack.is_idle() {
             self.drop_stack(tap);
         }
@@ -321,7 +309,6 @@ impl InterfaceStack {
         Self {
             mac,
             stack,
-            deadline: None,
             connections: 0,
             is_touched: false,
         }

@@ -54,6 +54,22 @@ fn full_queue_leaves_the_stream_unread() {
 }
 
 #[test]
+fn connection_that_begins_again_after_another_is_as_if_new() {
+    let mut connection = Connection::new(at(0));
+    connection.handle_bytes(at(0), &request("GET", 1000), &mut Filler);
+    connection.handle_bytes(at(0), b"GET /", &mut Filler);
+    // The peer takes nothing, and is given up.
+    connection.handle_timeout(at(5));
+    connection.handle_timeout(at(40));
+    assert!(connection.is_cut() && connection.is_last());
+    connection.wipe();
+    connection.begin(at(41));
+    assert!(!connection.is_cut() && !connection.is_last() && connection.wants_bytes());
+    assert_eq!(connection.poll_timeout(), Connection::new(at(41)).poll_timeout());
+    assert!(connection.poll_transmit().is_none());
+}
+
+#[test]
 fn full_queue_is_no_slow_request() {
     let mut connection = Connection::new(at(0));
     let pipelined = request("GET", QUEUED_BYTES_MAX).repeat(2);

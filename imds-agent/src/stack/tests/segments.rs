@@ -1,6 +1,6 @@
 //! Single segments, and what is none.
 
-use imds_tests::segment::{ACK, PSH, Segment as Made};
+use imds_tests::segment::{ACK, FIN, PSH, Segment as Made};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use smoltcp::wire::IpEndpoint;
 
@@ -44,6 +44,21 @@ fn a_segment_of_no_connection_is_reset() {
     let answer = feed(&mut stack, at_second(1), &segment(PSH, 1000, 5, b"GET"));
     assert!(answer[0].rst);
     assert!(stack.is_idle());
+}
+
+#[test]
+fn a_syn_right_behind_the_last_acknowledgement_of_its_ports_begins_a_connection() {
+    let (now, mut stack) = (at_second(1), Stack::new(at_second(1), 14, Spares::default()));
+    let ours = feed(&mut stack, now, &syn(999))[0].end.0.cast_unsigned();
+    let end = feed(&mut stack, now, &segment(FIN, 1000, ours, b""));
+    assert!(end[0].fin);
+    let ours = end[0].end.0.cast_unsigned();
+    // Both are in one batch.
+    let mut sent = Sent::default();
+    stack.handle_packet(now, &segment(ACK, 1001, ours, b""), &mut Pattern, &mut sent);
+    let answer = feed(&mut stack, now, &syn(500_000));
+    assert!(sent.0.is_empty());
+    assert!(answer[0].syn && !answer[0].rst, "{answer:?}");
 }
 
 #[test]

@@ -44,6 +44,7 @@ pub const SKIPPED: &[(&str, &str)] = &[
 const LEFT: &[(&str, &str)] = &[
     ("alerts", "no kernel has a part in it"),
     ("audit", "its subject is the agent's own files"),
+    ("allocations", "no kernel has a part in it"),
     ("aws_config", "an SDK is the same client on every kernel"),
     ("ceph", "needs a Debian root"),
     ("clients", "needs Python, moto and a Debian root"),
