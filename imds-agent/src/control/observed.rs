@@ -32,7 +32,9 @@ pub(super) async fn get(
         .get(&id)
         .ok_or_else(|| Refusal::not_found(format!("no instance {id} is in force")))?;
     let interfaces = member.instance.network_interfaces.iter();
-    let taps = interfaces.filter_map(|interface| interface.tap.clone()).collect();
+    let taps = interfaces
+        .filter_map(|interface| interface.tap.as_deref().map(str::to_owned))
+        .collect();
     let frames = control.ask(|answer| Command::Count(taps, answer)).await?;
     let taps = frames.iter().map(|frames| {
         json!({

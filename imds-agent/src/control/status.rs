@@ -84,7 +84,7 @@ pub(super) async fn reload(State(control): State<Arc<Control>>, _: Asked) -> Ans
 fn describe(tap: &TapState, snapshot: &Snapshot) -> Value {
     let named = snapshot
         .by_tap
-        .get(&tap.name)
+        .get(tap.name.as_str())
         .map(|(member, _)| &member.instance.instance_id);
     let owner = tap
         .mac

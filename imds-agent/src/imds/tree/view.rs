@@ -215,7 +215,7 @@ impl<'v> View<'v> {
 
     /// The instance's security groups, which are those of its primary interface.
     pub fn security_groups(&self) -> &'v [SecurityGroup] {
-        match (self.instance.security_groups.as_slice(), self.primary()) {
+        match (&*self.instance.security_groups, self.primary()) {
             ([], Some(primary)) => &primary.record.groups,
             (groups, _) => groups,
         }
