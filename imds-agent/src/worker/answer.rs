@@ -115,13 +115,16 @@ impl Answer<'_> {
             ImdsVersion::V1 => Asked::WithoutToken,
             ImdsVersion::V2 => Asked::WithToken,
         };
+        let Some(set_for_guest) = set.for_guest_that(asked) else {
+            return;
+        };
         if !self.facts.audit.is_on() || !set.deliveries.is_first(asked) {
             return;
         }
         let instance = &caller.member.instance;
         self.facts.audit.record(audit::handover(&audit::Handover {
             at: now.timestamp(),
-            set: set.for_guest_that(asked),
+            set: set_for_guest,
             role,
             instance: instance.instance_id.as_str(),
             account: instance.owner_id.as_deref(),

@@ -388,7 +388,10 @@ fn credentials(
 ) -> Answer {
     match state {
         Some(RoleState::Ready(credentials)) if view.is_current(credentials) => {
-            let credentials = credentials.for_guest_that(view.asked);
+            let Some(credentials) = credentials.for_guest_that(view.asked) else {
+                // It is being made since guests may ask so.
+                return Answer::Pending;
+            };
             documents::role_credentials(credentials, account, out);
             Answer::Found(Found {
                 last_modified: Some(credentials.last_updated),
