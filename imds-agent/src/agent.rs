@@ -284,6 +284,7 @@ impl Agent {
             .filter(|tap| !ours.contains(tap))
             .collect();
         self.apply(others.into_iter().map(Change::Detach));
+        self.signer.handle_listed();
         self.work.handle_listed();
         self.applied.send_replace(Some(self.snapshot.revision));
     }

@@ -47,6 +47,7 @@ impl Agent {
             }
             Change::Bind(tap, binding, instance) => {
                 self.expect_name(tap)?;
+                self.signer.handle_bound(instance.clone());
                 self.work.tell(worker::Command::Serve(tap, instance));
                 self.classifier.bind(tap, binding)?;
                 log::info!("tap {}: bound to {}", self.name(tap), Bound(binding));
