@@ -283,6 +283,7 @@ impl Agent {
             .filter(|tap| self.bindings.tap(*tap).is_none())
             .collect();
         self.apply(others.into_iter().map(Change::Detach));
+        self.signer.handle_listed();
         self.work.handle_listed();
         self.applied.send_replace(Some(self.snapshot.revision));
     }

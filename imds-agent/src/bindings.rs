@@ -20,7 +20,7 @@ use imds_ebpf::abi::{MacAddr, PACKETS_PER_SECOND, TapBinding, TapIndex};
 pub use self::nobody::Nobody;
 use crate::registry::{
     HttpProtocolIpv6, InstanceId, Snapshot,
-    snapshot::{Member, mac_tail},
+    snapshot::{Member, Sharing, mac_tail},
 };
 
 /// The first octet of a tap's own MAC that is made of its guest's.
@@ -229,7 +229,7 @@ impl Bindings {
     }
 
     fn wanted<'s>(&self, tap: &Tap, snapshot: &'s Snapshot) -> Result<Wanted<'s>, Nobody> {
-        let named = snapshot.by_tap.get(&tap.name);
+        let named = snapshot.by_tap.get(&*tap.name);
         let (member, interface) = match named {
             Some((member, interface)) => (member, *interface),
             None => self.by_convention(tap, snapshot)?,
@@ -251,7 +251,7 @@ impl Bindings {
         snapshot: &'s Snapshot,
     ) -> Result<(&'s Arc<Member>, usize), Nobody> {
         let tail = tap.shows.ok_or(Nobody::Unnamed)?;
-        let matching = snapshot.by_mac_tail.get(&tail).map_or(&[][..], Vec::as_slice);
+        let matching = snapshot.by_mac_tail.get(&tail).map_or(&[][..], Sharing::as_slice);
         let (member, index) = match matching {
             [] => return Err(Nobody::Unnamed),
             [(member, index)] => (member, *index),
@@ -262,7 +262,7 @@ impl Bindings {
         if let Some(named) = &interface.tap {
             return Err(Nobody::NamesAnother {
                 instance: member.instance.instance_id.clone(),
-                tap: named.clone(),
+                tap: named.to_string(),
             });
         }
         match self.showing.get(&tail) {

@@ -208,10 +208,15 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::imds::identity::{IdentityKeysError, sign};
+    use crate::imds::identity::{IdentityKeysError, Signatures};
 
     /// 2026-11-21T08:00:00Z.
     const NOW: Duration = Duration::from_secs(1_795_248_000);
+
+    fn sign(keys: &IdentityKeys) -> Signatures {
+        let signatures = Signatures::new(keys, b"{}").unwrap();
+        signatures.with_dsa2048(keys).unwrap()
+    }
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().mode() & 0o777
@@ -221,13 +226,9 @@ mod tests {
     fn made_once_then_loaded() {
         let directory = tempfile::tempdir().unwrap();
         let keys = directory.path().join("keys");
-        let first = sign(&load_or_create(&keys, "host-1", NOW).unwrap(), b"{}").unwrap();
+        let first = sign(&load_or_create(&keys, "host-1", NOW).unwrap());
         let later = load_or_create(&keys, "host-2", NOW * 2).unwrap();
-        assert_eq!(
-            sign(&later, b"{}").unwrap(),
-            first,
-            "signatures outlive a restart, byte for byte"
-        );
+        assert_eq!(sign(&later), first, "signatures outlive a restart, byte for byte");
         assert_eq!(mode(&keys), 0o700);
         for (key, files) in [(&later.rsa, RSA_FILES), (&later.dsa, DSA_FILES)] {
             assert_eq!(
@@ -247,7 +248,7 @@ mod tests {
     #[test]
     fn of_many_makers_all_get_one_pair() {
         let directory = tempfile::tempdir().unwrap();
-        let made = || sign(&load_or_create(directory.path(), "host-1", NOW).unwrap(), b"{}").unwrap();
+        let made = || sign(&load_or_create(directory.path(), "host-1", NOW).unwrap());
         let signed: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(made)).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()

@@ -1,7 +1,7 @@
 //! The agent: `imds-agent run`, and what an operator needs around it.
 
 use std::{
-    io,
+    io::{self, Write as _},
     panic::{self, PanicHookInfo},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -238,20 +238,22 @@ fn check(config: &Config) -> Result<ExitCode> {
     let (not_yet, standing): (Vec<&Problem>, Vec<_>) = problems
         .iter()
         .partition(|problem| is_not_made_yet(config, problem));
+    let mut out = io::BufWriter::new(io::stdout().lock());
     for problem in &standing {
-        println!("{problem}");
+        writeln!(out, "{problem}")?;
     }
     for problem in not_yet {
-        println!(
+        writeln!(
+            out,
             "{} is not there yet: the first run makes it",
             problem.file.display()
-        );
+        )?;
     }
     let groups = config
         .control()
         .map_or(Ok(()), |settings| settings.permits().map(drop));
     if let Err(error) = &groups {
-        println!("{error}");
+        writeln!(out, "{error}")?;
     }
     let instances = snapshot.borrow().instances.len();
     let errors = standing
@@ -259,7 +261,8 @@ fn check(config: &Config) -> Result<ExitCode> {
         .filter(|problem| problem.severity == Severity::Error)
         .count()
         + usize::from(groups.is_err());
-    println!("{instances} instances, {errors} errors");
+    writeln!(out, "{instances} instances, {errors} errors")?;
+    out.flush()?;
     Ok(if errors == 0 {
         ExitCode::SUCCESS
     } else {

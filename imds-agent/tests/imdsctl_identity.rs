@@ -10,7 +10,7 @@ use std::{
 
 use imds_agent::{
     identity_files,
-    imds::identity::{SignedIdentity, sign},
+    imds::identity::{IdentityKeys, Part, Signatures},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -26,7 +26,8 @@ const NO: i32 = 3;
 /// What a relying party was sent, and the certificates of two hosts.
 struct Received {
     directory: TempDir,
-    signed: SignedIdentity,
+    signature: String,
+    rsa2048: String,
 }
 
 impl Received {
@@ -35,7 +36,8 @@ impl Received {
         let path = directory.path();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let keys = identity_files::load_or_create(&path.join("host-1"), "host-1", now).unwrap();
-        let signed = sign(&keys, DOCUMENT.as_bytes()).unwrap();
+        let text = |part| text(&keys, DOCUMENT, part);
+        let (signature, rsa2048) = (text(Part::Signature), text(Part::Rsa2048));
         // This one is valid from tomorrow on.
         let tomorrow = now + Duration::from_secs(2 * 24 * 60 * 60);
         identity_files::load_or_create(&path.join("host-2"), "host-2", tomorrow).unwrap();
@@ -48,12 +50,16 @@ impl Received {
         let dsa = certificate("host-1", "identity-dsa.crt");
         fs::write(path.join("host-1-dsa.crt"), &dsa).unwrap();
         fs::write(path.join("host-1-both.crt"), rsa("host-1") + &dsa).unwrap();
-        fs::write(path.join("document"), &*signed.document).unwrap();
+        fs::write(path.join("document"), DOCUMENT).unwrap();
         fs::write(path.join("other"), b"{}").unwrap();
-        fs::write(path.join("signature"), &*signed.signature).unwrap();
-        fs::write(path.join("rsa2048"), &*signed.rsa2048).unwrap();
-        fs::write(path.join("dsa2048"), &*signed.dsa2048).unwrap();
-        Self { directory, signed }
+        fs::write(path.join("signature"), &signature).unwrap();
+        fs::write(path.join("rsa2048"), &rsa2048).unwrap();
+        fs::write(path.join("dsa2048"), text(Part::Dsa2048)).unwrap();
+        Self {
+            directory,
+            signature,
+            rsa2048,
+        }
     }
 
     fn path(&self) -> &Path {
@@ -76,6 +82,15 @@ impl Received {
     }
 }
 
+/// What a guest reads.
+fn text(keys: &IdentityKeys, document: &str, part: Part) -> String {
+    let signatures = Signatures::new(keys, document.as_bytes()).unwrap();
+    let signatures = signatures.with_dsa2048(keys).unwrap();
+    let mut text = document.into();
+    signatures.put(part, 0, &mut text).unwrap();
+    String::from_utf8(text).unwrap()
+}
+
 fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
@@ -85,14 +100,14 @@ fn genuine_document_is_told_in_every_form() {
     let received = Received::new();
     let armoured = format!(
         "-----BEGIN PKCS7-----\n{}\n-----END PKCS7-----\n",
-        received.signed.rsa2048
+        received.rsa2048
     );
     for (arguments, input) in [
         ("--rsa2048 rsa2048", ""),
         ("--pkcs7 rsa2048 --document document", ""),
         ("--signature signature --document document", ""),
-        ("--signature - --document document", &*received.signed.signature),
-        ("--rsa2048 -", &*received.signed.rsa2048),
+        ("--signature - --document document", &*received.signature),
+        ("--rsa2048 -", &*received.rsa2048),
         ("", &armoured),
     ] {
         for certificate in ["host-1.crt", "fleet.crt"] {
@@ -123,7 +138,7 @@ fn genuine_document_is_told_in_every_form() {
 #[test]
 fn document_that_is_not_genuine_is_told_with_its_reason() {
     let received = Received::new();
-    let flipped = received.signed.rsa2048.replacen('A', "B", 1);
+    let flipped = received.rsa2048.replacen('A', "B", 1);
     for (arguments, input, reason) in [
         ("--certificate host-2.crt --rsa2048 rsa2048", "", "UnknownSigner"),
         ("--certificate host-1.crt --dsa2048 dsa2048", "", "UnknownSigner"),
@@ -179,8 +194,8 @@ fn signature_before_the_certificate_is_valid_is_refused() {
     let received = Received::new();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let keys = identity_files::load_or_create(&received.path().join("host-2"), "host-2", now);
-    let signed = sign(&keys.unwrap(), b"{}").unwrap();
-    let (code, output) = received.imdsctl("identity verify --json --certificate host-2.crt", &signed.rsa2048);
+    let rsa2048 = text(&keys.unwrap(), "{}", Part::Rsa2048);
+    let (code, output) = received.imdsctl("identity verify --json --certificate host-2.crt", &rsa2048);
     assert_eq!((code, &json(&output)["code"]), (NO, &json!("OutsideValidity")));
 }
 

@@ -47,6 +47,7 @@ impl Agent {
             }
             Change::Bind(tap, binding, instance) => {
                 self.expect_name(tap)?;
+                self.signer.handle_bound(instance.clone());
                 let worker = self.work.serve(tap, instance);
                 self.classifier.bind(tap, binding.with_worker(worker))?;
                 log::info!("tap {}: bound to {}", self.name(tap), Bound(binding));

@@ -129,10 +129,13 @@ fn summary(member: &Member, bound: &Bound<'_>) -> Value {
     let name = instance
         .tags
         .find(|key| key.cmp("Name"))
-        .map(|(_, tag)| tag.value.clone());
+        .map(|(_, tag)| tag.value.to_string());
     let said = [
         ("name", name),
-        ("instanceType", instance.instance_type.clone()),
+        (
+            "instanceType",
+            instance.instance_type.as_ref().map(ToString::to_string),
+        ),
         (
             "privateIpAddress",
             instance.private_ip_address.map(|address| address.to_string()),

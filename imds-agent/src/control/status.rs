@@ -121,7 +121,7 @@ impl Control {
     fn describe(&self, tap: &TapState, measures: Option<&TapMeasures>, snapshot: &Snapshot) -> Value {
         let named = snapshot
             .by_tap
-            .get(&tap.name)
+            .get(tap.name.as_str())
             .map(|(member, _)| &member.instance.instance_id);
         let owner = tap.mac.and_then(|mac| snapshot.by_mac.get(&mac));
         let mut value = json!({ "name": tap.name, "index": tap.index.0, "bound": tap.mac.is_some() });

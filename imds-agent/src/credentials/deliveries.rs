@@ -1,4 +1,4 @@
-//! Which ways a set has already gone to its guest.
+//! Which ways a set may go to its guest, and has already gone.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -13,9 +13,25 @@ pub enum Asked {
 
 /// Remembers each way once.
 #[derive(Default, Debug)]
-pub struct Deliveries(AtomicU8);
+pub struct Deliveries {
+    made: AtomicU8,
+    is_with_token_alone: bool,
+}
 
 impl Deliveries {
+    /// Of a set that says of itself that it is handed out against session tokens, so that it may go no other way.
+    pub fn with_token_alone() -> Self {
+        Self {
+            is_with_token_alone: true,
+            ..Self::default()
+        }
+    }
+
+    /// Whether the set may go to a guest that asks so.
+    pub fn allow(&self, asked: Asked) -> bool {
+        asked == Asked::WithToken || !self.is_with_token_alone
+    }
+
     /// Takes note of a delivery; whether it is the first in its way.
     pub fn is_first(&self, asked: Asked) -> bool {
         let bit = match asked {
@@ -23,7 +39,7 @@ impl Deliveries {
             Asked::WithToken => 2,
         };
         // Nearly always it is not, and then nothing is written.
-        self.0.load(Ordering::Relaxed) & bit == 0 && self.0.fetch_or(bit, Ordering::Relaxed) & bit == 0
+        self.made.load(Ordering::Relaxed) & bit == 0 && self.made.fetch_or(bit, Ordering::Relaxed) & bit == 0
     }
 }
 

@@ -10,16 +10,26 @@ const NAME: &str = "aws:ec2-instance";
 
 /// The instance's identity role. Its ARN is that of the session, as EC2 documents it.
 pub fn identity_role(instance: &Instance) -> Role {
+    let of_account = role_of_account(account(instance));
+    Role {
+        arn: format!("{}/{}", of_account.arn, instance.instance_id),
+        ..of_account
+    }
+}
+
+/// The account that owns the instance; empty if the record says none.
+pub fn account(instance: &Instance) -> &str {
     let of_interface = || instance.network_interfaces.first()?.owner_id.as_deref();
     let account = instance.owner_id.as_deref().filter(|account| !account.is_empty());
-    let account = account.or_else(of_interface).unwrap_or_default();
+    account.or_else(of_interface).unwrap_or_default()
+}
+
+/// What the identity roles of an account's instances have in common.
+pub fn role_of_account(account: &str) -> Role {
     Role {
         role_name: NAME.parse().expect("the name is legal"),
         role_id: Some(format!("{account}:{NAME}")),
-        arn: format!(
-            "arn:aws:iam::{account}:assumed-role/{NAME}/{}",
-            instance.instance_id
-        ),
+        arn: format!("arn:aws:iam::{account}:assumed-role/{NAME}"),
         path: None,
         assume_role_policy_document: None,
         max_session_duration: None,

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     keys::IssuerKey,
-    registry::{Role, role::SourceKind},
+    registry::{HttpTokens, Role, role::SourceKind},
 };
 
 /// Mints sets under its newest key, and opens what any of its keys sealed.
@@ -90,16 +90,21 @@ impl Source for Issuer {
             issued,
             expires: issued + SignedDuration::from_secs(request.duration_seconds.into()),
         };
-        // When a guest asks is too late to seal, and how it will ask is not known before.
-        let without_token = Claims {
-            delivery: Delivery::ImdsV1,
-            ..claims.clone()
-        };
-        let set = self.issue(&claims).and_then(|set| {
-            Ok(RoleCredentials {
-                without_token: Some(Box::new(self.issue(&without_token)?)),
+        let set = self.issue(&claims).and_then(|set| match request.http_tokens {
+            // One set more is what an instance costs most for in memory.
+            HttpTokens::Required => Ok(RoleCredentials {
+                deliveries: Deliveries::with_token_alone(),
                 ..set
-            })
+            }),
+            // When a guest asks is too late to seal, and how it will ask is not known before.
+            HttpTokens::Optional => {
+                let delivery = Delivery::ImdsV1;
+                let without_token = self.issue(&Claims { delivery, ..claims })?;
+                Ok(RoleCredentials {
+                    without_token: Some(Box::new(without_token)),
+                    ..set
+                })
+            }
         });
         Box::pin(std::future::ready(set))
     }
@@ -141,13 +146,22 @@ mod tests {
         assert_eq!(opened.claims.account, "123456789012");
         assert_eq!(opened.claims.session, "i-0123456789abcdef0");
         assert_eq!(opened.claims.expires, set.expiration);
-        let without_token = set.for_guest_that(Asked::WithoutToken);
+        let without_token = set.for_guest_that(Asked::WithoutToken).unwrap();
         let opened = issuer
             .open(without_token.session_token.expose_secret(), request.now)
             .unwrap();
         assert_eq!(opened.claims.delivery, Delivery::ImdsV1);
+        let request = RoleSessionRequest {
+            http_tokens: HttpTokens::Required,
+            ..request
+        };
         let next = issuer.fetch(&request).await.unwrap();
         assert_ne!(next.access_key_id, set.access_key_id, "every set is a new one");
+        assert!(next.for_guest_that(Asked::WithToken).is_some());
+        assert!(
+            next.for_guest_that(Asked::WithoutToken).is_none(),
+            "it says that it went against a token"
+        );
     }
 
     #[tokio::test]

@@ -6,7 +6,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
     time::Duration,
 };
 
@@ -37,30 +40,34 @@ impl IssuerKeys {
 
 /// Hands changed files under `directory` to `issuer`, which has `current`. Files that cannot be read change nothing.
 pub async fn follow(issuer: Arc<Issuer>, directory: PathBuf, mut current: IssuerKeys) {
-    let mut complaint = String::new();
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let directory = directory.clone();
-        let loaded = tokio::task::spawn_blocking(move || IssuerKeys::load_or_create(&directory)).await;
-        match loaded {
-            Ok(Ok(keys)) => {
-                complaint.clear();
-                if keys != current {
-                    log::info!(
-                        "issuer keys: {:?} mints, {:?} are accepted",
-                        keys.newest,
-                        keys.accepted
-                    );
-                    issuer.replace_keys(&keys);
-                    current = keys;
+    // A thread of its own waits and looks: a look from the runtime would wake three. It ends with the future.
+    let (_followed, end) = mpsc::channel::<()>();
+    let look = move || {
+        let mut complaint = String::new();
+        while end.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+            match IssuerKeys::load_or_create(&directory) {
+                Ok(keys) => {
+                    complaint.clear();
+                    if keys != current {
+                        log::info!(
+                            "issuer keys: {:?} mints, {:?} are accepted",
+                            keys.newest,
+                            keys.accepted
+                        );
+                        issuer.replace_keys(&keys);
+                        current = keys;
+                    }
                 }
+                Err(error) if error.to_string() != complaint => {
+                    complaint = error.to_string();
+                    log::warn!("issuer keys stay as they were: {complaint}");
+                }
+                Err(_) => {}
             }
-            Ok(Err(error)) if error.to_string() != complaint => {
-                complaint = error.to_string();
-                log::warn!("issuer keys stay as they were: {complaint}");
-            }
-            Ok(Err(_)) | Err(_) => {}
         }
+    };
+    if let Err(error) = tokio::task::spawn_blocking(look).await {
+        log::error!("issuer keys are no longer followed: {error}");
     }
 }
 

@@ -27,7 +27,7 @@ pub use refresh::{Assumption, Refresher};
 pub use sources::Sources;
 pub use totals::Totals;
 
-use crate::registry::{InstanceId, Role, instance::Tag, role::SourceKind, snapshot::Member};
+use crate::registry::{HttpTokens, InstanceId, Role, instance::Tag, role::SourceKind, snapshot::Member};
 
 /// One set of temporary credentials of a role session.
 #[derive(Debug)]
@@ -49,12 +49,13 @@ pub struct RoleCredentials {
 }
 
 impl RoleCredentials {
-    /// The set for a guest that asked so.
-    pub fn for_guest_that(&self, asked: Asked) -> &Self {
-        match asked {
+    /// The set for a guest that asked so, if there is one.
+    pub fn for_guest_that(&self, asked: Asked) -> Option<&Self> {
+        let set = match asked {
             Asked::WithoutToken => self.without_token.as_deref().unwrap_or(self),
             Asked::WithToken => self,
-        }
+        };
+        set.deliveries.allow(asked).then_some(set)
     }
 }
 
@@ -143,6 +144,8 @@ pub struct RoleSessionRequest {
     pub region: Option<String>,
     /// The instance's tags.
     pub tags: Vec<Tag>,
+    /// Whether the set may also go to a guest that asks without a session token.
+    pub http_tokens: HttpTokens,
     /// When the set is asked for.
     pub now: Timestamp,
     /// How long the set should live, where the source can be told.
@@ -185,6 +188,7 @@ impl RoleSessionRequest {
                 .or_else(|| instance.ipv6_address.map(IpAddr::V6)),
             region: instance.placement.region().map(str::to_owned),
             tags: instance.tags.to_vec(),
+            http_tokens: member.options.http_tokens,
             now,
             duration_seconds,
         }
@@ -199,6 +203,7 @@ impl RoleSessionRequest {
             address: None,
             region: None,
             tags: Vec::new(),
+            http_tokens: HttpTokens::Optional,
             now: "2026-11-21T08:00:00Z".parse().unwrap(),
             duration_seconds: 3600,
         }

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    FetchError, Published, RoleCredentials, RoleSessionRequest, RoleState, Source,
+    FetchError, Published, RoleCredentials, RoleSessionRequest, Source,
     health::Event,
     schedule::{Kind, Schedule, Ticket},
     totals::{FetchOutcome, Totals},
@@ -141,11 +141,10 @@ impl Refresher {
         let now = self.now();
         if let Some(watch) = &self.watch {
             let at = now.timestamp();
-            let served = self.published.state(&request.instance, &request.role, at);
             watch(&Assumption {
                 at,
                 request: &request,
-                is_refresh: matches!(served.as_deref(), Some(RoleState::Ready(_))),
+                is_refresh: self.schedule.has_set(now, &ticket),
                 outcome: &outcome,
             });
         }

@@ -21,13 +21,13 @@ use rand::{Rng, RngExt as _};
 use super::{
     FetchError, Refusal, RoleCredentials, RoleSession, RoleSessionRequest, RoleSlot, RoleState,
     health::{Event, Health, Trouble},
-    identity_role::identity_role,
+    identity_role::{account, identity_role, role_of_account},
     totals::Troubles,
     whole_seconds,
 };
 use crate::{
     now::Now,
-    registry::{InstanceId, Role, Snapshot, snapshot::Member},
+    registry::{HttpTokens, InstanceId, Role, Snapshot, snapshot::Member},
 };
 pub use queue::{FETCHES_MAX, FETCHES_OF_SOURCE_MAX};
 use queue::{Lane, Queue, Waiting};
@@ -57,10 +57,12 @@ pub struct Schedule<R> {
     random: R,
     /// A role's own maximum caps it.
     duration_seconds: u32,
-    sessions: HashMap<InstanceId, Session>,
+    sessions: HashMap<InstanceId, Box<Session>>,
     queue: Queue,
     generations: u64,
     health: Health,
+    /// The role that stands for the identity roles of an account's instances: thousands of instances share one.
+    of_accounts: HashMap<Box<str>, Arc<Role>>,
     /// The wall clock ahead of the monotonic one, at the last look.
     clock_offset: Option<Duration>,
 }
@@ -72,15 +74,6 @@ pub enum Kind {
     InstanceProfile,
     /// The role that every instance has because it is one.
     InstanceIdentity,
-}
-
-impl Kind {
-    fn role(self, member: &Member) -> Option<Arc<Role>> {
-        match self {
-            Self::InstanceProfile => member.role.clone(),
-            Self::InstanceIdentity => Some(Arc::new(identity_role(&member.instance))),
-        }
-    }
 }
 
 /// Ties a fetch to the session as it was when the fetch began.
@@ -125,62 +118,88 @@ impl<R: Rng> Schedule<R> {
             queue: Queue::default(),
             generations: 0,
             health: Health::default(),
+            of_accounts: HashMap::new(),
             clock_offset: None,
         }
     }
 
     /// Attaches, replaces and detaches roles; whether [`Self::sessions`] changed.
     pub fn handle_snapshot(&mut self, now: Now, snapshot: &Snapshot) -> bool {
-        let kind = self.kind;
-        let role_of = |instance: &InstanceId| kind.role(snapshot.instances.get(instance)?);
-        let mut gone: Vec<InstanceId> = Vec::new();
-        let mut changed: Vec<(InstanceId, Arc<Role>)> = Vec::new();
-        for (instance, session) in &self.sessions {
-            match role_of(instance) {
-                Some(role) if role.is_version_of(&session.role) => {
-                    if *role != *session.role {
-                        changed.push((instance.clone(), role));
-                    }
-                }
-                _ => gone.push(instance.clone()),
+        // The registry keeps what has not changed, so most of a snapshot costs a comparison of addresses.
+        let is_as_it_was = |instance: &InstanceId, session: &Session| {
+            let member = snapshot.instances.get(instance);
+            member.is_some_and(|member| Arc::ptr_eq(member, &session.member))
+        };
+        let sessions = self.sessions.iter();
+        let others = sessions.filter(|(instance, session)| !is_as_it_was(instance, session));
+        let others: Vec<InstanceId> = others.map(|(instance, _)| instance.clone()).collect();
+        let mut is_other_set = false;
+        for instance in others {
+            let member = snapshot.instances.get(&instance);
+            let role = member.and_then(|member| self.role(member));
+            let (Some(session), Some(member), Some(role)) = (self.sessions.get_mut(&instance), member, role)
+            else {
+                self.end(&instance);
+                is_other_set = true;
+                continue;
+            };
+            if !role.is_version_of(&session.role) {
+                self.end(&instance);
+                is_other_set = true;
+                continue;
             }
-        }
-        for instance in &gone {
-            self.end(instance);
-        }
-        for (instance, session) in &mut self.sessions {
+            let [before, after] = [&session.member, member].map(|member| member.options.http_tokens);
             // What else there is to say of the instance goes into its next set.
-            if let Some(member) = snapshot.instances.get(instance) {
-                session.member = Arc::clone(member);
+            session.member = Arc::clone(member);
+            // A set that was made for guests with session tokens alone is of no use to those without.
+            if *role != *session.role || (before, after) == (HttpTokens::Required, HttpTokens::Optional) {
+                self.renew(now, &instance, role);
             }
         }
-        for (instance, role) in changed {
-            self.renew(now, &instance, role);
-        }
-        let mut begun = false;
         for (instance, member) in &snapshot.instances {
             if !self.sessions.contains_key(instance)
-                && let Some(role) = kind.role(member)
+                && let Some(role) = self.role(member)
             {
                 self.begin(now, Arc::clone(member), role);
-                begun = true;
+                is_other_set = true;
             }
         }
-        begun || !gone.is_empty()
+        self.of_accounts.retain(|_, role| Arc::strong_count(role) > 1);
+        is_other_set
+    }
+
+    /// The role of a session, if there is to be one. That of an instance's identity is its account's until it is asked for.
+    fn role(&mut self, member: &Member) -> Option<Arc<Role>> {
+        if self.kind == Kind::InstanceProfile {
+            return member.role.clone();
+        }
+        let account = account(&member.instance);
+        let known = self.of_accounts.get(account).map(Arc::clone);
+        Some(known.unwrap_or_else(|| {
+            let role = Arc::new(role_of_account(account));
+            self.of_accounts.insert(account.into(), Arc::clone(&role));
+            role
+        }))
+    }
+
+    /// Whether the session that a fetch is for has a set.
+    pub fn has_set(&self, now: Now, ticket: &Ticket) -> bool {
+        let session = self.sessions.get(&ticket.instance);
+        let session = session.filter(|session| session.lane == ticket.lane);
+        let set = session.and_then(|session| session.set);
+        set.is_some_and(|set| set.expires_unix > now.unix)
     }
 
     /// The slots of all sessions, for publishing.
     pub fn sessions(&self) -> HashMap<InstanceId, RoleSession> {
-        let session = |(instance, session): (&InstanceId, &Session)| {
-            (
-                instance.clone(),
-                RoleSession {
-                    role: Arc::clone(&session.role),
-                    state: Arc::clone(&session.slot),
-                },
-            )
-        };
-        self.sessions.iter().map(session).collect()
+        let sessions = self.sessions.iter().map(|(instance, session)| {
+            let session = RoleSession {
+                role: Arc::clone(&session.role),
+                state: Arc::clone(&session.slot),
+            };
+            (instance.clone(), session)
+        });
+        sessions.collect()
     }
 
     /// A fetch to begin now, if one is due and there is room for it. Call until there is none.
@@ -193,12 +212,11 @@ impl<R: Rng> Schedule<R> {
             .role
             .max_session_duration
             .map_or(self.duration_seconds, |max| max.min(self.duration_seconds));
-        let request = RoleSessionRequest::new(
-            Arc::clone(&session.role),
-            &session.member,
-            timestamp(now),
-            duration_seconds,
-        );
+        let role = match self.kind {
+            Kind::InstanceProfile => Arc::clone(&session.role),
+            Kind::InstanceIdentity => Arc::new(identity_role(&session.member.instance)),
+        };
+        let request = RoleSessionRequest::new(role, &session.member, timestamp(now), duration_seconds);
         Some((
             Ticket {
                 instance,
@@ -308,21 +326,22 @@ impl<R: Rng> Schedule<R> {
             trouble: None,
             outdated: false,
         };
-        self.sessions.insert(instance.clone(), session);
+        self.sessions.insert(instance.clone(), Box::new(session));
         self.set_due(&instance, Some(now.monotonic));
     }
 
-    /// The same role in a new version: its set goes on being served until there is word from the source.
+    /// The same role in a new version, or for guests that ask otherwise: its set goes on being served until there is word from
+    /// the source.
     fn renew(&mut self, now: Now, instance: &InstanceId, role: Arc<Role>) {
         self.generations += 1;
         self.set_due(instance, None);
         let lane = self.lane(&role);
         if let Some(session) = self.sessions.get_mut(instance) {
+            session.outdated |= *session.role != *role;
             session.role = role;
             session.lane = lane;
             session.generation = self.generations;
             session.failures = 0;
-            session.outdated = true;
         }
         self.set_due(instance, Some(now.monotonic));
     }
@@ -355,7 +374,7 @@ impl<R: Rng> Schedule<R> {
         }
     }
 
-    /// Every instance has an identity role of its own, and they share a lane.
+    /// The identity roles of all accounts share a lane.
     fn lane(&self, role: &Role) -> Lane {
         let name = match self.kind {
             Kind::InstanceProfile => &role.arn,

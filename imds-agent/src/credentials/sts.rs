@@ -199,10 +199,12 @@ fn session_tags(settings: &Settings, request: &RoleSessionRequest) -> Option<Vec
     let of_instance = request
         .tags
         .iter()
-        .filter(|tag| settings.instance_tags.contains(&tag.key))
-        .map(|tag| (&tag.key, &tag.value));
+        .filter(|tag| settings.instance_tags.iter().any(|key| *key == *tag.key))
+        .map(|tag| (&*tag.key, &*tag.value));
     // What the configuration says of every session, no instance's record says otherwise.
-    let tags: BTreeMap<_, _> = of_instance.chain(&settings.session_tags).collect();
+    let of_all = settings.session_tags.iter();
+    let of_all = of_all.map(|(key, value)| (key.as_str(), value.as_str()));
+    let tags: BTreeMap<_, _> = of_instance.chain(of_all).collect();
     let tags: Vec<_> = tags
         .into_iter()
         .filter_map(|(key, value)| SessionTag::builder().key(key).value(value).build().ok())

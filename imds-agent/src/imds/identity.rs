@@ -16,27 +16,21 @@ pub mod certificate;
 pub mod dsa2048;
 mod private_key;
 pub mod published;
+mod signatures;
+mod signed_data;
 pub mod verify;
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
-use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use cms::{
-    cert::IssuerAndSerialNumber,
-    content_info::{CmsVersion, ContentInfo},
-    signed_data::{EncapsulatedContentInfo, SignedData, SignerIdentifier, SignerInfo, SignerInfos},
-};
-use der::{
-    Any, DecodePem as _, Encode as _, Tag,
-    asn1::{ObjectIdentifier, OctetString, SetOfVec},
-};
-use sha2::{Digest as _, Sha256};
-use x509_cert::{Certificate, attr::Attribute};
+use der::{DecodePem as _, asn1::ObjectIdentifier};
+use x509_cert::Certificate;
 
 pub use private_key::Algorithm;
 pub use published::Published;
+pub use signatures::{Part, Signatures};
 
-use private_key::{PrivateKey, with_null};
+use private_key::PrivateKey;
+use signed_data::Envelope;
 
 use super::{documents, tree::View};
 use crate::registry::snapshot::Member;
@@ -60,9 +54,6 @@ const DSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10040.4.1");
 /// DSA signatures with SHA-256.
 const DSA_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.3.2");
 
-/// Characters of base64 in a line, as EC2 breaks them. Readers of PEM ask for no more than that.
-const LINE_CHARS: usize = 76;
-
 /// What identity documents are signed with.
 #[derive(Debug)]
 pub struct IdentityKeys {
@@ -76,6 +67,7 @@ pub struct IdentityKeys {
 pub struct IdentityKey {
     private: PrivateKey,
     certificate: Certificate,
+    envelope: Arc<Envelope>,
 }
 
 /// Why a private key and a certificate are of no use.
@@ -109,19 +101,6 @@ pub enum SignError {
     Encoding(#[from] der::Error),
 }
 
-/// A document with all its signatures, as they go out.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct SignedIdentity {
-    /// `document`: exactly the bytes that are signed.
-    pub document: Box<[u8]>,
-    /// `signature`: RSA PKCS #1 v1.5 with SHA-256 over the document, in base64.
-    pub signature: Box<str>,
-    /// `rsa2048` and `pkcs7`: CMS signed data around the document, the inside of a PEM block `PKCS7`.
-    pub rsa2048: Box<str>,
-    /// `dsa2048`: the same, signed with DSA.
-    pub dsa2048: Box<str>,
-}
-
 impl IdentityKey {
     /// From the private key, PKCS #8 or for RSA also PKCS #1, and its certificate, both in PEM.
     pub fn from_pem(
@@ -137,11 +116,15 @@ impl IdentityKey {
             public.subject_public_key == certified.subject_public_key
                 && (algorithm == Algorithm::Rsa || public.algorithm == certified.algorithm)
         });
-        if is_same {
-            Ok(Self { private, certificate })
-        } else {
-            Err(IdentityKeysError::Mismatch)
+        if !is_same {
+            return Err(IdentityKeysError::Mismatch);
         }
+        let envelope = Envelope::new(&certificate, &private.signature_algorithm());
+        Ok(Self {
+            private,
+            envelope: Arc::new(envelope.map_err(IdentityKeysError::Certificate)?),
+            certificate,
+        })
     }
 
     /// What a relying party pins.
@@ -165,79 +148,6 @@ pub fn document(member: &Member) -> Vec<u8> {
     let mut document = Vec::new();
     documents::identity(&View::of_record(member), &mut document);
     document
-}
-
-/// Signs `document`. Two RSA signatures and one of DSA, so some milliseconds: not for the request path.
-pub fn sign(keys: &IdentityKeys, document: &[u8]) -> Result<SignedIdentity, SignError> {
-    Ok(SignedIdentity {
-        document: document.into(),
-        signature: in_lines(&keys.rsa.sign(document)?).into(),
-        rsa2048: in_lines(&signed_data(&keys.rsa, document)?).into(),
-        dsa2048: in_lines(&signed_data(&keys.dsa, document)?).into(),
-    })
-}
-
-/// CMS signed data around `document`, in DER.
-fn signed_data(key: &IdentityKey, document: &[u8]) -> Result<Vec<u8>, SignError> {
-    let signed_attributes = SetOfVec::try_from(vec![
-        attribute(CONTENT_TYPE, Any::encode_from(&DATA)?)?,
-        attribute(
-            MESSAGE_DIGEST,
-            Any::new(Tag::OctetString, Sha256::digest(document).as_slice())?,
-        )?,
-    ])?;
-    // What is signed is the encoding as a plain SET, whatever tag it bears in the structure (RFC 5652, section 5.4).
-    let signature = key.sign(&signed_attributes.to_der()?)?;
-    let certificate = &key.certificate.tbs_certificate;
-    let signer = SignerInfo {
-        version: CmsVersion::V1,
-        sid: SignerIdentifier::IssuerAndSerialNumber(IssuerAndSerialNumber {
-            issuer: certificate.issuer.clone(),
-            serial_number: certificate.serial_number.clone(),
-        }),
-        digest_alg: with_null(SHA256),
-        signed_attrs: Some(signed_attributes),
-        signature_algorithm: key.private.signature_algorithm(),
-        signature: OctetString::new(signature)?,
-        unsigned_attrs: None,
-    };
-    let signed_data = SignedData {
-        version: CmsVersion::V1,
-        digest_algorithms: vec![with_null(SHA256)].try_into()?,
-        encap_content_info: EncapsulatedContentInfo {
-            econtent_type: DATA,
-            econtent: Some(Any::new(Tag::OctetString, document)?),
-        },
-        certificates: None,
-        crls: None,
-        signer_infos: SignerInfos(vec![signer].try_into()?),
-    };
-    let content = Any::encode_from(&signed_data)?;
-    Ok(ContentInfo {
-        content_type: SIGNED_DATA,
-        content,
-    }
-    .to_der()?)
-}
-
-fn attribute(oid: ObjectIdentifier, value: Any) -> der::Result<Attribute> {
-    Ok(Attribute {
-        oid,
-        values: vec![value].try_into()?,
-    })
-}
-
-/// Base64 in EC2's lines, without a line feed at the end.
-fn in_lines(bytes: &[u8]) -> String {
-    let text = BASE64.encode(bytes);
-    let mut lines = String::with_capacity(text.len().saturating_add(text.len() / LINE_CHARS));
-    for (at, char) in text.chars().enumerate() {
-        if at > 0 && at.is_multiple_of(LINE_CHARS) {
-            lines.push('\n');
-        }
-        lines.push(char);
-    }
-    lines
 }
 
 #[cfg(test)]

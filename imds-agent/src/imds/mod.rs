@@ -211,6 +211,7 @@ impl Imds {
         let token = self
             .keys
             .mint(now.unix, ttl_seconds, access::bearer(caller), nonce)?;
+        caller.identities.shows_life(&caller.member.instance.instance_id);
         response.token_ttl_seconds = Some(ttl_seconds);
         response.body.extend_from_slice(&token);
         Ok(Delivery::SessionToken)
@@ -227,7 +228,10 @@ impl Imds {
         response.token_ttl_seconds = access::authorize(now.unix, &self.keys, offer, caller)?;
         let path = Path::of(request.target).ok_or(Refusal::NotFound)?;
         let asked = match offer {
-            Offer::Nothing => Asked::WithoutToken,
+            Offer::Nothing => {
+                caller.identities.shows_life(&caller.member.instance.instance_id);
+                Asked::WithoutToken
+            }
             _ => Asked::WithToken,
         };
         let view = View::new(now, caller).asked(asked, self.extended_credentials);

@@ -7,7 +7,7 @@
 
 use std::{fmt, net::Ipv4Addr};
 
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::instance::{check_id, text_id};
 

@@ -7,7 +7,8 @@ use imds_ebpf::abi::MacAddr;
 use super::{
     instance::{Instance, InstanceId},
     record::Record,
-    role::IamArn,
+    role::{IamArn, InstanceProfile, Role},
+    text::Text,
 };
 
 /// One such thing.
@@ -15,32 +16,44 @@ use super::{
 pub(super) enum Claim {
     InstanceId(InstanceId),
     Mac(MacAddr),
-    Tap(String),
+    Tap(Text),
     /// Account and name.
-    Role(String, String),
+    Role(Box<(String, String)>),
     /// Account and name.
-    InstanceProfile(String, String),
+    InstanceProfile(Box<(String, String)>),
 }
 
 impl Claim {
     pub fn of(record: &Record) -> Vec<Self> {
         match record {
-            Record::Role(role) => vec![Self::Role(
-                account_of(&role.arn, "role"),
-                role.role_name.to_string(),
-            )],
-            Record::InstanceProfile(profile) => {
-                let account = account_of(&profile.arn, "instance-profile");
-                vec![Self::InstanceProfile(
-                    account,
-                    profile.instance_profile_name.to_string(),
-                )]
-            }
+            Record::Role(role) => Self::of_role(role),
+            Record::InstanceProfile(profile) => Self::of_instance_profile(profile),
             Record::Instance(instance) => Self::of_instance(instance),
         }
     }
 
-    fn of_instance(instance: &Instance) -> Vec<Self> {
+    pub fn of_role(role: &Role) -> Vec<Self> {
+        vec![Self::role(
+            account_of(&role.arn, "role"),
+            role.role_name.to_string(),
+        )]
+    }
+
+    pub fn of_instance_profile(profile: &InstanceProfile) -> Vec<Self> {
+        let account = account_of(&profile.arn, "instance-profile");
+        let name = profile.instance_profile_name.to_string();
+        vec![Self::instance_profile(account, name)]
+    }
+
+    pub fn role(account: String, name: String) -> Self {
+        Self::Role(Box::new((account, name)))
+    }
+
+    pub fn instance_profile(account: String, name: String) -> Self {
+        Self::InstanceProfile(Box::new((account, name)))
+    }
+
+    pub fn of_instance(instance: &Instance) -> Vec<Self> {
         let mut claims = vec![Self::InstanceId(instance.instance_id.clone())];
         for interface in &instance.network_interfaces {
             claims.push(Self::Mac(interface.mac_address));
@@ -56,8 +69,12 @@ impl fmt::Display for Claim {
             Self::InstanceId(id) => write!(f, "InstanceId {id}"),
             Self::Mac(mac) => write!(f, "MacAddress {mac}"),
             Self::Tap(tap) => write!(f, "Tap {tap}"),
-            Self::Role(account, name) => write!(f, "RoleName {name} of account {account:?}"),
-            Self::InstanceProfile(account, name) => {
+            Self::Role(named) => {
+                let (account, name) = &**named;
+                write!(f, "RoleName {name} of account {account:?}")
+            }
+            Self::InstanceProfile(named) => {
+                let (account, name) = &**named;
                 write!(f, "InstanceProfileName {name} of account {account:?}")
             }
         }

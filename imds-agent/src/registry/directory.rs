@@ -4,26 +4,26 @@
 //! A directory that is not there is a problem and not an end: it is looked for every second. One that goes away in one
 //! piece takes no record with it until it is back; only files that are deleted take theirs.
 
+mod reading;
+
 use std::{
     collections::{HashMap, HashSet},
     ffi::OsStr,
-    fs::{DirBuilder, OpenOptions},
-    io::{self, Read},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    fs::DirBuilder,
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use futures_util::StreamExt as _;
 use inotify::{EventMask, EventOwned, Inotify, WatchDescriptor, WatchMask, Watches};
-use jiff::Timestamp;
-use nix::libc;
 use tokio::sync::watch;
 
 use super::{
     problem::{Finding, Problem, Severity},
-    record::{Kind, RECORD_BYTES_MAX, Rules},
+    record::{Kind, Rules},
     records::{FileKey, Records},
     snapshot::{Published, Snapshot},
 };
@@ -87,6 +87,7 @@ impl Directory {
         if let Some(snapshot) = state.handle(Batch::default()) {
             state.snapshots.send_replace(snapshot);
         }
+        state.report();
         Ok(Self { inotify, state })
     }
 
@@ -138,6 +139,8 @@ impl Directory {
                     publish_to.publish(Arc::clone(&snapshot));
                     state.snapshots.send_replace(snapshot);
                 }
+                // Guests first.
+                state.report();
                 state
             });
             state = match handled.await {
@@ -244,16 +247,8 @@ impl State {
             }
         }
         touched.retain(|key| !self.absent.contains_key(&key.kind));
-        for key in touched {
-            match read_file(&self.root.join(key.path())) {
-                Ok(Some((bytes, modified))) => self.records.handle_file(key, &bytes, modified),
-                Ok(None) => self.records.handle_removed(&key),
-                Err(why) => self.records.handle_unreadable(key, why),
-            }
-        }
-        let snapshot = self.records.commit();
-        self.report();
-        snapshot
+        reading::read(&self.root, touched.into_iter().collect(), &mut self.records);
+        self.records.commit()
     }
 
     fn lose(&mut self, kind: Kind) {
@@ -329,34 +324,6 @@ pub(super) fn is_record_name(name: &OsStr) -> bool {
 fn is_link(path: &Path) -> bool {
     path.symlink_metadata()
         .is_ok_and(|metadata| metadata.is_symlink() || metadata.nlink() > 1)
-}
-
-/// A file's bytes and time; nothing if it is not there.
-fn read_file(path: &Path) -> Result<Option<(Vec<u8>, Timestamp)>, String> {
-    // Not to be kept waiting by a pipe that somebody put there.
-    let file = match OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-    {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error.to_string()),
-    };
-    let metadata = file.metadata().map_err(|error| error.to_string())?;
-    if !metadata.is_file() {
-        return Err("is not a regular file".to_owned());
-    }
-    let mut bytes = Vec::new();
-    // One byte more than is allowed lets the parser say so.
-    file.take(RECORD_BYTES_MAX as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| error.to_string())?;
-    // `Last-Modified` may not lie in the future.
-    let modified = metadata
-        .modified()
-        .map_or_else(|_| SystemTime::now(), |time| time.min(SystemTime::now()));
-    Ok(Some((bytes, Timestamp::try_from(modified).unwrap_or_default())))
 }
 
 #[cfg(test)]

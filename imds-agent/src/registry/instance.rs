@@ -13,15 +13,15 @@ use super::{
     accelerators::{ElasticGpuAssociation, ElasticInferenceAcceleratorAssociation},
     events::Events,
     keyed::{HasKey, Keyed},
+    text::Text,
 };
 
 /// Declares a newtype over text that refuses the empty string and whatever `$refuse` names.
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
-        #[serde(transparent)]
-        pub struct $name(Box<str>);
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+        pub struct $name(std::sync::Arc<str>);
 
         impl $name {
             /// The id as text.
@@ -47,7 +47,13 @@ macro_rules! text_id {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                std::borrow::Cow::<'de, str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+                $crate::registry::text::parse(deserializer)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
             }
         }
     };
@@ -84,50 +90,50 @@ text_id! {
 )]
 pub struct Instance {
     pub instance_id: InstanceId,
-    pub image_id: Option<String>,
-    pub instance_type: Option<String>,
+    pub image_id: Option<Text>,
+    pub instance_type: Option<Text>,
     #[serde(default)]
     pub ami_launch_index: u32,
-    pub ami_manifest_path: Option<String>,
+    pub ami_manifest_path: Option<Text>,
     #[serde(default)]
-    pub ancestor_ami_ids: Vec<String>,
-    pub architecture: Option<String>,
+    pub ancestor_ami_ids: Box<[Text]>,
+    pub architecture: Option<Text>,
     /// RFC 3339, as EC2 writes it: `2026-11-21T08:00:00+00:00` or with `Z`.
     pub launch_time: Option<jiff::Timestamp>,
-    pub kernel_id: Option<String>,
-    pub ramdisk_id: Option<String>,
-    pub key_name: Option<String>,
+    pub kernel_id: Option<Text>,
+    pub ramdisk_id: Option<Text>,
+    pub key_name: Option<Text>,
     /// *Ours*: the public half of the key pairs, in the order of their index.
     #[serde(default)]
-    pub public_keys: Vec<PublicKey>,
+    pub public_keys: Box<[PublicKey]>,
     /// From the reservation that EC2 nests the instance in.
-    pub reservation_id: Option<String>,
+    pub reservation_id: Option<Box<str>>,
     /// The account that owns the instance, from the reservation.
-    pub owner_id: Option<String>,
+    pub owner_id: Option<Text>,
     #[serde(default)]
     pub placement: Placement,
-    pub private_dns_name: Option<String>,
+    pub private_dns_name: Option<Box<str>>,
     pub private_ip_address: Option<std::net::Ipv4Addr>,
-    pub public_dns_name: Option<String>,
+    pub public_dns_name: Option<Box<str>>,
     pub public_ip_address: Option<std::net::Ipv4Addr>,
     pub ipv6_address: Option<std::net::Ipv6Addr>,
     #[serde(default)]
-    pub security_groups: Vec<SecurityGroup>,
+    pub security_groups: Box<[SecurityGroup]>,
     #[serde(default)]
-    pub product_codes: Vec<ProductCode>,
-    pub root_device_name: Option<String>,
+    pub product_codes: Box<[ProductCode]>,
+    pub root_device_name: Option<Text>,
     #[serde(default)]
-    pub block_device_mappings: Vec<BlockDeviceMapping>,
+    pub block_device_mappings: Box<[BlockDeviceMapping]>,
     #[serde(default)]
-    pub elastic_gpu_associations: Vec<ElasticGpuAssociation>,
+    pub elastic_gpu_associations: Box<[ElasticGpuAssociation]>,
     #[serde(default)]
-    pub elastic_inference_accelerator_associations: Vec<ElasticInferenceAcceleratorAssociation>,
+    pub elastic_inference_accelerator_associations: Box<[ElasticInferenceAcceleratorAssociation]>,
     /// `spot`, `scheduled`, `capacity-block`; absent means on-demand.
-    pub instance_lifecycle: Option<String>,
+    pub instance_lifecycle: Option<Text>,
     /// `nitro`, `xen`.
-    pub hypervisor: Option<String>,
+    pub hypervisor: Option<Text>,
     /// `hvm`, `paravirtual`.
-    pub virtualization_type: Option<String>,
+    pub virtualization_type: Option<Text>,
     pub hibernation_options: Option<HibernationOptions>,
     pub monitoring: Option<Monitoring>,
     pub iam_instance_profile: Option<IamInstanceProfile>,
@@ -154,38 +160,38 @@ pub struct Instance {
 )]
 pub struct NetworkInterface {
     pub network_interface_id: Option<InterfaceId>,
-    #[serde(deserialize_with = "mac_from_text")]
+    #[serde(deserialize_with = "super::text::parse")]
     pub mac_address: MacAddr,
     /// *Ours*: the host's tap device of this interface, when it is known beforehand.
-    pub tap: Option<String>,
-    pub owner_id: Option<String>,
-    pub subnet_id: Option<String>,
-    pub vpc_id: Option<String>,
-    pub private_dns_name: Option<String>,
+    pub tap: Option<Text>,
+    pub owner_id: Option<Text>,
+    pub subnet_id: Option<Text>,
+    pub vpc_id: Option<Text>,
+    pub private_dns_name: Option<Box<str>>,
     pub private_ip_address: Option<std::net::Ipv4Addr>,
     #[serde(default)]
-    pub private_ip_addresses: Vec<PrivateIpAddress>,
+    pub private_ip_addresses: Box<[PrivateIpAddress]>,
     pub association: Option<Association>,
     #[serde(default)]
-    pub ipv6_addresses: Vec<Ipv6Address>,
+    pub ipv6_addresses: Box<[Ipv6Address]>,
     #[serde(default)]
-    pub ipv4_prefixes: Vec<Ipv4Prefix>,
+    pub ipv4_prefixes: Box<[Ipv4Prefix]>,
     #[serde(default)]
-    pub ipv6_prefixes: Vec<Ipv6Prefix>,
+    pub ipv6_prefixes: Box<[Ipv6Prefix]>,
     #[serde(default)]
-    pub groups: Vec<SecurityGroup>,
+    pub groups: Box<[SecurityGroup]>,
     pub attachment: Option<Attachment>,
     /// *Ours*: the subnet's IPv4 block, in CIDR notation.
-    pub subnet_ipv4_cidr_block: Option<String>,
+    pub subnet_ipv4_cidr_block: Option<Text>,
     /// *Ours*: the subnet's IPv6 blocks.
     #[serde(default)]
-    pub subnet_ipv6_cidr_blocks: Vec<String>,
+    pub subnet_ipv6_cidr_blocks: Box<[Text]>,
     /// *Ours*: the network's IPv4 blocks, the primary one first.
     #[serde(default)]
-    pub vpc_ipv4_cidr_blocks: Vec<String>,
+    pub vpc_ipv4_cidr_blocks: Box<[Text]>,
     /// *Ours*: the network's IPv6 blocks.
     #[serde(default)]
-    pub vpc_ipv6_cidr_blocks: Vec<String>,
+    pub vpc_ipv6_cidr_blocks: Box<[Text]>,
 }
 
 macro_rules! parts {
@@ -202,38 +208,38 @@ parts! {
     /// Who wrote a record: `libvirt` or `proxmox`, and what that calls the guest. *Ours*.
     Origin { source: String, id: String }
     /// A key pair's public half. *Ours*: EC2 keeps it outside the instance.
-    PublicKey { key_name: String, public_key_material: String }
+    PublicKey { key_name: Text, public_key_material: Text }
     /// A security group that applies to the instance or the interface.
-    SecurityGroup { group_id: Option<String>, group_name: Option<String> }
+    SecurityGroup { group_id: Option<Text>, group_name: Option<Text> }
     /// A marketplace product code.
-    ProductCode { product_code_id: String, product_code_type: Option<String> }
+    ProductCode { product_code_id: Text, product_code_type: Option<Text> }
     /// A block device: EC2's shape for an EBS volume; `VirtualName` (`ami`, `ephemeral0`, `swap`) says another name.
-    BlockDeviceMapping { device_name: String, virtual_name: Option<String>, ebs: Option<Ebs> }
+    BlockDeviceMapping { device_name: Text, virtual_name: Option<Text>, ebs: Option<Ebs> }
     /// The volume behind a block device.
-    Ebs { volume_id: Option<String> }
+    Ebs { volume_id: Option<Box<str>> }
     /// Whether the instance was launched so that it can hibernate.
     HibernationOptions { configured: bool }
     /// Detailed monitoring: `enabled` or `disabled`.
-    Monitoring { state: String }
+    Monitoring { state: Text }
     /// Which instance profile the instance has.
-    IamInstanceProfile { arn: String, id: Option<String> }
+    IamInstanceProfile { arn: Text, id: Option<Text> }
     /// A tag of the instance.
-    Tag { key: String, value: String }
+    Tag { key: Text, value: Text }
     /// A private IPv4 address of an interface.
     PrivateIpAddress {
         private_ip_address: std::net::Ipv4Addr,
         #[serde(default)] primary: bool,
-        private_dns_name: Option<String>,
+        private_dns_name: Option<Box<str>>,
         association: Option<Association>,
     }
     /// The public address that maps to a private one.
-    Association { public_ip: Option<std::net::Ipv4Addr>, public_dns_name: Option<String>, ip_owner_id: Option<String> }
+    Association { public_ip: Option<std::net::Ipv4Addr>, public_dns_name: Option<Box<str>>, ip_owner_id: Option<Text> }
     /// An IPv6 address of an interface.
     Ipv6Address { ipv6_address: std::net::Ipv6Addr }
     /// A delegated IPv4 prefix, in CIDR notation.
-    Ipv4Prefix { ipv4_prefix: String }
+    Ipv4Prefix { ipv4_prefix: Text }
     /// A delegated IPv6 prefix, in CIDR notation.
-    Ipv6Prefix { ipv6_prefix: String }
+    Ipv6Prefix { ipv6_prefix: Text }
     /// How the interface is attached to the instance.
     Attachment { #[serde(default)] device_index: u32, network_card_index: Option<u32> }
 }
@@ -246,12 +252,12 @@ parts! {
     reason = "the names and meanings are those of the EC2 API reference"
 )]
 pub struct Placement {
-    pub availability_zone: Option<String>,
-    pub availability_zone_id: Option<String>,
+    pub availability_zone: Option<Text>,
+    pub availability_zone_id: Option<Text>,
     /// *Ours*: the region, where it is not the zone without its last letter.
-    pub region: Option<String>,
-    pub group_name: Option<String>,
-    pub host_id: Option<String>,
+    pub region: Option<Text>,
+    pub group_name: Option<Text>,
+    pub host_id: Option<Text>,
     pub partition_number: Option<u32>,
 }
 
@@ -378,7 +384,7 @@ impl MetadataOptionsRecord {
 
 /// User data: exact bytes, often with secrets in them, so never shown by `Debug`.
 #[derive(Clone, PartialEq, Eq)]
-pub struct UserData(pub Vec<u8>);
+pub struct UserData(pub Box<[u8]>);
 
 impl fmt::Debug for UserData {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -395,15 +401,9 @@ impl<'de> Deserialize<'de> for UserData {
         // The decoder's own error would show a byte of the user data.
         base64::engine::general_purpose::STANDARD
             .decode(text)
-            .map(Self)
+            .map(|bytes| Self(bytes.into()))
             .map_err(|_| de::Error::custom("user data is not base64"))
     }
-}
-
-fn mac_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MacAddr, D::Error> {
-    std::borrow::Cow::<'de, str>::deserialize(deserializer)?
-        .parse()
-        .map_err(de::Error::custom)
 }
 
 fn hop_limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u8>, D::Error> {

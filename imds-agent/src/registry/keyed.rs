@@ -17,21 +17,27 @@ pub trait HasKey {
 /// A list in the order of its record. Of items with the same key the first one is found.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Keyed<T> {
-    items: Vec<T>,
-    /// Places in `items`, sorted by key.
+    items: Box<[T]>,
+    /// Places in `items`, sorted by key; none for a single item, which most lists are.
     by_key: Box<[usize]>,
 }
 
 impl<T: HasKey> Keyed<T> {
     /// Makes the index.
     pub fn new(items: Vec<T>) -> Self {
-        let mut by_key: Box<[usize]> = (0..items.len()).collect();
+        let indexed = if items.len() > 1 { items.len() } else { 0 };
+        let mut by_key: Box<[usize]> = (0..indexed).collect();
         by_key.sort_by_key(|place| items.get(*place).map(HasKey::key));
+        let items = items.into();
         Self { items, by_key }
     }
 
     /// The item whose key compares as equal, and its place in the list. `compare` orders a key and what is sought.
     pub fn find(&self, mut compare: impl FnMut(&T::Key) -> Ordering) -> Option<(usize, &T)> {
+        if self.by_key.is_empty() {
+            let single = self.items.first().filter(|item| compare(item.key()).is_eq());
+            return single.map(|item| (0, item));
+        }
         let mut is_less =
             |place: &usize| matches!(self.items.get(*place), Some(item) if compare(item.key()).is_lt());
         let first = self.by_key.partition_point(&mut is_less);
@@ -61,7 +67,7 @@ impl<'a, T> IntoIterator for &'a Keyed<T> {
 impl<T> Default for Keyed<T> {
     fn default() -> Self {
         Self {
-            items: Vec::new(),
+            items: Box::default(),
             by_key: Box::default(),
         }
     }
@@ -93,6 +99,9 @@ mod tests {
         assert_eq!(find(3), Some((0, &(3, 'a'))));
         assert_eq!(find(1), Some((1, &(1, 'b'))));
         assert_eq!((find(0), find(4)), (None, None));
+        let single = Keyed::new(vec![(3, 'a')]);
+        assert_eq!(single.find(|other| other.cmp(&3)), Some((0, &(3, 'a'))));
+        assert_eq!(single.find(|other| other.cmp(&2)), None);
         assert_eq!(Keyed::<(u32, char)>::default().find(|_| Ordering::Equal), None);
     }
 

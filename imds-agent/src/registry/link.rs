@@ -12,7 +12,7 @@ use super::{
 };
 
 /// What can be named, each with its file's time.
-#[derive(Default)]
+#[derive(Default, Debug)]
 pub(super) struct Names {
     /// By account and name.
     roles: HashMap<(String, String), (Arc<Role>, Timestamp)>,
@@ -40,7 +40,7 @@ impl Names {
     /// Links the member, and says what it names in vain.
     pub fn link(&self, member: &mut Arc<Member>, modified: Timestamp) -> Option<Finding> {
         let named = member.instance.iam_instance_profile.as_ref();
-        let profile = named.and_then(|named| self.instance_profiles.get(&named.arn));
+        let profile = named.and_then(|named| self.instance_profiles.get(&*named.arn));
         let dangling = named.is_some() && profile.is_none();
         let role = profile.and_then(|(profile, _)| self.role_of(profile));
         relink(member, modified, profile, role);

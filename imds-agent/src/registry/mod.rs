@@ -14,6 +14,7 @@ pub mod records;
 pub mod role;
 pub mod snapshot;
 pub mod store;
+pub mod text;
 
 pub use directory::{CreateError, Directory, OpenError};
 pub use instance::{

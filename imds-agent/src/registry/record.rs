@@ -10,6 +10,7 @@ use super::{
     instance::{Instance, MetadataOptions},
     problem::Finding,
     role::{InstanceProfile, Role},
+    text::Text,
 };
 
 /// Longest record file, in bytes: sixteen times the largest user data of EC2 in base64, and all else EC2 knows of an instance.
@@ -115,8 +116,8 @@ struct Described {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Reservation {
-    reservation_id: Option<String>,
-    owner_id: Option<String>,
+    reservation_id: Option<Box<str>>,
+    owner_id: Option<Text>,
     instances: Vec<Instance>,
 }
 
@@ -172,12 +173,10 @@ fn without_empty_texts(mut instance: Instance) -> Instance {
         key_name,
         ..
     } = &mut instance;
-    for text in [
-        &mut placement.group_name,
-        private_dns_name,
-        public_dns_name,
-        key_name,
-    ] {
+    for text in [&mut placement.group_name, key_name] {
+        text.take_if(|text| text.is_empty());
+    }
+    for text in [private_dns_name, public_dns_name] {
         text.take_if(|text| text.is_empty());
     }
     instance

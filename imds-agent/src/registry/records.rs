@@ -5,8 +5,10 @@
 //! Together, so that two files may swap their taps. A loser stays a candidate and is tried again with every commit, while
 //! the version before it goes on serving.
 
+mod file;
+
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     ffi::OsString,
     path::{Path, PathBuf},
     sync::Arc,
@@ -14,13 +16,14 @@ use std::{
 
 use jiff::Timestamp;
 
+use self::file::{Candidate, File, InForce, Item};
 use super::{
     claim::Claim,
     link::Names,
-    problem::{Finding, Problem, Severity},
+    problem::{Finding, Problem},
     record::{self, Kind, Record, Rules},
-    role::{InstanceProfile, Role},
-    snapshot::{Member, Snapshot},
+    snapshot::Snapshot,
+    text::Texts,
 };
 
 /// Names one file.
@@ -32,54 +35,40 @@ pub struct FileKey {
     pub name: OsString,
 }
 
-/// Every file's state.
+/// Every file's state. Sparing with memory, for there may be many thousands.
 #[derive(Debug)]
 pub struct Records {
     rules: Rules,
-    files: BTreeMap<FileKey, File>,
+    texts: Texts,
+    files: BTreeMap<Arc<FileKey>, File>,
     /// Who holds what, by the versions in force.
-    claims: HashMap<Claim, FileKey>,
+    claims: HashMap<Claim, Arc<FileKey>>,
+    names: Names,
     snapshot: Arc<Snapshot>,
-    /// Whether the versions in force differ from the snapshot.
-    dirty: bool,
+    changes: Changes,
     commits: u64,
 }
 
+/// In what the versions in force differ from the snapshot.
 #[derive(Default, Debug)]
-struct File {
-    in_force: Option<InForce>,
-    candidate: Option<Candidate>,
-    /// What is wrong with the newest version.
-    errors: Vec<Finding>,
-    /// What the version in force says without effect.
-    warnings: Vec<Finding>,
-    /// What the version in force names and is not there.
-    dangling: Option<Finding>,
+struct Changes {
+    /// What is in the snapshot and no longer in force.
+    outgoing: Vec<Item>,
+    /// The files of what is in force and not yet in the snapshot.
+    incoming: BTreeSet<Arc<FileKey>>,
 }
 
-#[derive(Debug)]
-struct InForce {
-    item: Item,
-    claims: Vec<Claim>,
-    modified: Timestamp,
-    /// The commit that first put a version of this file in force: the earlier file wins.
-    since: u64,
-}
+impl Changes {
+    fn is_empty(&self) -> bool {
+        self.outgoing.is_empty() && self.incoming.is_empty()
+    }
 
-#[derive(Debug)]
-enum Item {
-    /// The only place that owns the instance record, with its links.
-    Instance(Arc<Member>),
-    Role(Arc<Role>),
-    InstanceProfile(Arc<InstanceProfile>),
-}
-
-#[derive(Debug)]
-struct Candidate {
-    record: Record,
-    claims: Vec<Claim>,
-    modified: Timestamp,
-    warnings: Vec<Finding>,
+    /// Whether they may change what instances are linked to.
+    fn concern_roles(&self) -> bool {
+        let outgoing = self.outgoing.iter();
+        outgoing.clone().any(|item| !matches!(item, Item::Instance(_)))
+            || self.incoming.iter().any(|key| key.kind != Kind::Instance)
+    }
 }
 
 impl Records {
@@ -87,24 +76,47 @@ impl Records {
     pub fn new(rules: Rules) -> Self {
         Self {
             rules,
+            texts: Texts::default(),
             files: BTreeMap::new(),
             claims: HashMap::new(),
+            names: Names::default(),
             snapshot: Arc::default(),
-            dirty: false,
+            changes: Changes::default(),
             commits: 0,
         }
+    }
+
+    /// By what records are taken.
+    pub fn rules(&self) -> Rules {
+        self.rules
+    }
+
+    /// The texts that records share.
+    pub(super) fn texts(&mut self) -> &mut Texts {
+        &mut self.texts
     }
 
     /// From now on records are taken by `rules`, and those in force get the options that they do not say themselves. What else
     /// the rules say holds for a file when it is read next.
     pub fn set_rules(&mut self, rules: Rules) {
         self.rules = rules;
-        for in_force in self.files.values_mut().filter_map(|file| file.in_force.as_mut()) {
-            if let Item::Instance(member) = &mut in_force.item {
+        for (key, file) in &mut self.files {
+            if let Some(candidate) = &mut file.candidate
+                && let Item::Instance(member) = &mut candidate.item
+            {
+                let options = member.instance.metadata_options.or(rules.options);
+                Arc::make_mut(member).options = options;
+            }
+            if let Some(in_force) = &mut file.in_force
+                && let Item::Instance(member) = &mut in_force.item
+            {
                 let options = member.instance.metadata_options.or(rules.options);
                 if member.options != options {
+                    let before = Item::Instance(Arc::clone(member));
                     Arc::make_mut(member).options = options;
-                    self.dirty = true;
+                    if self.changes.incoming.insert(Arc::clone(key)) {
+                        self.changes.outgoing.push(before);
+                    }
                 }
             }
         }
@@ -112,37 +124,49 @@ impl Records {
 
     /// Takes a file's newest bytes. Nothing is in force before [`Self::commit`].
     pub fn handle_file(&mut self, key: FileKey, bytes: &[u8], modified: Timestamp) {
-        let parsed = record::parse(key.kind, bytes, &self.rules);
-        let file = self.files.entry(key).or_default();
+        let rules = self.rules;
+        let parsed = self.texts.share(|| record::parse(key.kind, bytes, &rules));
+        self.handle_parsed(key, parsed, modified);
+    }
+
+    /// The same for bytes that were read by [`Self::rules`] already.
+    pub fn handle_parsed(
+        &mut self,
+        key: FileKey,
+        parsed: Result<(Record, Vec<Finding>), Vec<Finding>>,
+        modified: Timestamp,
+    ) {
+        let rules = self.rules;
+        let file = self.file(key);
         file.candidate = None;
-        file.errors.clear();
+        file.set_errors(Vec::new());
         match parsed {
-            Err(findings) => file.errors = findings,
+            Err(findings) => file.set_errors(findings),
             Ok((record, warnings))
                 if file
                     .in_force
                     .as_ref()
                     .is_some_and(|current| current.item.is(&record)) =>
             {
-                file.warnings = warnings;
+                file.set_warnings(warnings);
             }
             Ok((record, warnings)) => {
-                let claims = Claim::of(&record);
-                file.candidate = Some(Candidate {
-                    record,
-                    claims,
+                let item = Item::of(record, modified, &rules);
+                file.candidate = Some(Box::new(Candidate {
+                    claims: item.claims().into(),
+                    item,
                     modified,
                     warnings,
-                });
+                }));
             }
         }
     }
 
     /// Takes note that a file is there but cannot be read.
     pub fn handle_unreadable(&mut self, key: FileKey, why: String) {
-        let file = self.files.entry(key).or_default();
+        let file = self.file(key);
         file.candidate = None;
-        file.errors = vec![Finding::whole(why)];
+        file.set_errors(vec![Finding::whole(why)]);
     }
 
     /// Takes note that a file is gone.
@@ -151,25 +175,31 @@ impl Records {
             return;
         };
         if let Some(in_force) = file.in_force {
-            self.release(&in_force.claims, key);
-            self.dirty = true;
+            self.release(&in_force.item.claims(), key);
+            if !self.changes.incoming.remove(key) {
+                self.changes.outgoing.push(in_force.item);
+            }
         }
     }
 
     /// The files of `kind` that are known, good or bad.
     pub fn files(&self, kind: Kind) -> impl Iterator<Item = &FileKey> {
-        self.files.keys().filter(move |key| key.kind == kind)
+        self.files
+            .keys()
+            .map(|key| &**key)
+            .filter(move |key| key.kind == kind)
     }
 
-    /// Puts in force what can be; the new snapshot, if it differs from the last one.
+    /// Puts in force what can be; the new snapshot, if it differs from the last one. Costs what changed, and a copy of what
+    /// points to the rest.
     pub fn commit(&mut self) -> Option<Arc<Snapshot>> {
         self.commits += 1;
         self.resolve_candidates();
-        if !std::mem::take(&mut self.dirty) {
+        if self.changes.is_empty() {
             return None;
         }
         self.link();
-        self.snapshot = Arc::new(self.build_snapshot());
+        self.snapshot = Arc::new(self.next_snapshot());
         Some(Arc::clone(&self.snapshot))
     }
 
@@ -182,13 +212,7 @@ impl Records {
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         for (key, file) in &self.files {
-            let errors = file.errors.iter().map(|finding| (Severity::Error, finding));
-            let warnings = file
-                .warnings
-                .iter()
-                .chain(&file.dangling)
-                .map(|finding| (Severity::Warning, finding));
-            problems.extend(errors.chain(warnings).map(|(severity, finding)| Problem {
+            problems.extend(file.findings().map(|(severity, finding)| Problem {
                 severity,
                 file: key.path(),
                 finding: finding.clone(),
@@ -197,13 +221,17 @@ impl Records {
         problems
     }
 
+    fn file(&mut self, key: FileKey) -> &mut File {
+        self.files.entry(Arc::new(key)).or_default()
+    }
+
     /// Applies every candidate that claims nothing of a file that stays as it is, nor of an earlier candidate.
     fn resolve_candidates(&mut self) {
-        let mut order: Vec<FileKey> = self
+        let mut order: Vec<Arc<FileKey>> = self
             .files
             .iter()
             .filter(|(_, file)| file.candidate.is_some())
-            .map(|(key, _)| key.clone())
+            .map(|(key, _)| Arc::clone(key))
             .collect();
         order.sort_by_key(|key| {
             self.files[key]
@@ -211,11 +239,11 @@ impl Records {
                 .as_ref()
                 .map_or(u64::MAX, |in_force| in_force.since)
         });
-        let mut moving: HashSet<FileKey> = order.iter().cloned().collect();
+        let mut moving: HashSet<Arc<FileKey>> = order.iter().cloned().collect();
         loop {
-            let mut taken: HashMap<&Claim, &FileKey> = HashMap::new();
+            let mut taken: HashMap<&Claim, &Arc<FileKey>> = HashMap::new();
             let mut lost = Vec::new();
-            for key in order.iter().filter(|key| moving.contains(key)) {
+            for key in order.iter().filter(|key| moving.contains(*key)) {
                 let candidate = self.files[key].candidate.iter();
                 let claims = candidate.flat_map(|candidate| &candidate.claims);
                 let staying = |claim| self.claims.get(claim).filter(|holder| !moving.contains(*holder));
@@ -223,7 +251,7 @@ impl Records {
                     .clone()
                     .find_map(|claim| Some((claim, taken.get(claim).copied().or_else(|| staying(claim))?)));
                 match rival {
-                    Some((claim, holder)) => lost.push((key.clone(), conflict(claim, holder))),
+                    Some((claim, holder)) => lost.push((Arc::clone(key), conflict(claim, holder))),
                     None => taken.extend(claims.map(|claim| (claim, key))),
                 }
             }
@@ -234,57 +262,57 @@ impl Records {
             for (key, conflict) in lost {
                 moving.remove(&key);
                 if let Some(file) = self.files.get_mut(&key) {
-                    file.errors = vec![conflict];
+                    file.set_errors(vec![conflict]);
                 }
             }
         }
         order.retain(|key| moving.contains(key));
-        self.apply(&order);
+        self.apply(order);
     }
 
-    fn apply(&mut self, winners: &[FileKey]) {
+    fn apply(&mut self, winners: Vec<Arc<FileKey>>) {
         // All let go before any takes hold, for what they swap.
-        for key in winners {
-            if let Some(in_force) = self.files.get_mut(key).and_then(|file| file.in_force.as_mut()) {
-                let claims = std::mem::take(&mut in_force.claims);
+        for key in &winners {
+            if let Some(in_force) = self.files.get(key).and_then(|file| file.in_force.as_ref()) {
+                let claims = in_force.item.claims();
                 self.release(&claims, key);
             }
         }
         for key in winners {
-            let Some(file) = self.files.get_mut(key) else {
+            let Some(file) = self.files.get_mut(&key) else {
                 continue;
             };
-            let Some(Candidate {
-                record,
-                claims,
-                modified,
-                warnings,
-            }) = file.candidate.take()
-            else {
+            let Some(candidate) = file.candidate.take() else {
                 continue;
             };
-            self.claims
-                .extend(claims.iter().map(|claim| (claim.clone(), key.clone())));
-            let since = file
-                .in_force
-                .as_ref()
-                .map_or(self.commits, |in_force| in_force.since);
-            let item = Item::of(record, modified, &self.rules);
-            file.in_force = Some(InForce {
+            let Candidate {
                 item,
                 claims,
                 modified,
+                warnings,
+            } = *candidate;
+            let claims = claims.into_iter().map(|claim| (claim, Arc::clone(&key)));
+            self.claims.extend(claims);
+            let before = file.in_force.take();
+            let since = before.as_ref().map_or(self.commits, |before| before.since);
+            file.in_force = Some(InForce {
+                item,
+                modified,
                 since,
             });
-            file.errors.clear();
-            file.warnings = warnings;
-            self.dirty = true;
+            file.set_errors(Vec::new());
+            file.set_warnings(warnings);
+            if self.changes.incoming.insert(key)
+                && let Some(before) = before
+            {
+                self.changes.outgoing.push(before.item);
+            }
         }
     }
 
     fn release(&mut self, claims: &[Claim], holder: &FileKey) {
         for claim in claims {
-            if self.claims.get(claim) == Some(holder) {
+            if self.claims.get(claim).is_some_and(|held_by| **held_by == *holder) {
                 self.claims.remove(claim);
             }
         }
@@ -292,32 +320,51 @@ impl Records {
 
     /// Renews the members whose instance profile or role is no longer the one they are linked to, and only those.
     fn link(&mut self) {
-        let mut names = Names::default();
+        if !self.changes.concern_roles() {
+            let Self {
+                files,
+                names,
+                changes,
+                ..
+            } = self;
+            for key in &changes.incoming {
+                if let Some(file) = files.get_mut(key) {
+                    file.link(names);
+                }
+            }
+            return;
+        }
+        self.names = Names::default();
         for in_force in self.files.values().filter_map(|file| file.in_force.as_ref()) {
             match &in_force.item {
                 Item::Instance(_) => {}
-                Item::Role(role) => names.add_role(role, in_force.modified),
-                Item::InstanceProfile(profile) => names.add_instance_profile(profile, in_force.modified),
+                Item::Role(role) => self.names.add_role(role, in_force.modified),
+                Item::InstanceProfile(profile) => self.names.add_instance_profile(profile, in_force.modified),
             }
         }
-        for file in self.files.values_mut() {
-            let Some(in_force) = &mut file.in_force else {
-                continue;
-            };
-            file.dangling = match &mut in_force.item {
-                Item::Role(_) => None,
-                Item::InstanceProfile(profile) => names.check(profile),
-                Item::Instance(member) => names.link(member, in_force.modified),
-            };
+        for (key, file) in &mut self.files {
+            if let Some(before) = file.link(&self.names)
+                && self.changes.incoming.insert(Arc::clone(key))
+            {
+                self.changes.outgoing.push(before);
+            }
         }
     }
 
-    fn build_snapshot(&self) -> Snapshot {
-        let mut snapshot = Snapshot {
-            revision: self.snapshot.revision + 1,
-            ..Snapshot::default()
-        };
-        for in_force in self.files.values().filter_map(|file| file.in_force.as_ref()) {
+    fn next_snapshot(&mut self) -> Snapshot {
+        let changes = std::mem::take(&mut self.changes);
+        let mut snapshot = Snapshot::clone(&self.snapshot);
+        snapshot.revision += 1;
+        // All of what goes before anything that comes, for what they swap.
+        for item in changes.outgoing {
+            match item {
+                Item::Instance(member) => snapshot.remove(&member),
+                Item::Role(role) => drop(snapshot.roles.remove(&role.arn)),
+                Item::InstanceProfile(profile) => drop(snapshot.instance_profiles.remove(&profile.arn)),
+            }
+        }
+        let files = changes.incoming.iter().filter_map(|key| self.files.get(key));
+        for in_force in files.filter_map(|file| file.in_force.as_ref()) {
             match &in_force.item {
                 Item::Instance(member) => snapshot.add(member),
                 Item::Role(role) => {
@@ -342,32 +389,6 @@ impl FileKey {
     /// The file's path below the state directory.
     pub fn path(&self) -> PathBuf {
         Path::new(self.kind.directory()).join(&self.name)
-    }
-}
-
-impl Item {
-    fn of(record: Record, modified: Timestamp, rules: &Rules) -> Self {
-        match record {
-            Record::Role(role) => Self::Role(Arc::from(role)),
-            Record::InstanceProfile(profile) => Self::InstanceProfile(Arc::from(profile)),
-            Record::Instance(instance) => Self::Instance(Arc::new(Member {
-                options: instance.metadata_options.or(rules.options),
-                instance: *instance,
-                instance_profile: None,
-                role: None,
-                last_modified: modified,
-            })),
-        }
-    }
-
-    /// Whether a version says nothing new.
-    fn is(&self, record: &Record) -> bool {
-        match (self, record) {
-            (Self::Instance(member), Record::Instance(instance)) => member.instance == **instance,
-            (Self::Role(current), Record::Role(role)) => **current == **role,
-            (Self::InstanceProfile(current), Record::InstanceProfile(profile)) => **current == **profile,
-            _ => false,
-        }
     }
 }
 

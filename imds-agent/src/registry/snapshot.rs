@@ -8,6 +8,7 @@ use imds_ebpf::abi::MacAddr;
 use super::{
     instance::{Instance, InstanceId, MetadataOptions, NetworkInterface},
     role::{InstanceProfile, Role},
+    text::Text,
 };
 
 /// Everything that exists, at one revision.
@@ -20,9 +21,9 @@ pub struct Snapshot {
     /// Who owns a MAC: the instance, and the index of the interface within it.
     pub by_mac: HashMap<MacAddr, (Arc<Member>, usize)>,
     /// Interfaces by the last five octets of their MAC, which is what some hypervisors' taps show of it.
-    pub by_mac_tail: HashMap<[u8; 5], Vec<(Arc<Member>, usize)>>,
+    pub by_mac_tail: HashMap<[u8; 5], Sharing>,
     /// The interface that a tap, by name, is expected to carry, as far as records say so.
-    pub by_tap: HashMap<String, (Arc<Member>, usize)>,
+    pub by_tap: HashMap<Text, (Arc<Member>, usize)>,
     /// Roles by ARN: two accounts on one host may use the same name.
     pub roles: HashMap<String, Arc<Role>>,
     /// Instance profiles by ARN.
@@ -42,6 +43,15 @@ pub struct Member {
     pub role: Option<Arc<Role>>,
     /// When any of this last changed, for `Last-Modified`.
     pub last_modified: jiff::Timestamp,
+}
+
+/// The interfaces that share what they are found by: nearly always one, which costs no list.
+#[derive(Clone, Debug)]
+pub enum Sharing {
+    /// The only one.
+    One([(Arc<Member>, usize); 1]),
+    /// None, or several.
+    Several(Vec<(Arc<Member>, usize)>),
 }
 
 /// Where the current snapshot is to be had, without waiting.
@@ -66,10 +76,58 @@ impl Snapshot {
             .insert(member.instance.instance_id.clone(), Arc::clone(member));
     }
 
+    /// Takes out again what [`Self::add`] entered, before another takes its places.
+    pub fn remove(&mut self, member: &Arc<Member>) {
+        for interface in &member.instance.network_interfaces {
+            self.by_mac.remove(&interface.mac_address);
+            if let Some(tap) = &interface.tap {
+                self.by_tap.remove(tap);
+            }
+            let tail = mac_tail(interface.mac_address);
+            if let Some(sharing) = self.by_mac_tail.remove(&tail) {
+                let others = sharing
+                    .as_slice()
+                    .iter()
+                    .filter(|(other, _)| !Arc::ptr_eq(other, member));
+                for other in others {
+                    self.by_mac_tail.entry(tail).or_default().push(other.clone());
+                }
+            }
+        }
+        self.instances.remove(&member.instance.instance_id);
+    }
+
     /// Who owns `mac`.
     pub fn interface(&self, mac: MacAddr) -> Option<(&Arc<Member>, &NetworkInterface)> {
         let (member, index) = self.by_mac.get(&mac)?;
         Some((member, member.instance.network_interfaces.get(*index)?))
+    }
+}
+
+impl Sharing {
+    /// All of them.
+    pub fn as_slice(&self) -> &[(Arc<Member>, usize)] {
+        match self {
+            Self::One(one) => one,
+            Self::Several(several) => several,
+        }
+    }
+
+    fn push(&mut self, found: (Arc<Member>, usize)) {
+        *self = match std::mem::take(self) {
+            Self::One([one]) => Self::Several(vec![one, found]),
+            Self::Several(several) if several.is_empty() => Self::One([found]),
+            Self::Several(mut several) => {
+                several.push(found);
+                Self::Several(several)
+            }
+        };
+    }
+}
+
+impl Default for Sharing {
+    fn default() -> Self {
+        Self::Several(Vec::new())
     }
 }
 

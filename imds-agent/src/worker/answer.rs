@@ -124,6 +124,9 @@ impl Answer<'_> {
             ImdsVersion::V1 => Asked::WithoutToken,
             ImdsVersion::V2 => Asked::WithToken,
         };
+        let Some(set_for_guest) = set.for_guest_that(asked) else {
+            return;
+        };
         if !self.facts.audit.is_on() || !set.deliveries.is_first(asked) {
             return;
         }
@@ -139,7 +142,7 @@ impl Answer<'_> {
         };
         self.facts.audit.record(audit::handover(&audit::Handover {
             at: now.timestamp(),
-            set: set.for_guest_that(asked),
+            set: set_for_guest,
             role: &role,
             instance: instance.instance_id.as_str(),
             account: instance.owner_id.as_deref(),

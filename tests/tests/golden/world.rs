@@ -13,7 +13,7 @@ use imds_agent::{
     http::{Connection, Request, Response, Service},
     imds::{
         self, Caller, Imds, Outcome, TokenKey, TokenKeys,
-        identity::{self, Algorithm, IdentityKey, IdentityKeys, published::Slot},
+        identity::{self, Algorithm, IdentityKey, IdentityKeys, Signatures, published::Slot},
     },
     now::Now,
     registry::{Instance, InstanceProfile, Role, instance::MetadataOptions, snapshot::Member},
@@ -207,7 +207,8 @@ fn signed(member: &Member) -> Arc<Slot> {
     let mut signed = SIGNED.lock().expect("nobody panics with the lock");
     let slot = signed.entry(document).or_insert_with_key(|document| {
         let slot = Slot::default();
-        slot.fill(identity::sign(&KEYS, document).expect("a document can be signed"));
+        let signed = Signatures::new(&KEYS, document).and_then(|signed| signed.with_dsa2048(&KEYS));
+        slot.fill(signed.expect("a document can be signed"));
         Arc::new(slot)
     });
     Arc::clone(slot)

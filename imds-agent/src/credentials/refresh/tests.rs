@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use jiff::SignedDuration;
 
-use super::*;
+use super::{super::RoleState, *};
 use crate::{
     credentials::{Deliveries, Fetch, totals::Troubles},
     registry::{

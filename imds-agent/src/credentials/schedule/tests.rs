@@ -5,7 +5,7 @@ use rand::{SeedableRng as _, rngs::StdRng};
 use super::*;
 use crate::credentials::Deliveries;
 use crate::registry::{
-    Rules, record,
+    MetadataOptions, Rules, record,
     records::{FileKey, Records},
 };
 
@@ -453,6 +453,32 @@ fn another_role_under_the_same_name_starts_without_a_set() {
         assert!(!simulation.commit(), "{same}");
         assert!(simulation.left(1).is_some(), "{same}");
         simulation.run(MINUTE, |_| {});
+    }
+}
+
+/// The set that is there says of itself that it went against a session token.
+#[test]
+fn guests_that_may_ask_without_tokens_get_a_set_for_that_at_once() {
+    let mut simulation = settled(Source::Gives(6 * HOUR));
+    let before = simulation.fetches.len();
+    for (rules, fetches) in [
+        (HttpTokens::Optional, 1),
+        (HttpTokens::Required, 1),
+        (HttpTokens::Optional, 2),
+    ] {
+        simulation.records.set_rules(Rules {
+            options: MetadataOptions {
+                http_tokens: rules,
+                ..MetadataOptions::default()
+            },
+            ..Rules::default()
+        });
+        simulation.commit();
+        assert!(simulation.left(1).is_some(), "the old one is served meanwhile");
+        simulation.run(MINUTE, |_| {});
+        let of_one = simulation.fetches.iter().skip(before);
+        let of_one = of_one.filter(|(_, instance)| instance.as_str() == "i-1");
+        assert_eq!(of_one.count(), fetches, "{rules:?}");
     }
 }
 

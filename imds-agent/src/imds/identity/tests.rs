@@ -12,7 +12,9 @@ use aws_lc_rs::{
     encoding::AsDer as _,
     rsa::{KeyPair, KeySize},
 };
-use der::pem::LineEnding;
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use cms::{content_info::ContentInfo, signed_data::SignedData};
+use der::{Any, Decode as _, Encode as _, pem::LineEnding};
 use rand::SeedableRng as _;
 
 use super::{
@@ -72,6 +74,42 @@ pub(super) fn keys() -> IdentityKeys {
     }
 }
 
+/// What a guest reads.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) struct Texts {
+    pub signature: String,
+    pub rsa2048: String,
+    pub dsa2048: String,
+}
+
+pub(super) fn texts(keys: &IdentityKeys, document: &[u8]) -> Texts {
+    let signatures = Signatures::new(keys, document)
+        .unwrap()
+        .with_dsa2048(keys)
+        .unwrap();
+    let text = |part| {
+        let mut out = b"before".to_vec();
+        out.extend_from_slice(document);
+        signatures.put(part, 6, &mut out).unwrap();
+        String::from_utf8(out)
+            .unwrap()
+            .strip_prefix("before")
+            .unwrap()
+            .to_owned()
+    };
+    Texts {
+        signature: text(Part::Signature),
+        rsa2048: text(Part::Rsa2048),
+        dsa2048: text(Part::Dsa2048),
+    }
+}
+
+pub(super) fn in_lines(bytes: &[u8]) -> String {
+    let mut text = bytes.to_vec();
+    signed_data::into_lines(&mut text, 0);
+    String::from_utf8(text).unwrap()
+}
+
 pub(super) fn pinned(pems: &[&Pem]) -> Vec<Certificate> {
     pems.iter()
         .map(|pem| Certificate::from_pem(&pem.certificate).unwrap())
@@ -92,7 +130,7 @@ pub(super) fn armoured(text: &str) -> String {
 
 #[test]
 fn openssl_smime_verifies_rsa2048() {
-    let signed = sign(&keys(), DOCUMENT).unwrap();
+    let signed = texts(&keys(), DOCUMENT);
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
     fs::write(path.join("rsa2048"), armoured(&signed.rsa2048)).unwrap();
@@ -132,7 +170,7 @@ fn openssl_smime_verifies_rsa2048() {
 
 #[test]
 fn openssl_dgst_verifies_signature() {
-    let signed = sign(&keys(), DOCUMENT).unwrap();
+    let signed = texts(&keys(), DOCUMENT);
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
     fs::write(
@@ -201,8 +239,8 @@ fn keys_made_by_openssl_are_taken() {
         rsa: IdentityKey::from_pem(Algorithm::Rsa, &read(key), &read("certificate")).unwrap(),
         ..keys()
     });
-    let signed = sign(&pkcs8, DOCUMENT).unwrap();
-    assert_eq!(signed, sign(&pkcs1, DOCUMENT).unwrap());
+    let signed = texts(&pkcs8, DOCUMENT);
+    assert_eq!(signed, texts(&pkcs1, DOCUMENT));
     fs::write(path.join("rsa2048"), armoured(&signed.rsa2048)).unwrap();
     let output = openssl(
         path,
@@ -211,19 +249,44 @@ fn keys_made_by_openssl_are_taken() {
     assert_eq!(output.stdout, DOCUMENT);
 }
 
+/// What is written byte by byte is what the crate would encode of the same structures, whatever number of octets lengths take.
+#[test]
+fn written_as_the_structures_are_encoded() {
+    for document in [&b"{}"[..], DOCUMENT, &[b' '; 200], &[b' '; 70_000]] {
+        let texts = texts(&keys(), document);
+        for text in [&texts.rsa2048, &texts.dsa2048] {
+            let der = BASE64.decode(text.replace('\n', "")).unwrap();
+            let content = ContentInfo::from_der(&der).unwrap();
+            assert_eq!(content.content_type, SIGNED_DATA);
+            let signed_data: SignedData = content.content.decode_as().unwrap();
+            let content = Any::encode_from(&signed_data).unwrap();
+            let content_type = SIGNED_DATA;
+            assert_eq!(
+                ContentInfo {
+                    content_type,
+                    content
+                }
+                .to_der()
+                .unwrap(),
+                der
+            );
+        }
+    }
+}
+
 /// A restart is another `IdentityKeys` from the same files.
 #[test]
 fn same_key_same_bytes() {
-    let first = sign(&keys(), DOCUMENT).unwrap();
-    assert_eq!(first, sign(&keys(), DOCUMENT).unwrap());
-    let other = sign(&keys(), b"{}").unwrap();
+    let first = texts(&keys(), DOCUMENT);
+    assert_eq!(first, texts(&keys(), DOCUMENT));
+    let other = texts(&keys(), b"{}");
     assert_ne!(first.rsa2048, other.rsa2048);
     assert_ne!(first.dsa2048, other.dsa2048);
 }
 
 #[test]
 fn text_is_in_lines_as_on_ec2() {
-    let signed = sign(&keys(), DOCUMENT).unwrap();
+    let signed = texts(&keys(), DOCUMENT);
     // 256 bytes are 344 characters.
     assert_eq!(
         signed.signature.split('\n').map(str::len).collect::<Vec<_>>(),
@@ -247,7 +310,7 @@ fn text_is_in_lines_as_on_ec2() {
 
 #[test]
 fn verified_with_the_signer_among_many() {
-    let signed = sign(&keys(), DOCUMENT).unwrap();
+    let signed = texts(&keys(), DOCUMENT);
     let both = pinned(&[&OTHER, &HOST]);
     let verified = verify_signed_data(&both, NOW, &signed.rsa2048).unwrap();
     assert_eq!(
@@ -267,7 +330,7 @@ fn verified_with_the_signer_among_many() {
 
 #[test]
 fn refused_with_its_reason() {
-    let signed = sign(&keys(), DOCUMENT).unwrap();
+    let signed = texts(&keys(), DOCUMENT);
     let host = pinned(&[&HOST]);
     let other = pinned(&[&OTHER]);
     let cms = |pinned, text: &str| verify_signed_data(pinned, NOW, text).unwrap_err();
@@ -335,8 +398,8 @@ fn certificate_that_comes_along_is_not_believed() {
 fn forged_signer_is_refused() {
     let mut forger = keys();
     forger.rsa = key(Algorithm::Rsa, &OTHER);
-    forger.rsa.certificate = keys().rsa.certificate;
-    let signed = sign(&forger, DOCUMENT).unwrap();
+    forger.rsa.envelope = keys().rsa.envelope;
+    let signed = texts(&forger, DOCUMENT);
     assert_eq!(
         verify_signed_data(&pinned(&[&HOST]), NOW, &signed.rsa2048),
         Err(VerifyError::BadSignature)
@@ -346,7 +409,7 @@ fn forged_signer_is_refused() {
 /// No byte of the signed data can be changed without notice, and nothing that comes instead makes the verifier panic.
 #[test]
 fn each_changed_byte_is_noticed() {
-    let signed = sign(&keys(), DOCUMENT).unwrap();
+    let signed = texts(&keys(), DOCUMENT);
     let der = BASE64.decode(signed.rsa2048.replace('\n', "")).unwrap();
     let host = pinned(&[&HOST]);
     for at in 0..der.len() {

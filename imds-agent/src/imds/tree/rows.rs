@@ -18,7 +18,7 @@ use crate::{
     imds::{
         Delivery, ExtendedCredentials,
         documents::{self, accelerators, events},
-        identity::SignedIdentity,
+        identity::Part,
     },
     registry::{InstanceMetadataTags, InstanceMetadataTagsIndex, instance::SecurityGroup},
 };
@@ -277,31 +277,30 @@ fn identity_document<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -> An
 }
 
 fn identity_signature<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
-    signed_identity(view, out, |signed| &signed.signature)
+    signed_identity(view, out, Part::Signature)
 }
 
 /// CMS signed data around the document. EC2's `pkcs7` is signed with DSA and SHA-1, which nobody should trust any more:
 /// *ours* is the same as `rsa2048`.
 fn identity_signed_data<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
-    signed_identity(view, out, |signed| &signed.rsa2048)
+    signed_identity(view, out, Part::Rsa2048)
 }
 
 fn identity_dsa<'v>(view: &View<'v>, _: &Keys<'v>, out: &mut Vec<u8>) -> Answer {
-    signed_identity(view, out, |signed| &signed.dsa2048)
+    signed_identity(view, out, Part::Dsa2048)
 }
 
-fn signed_identity(view: &View<'_>, out: &mut Vec<u8>, part: fn(&SignedIdentity) -> &str) -> Answer {
+fn signed_identity(view: &View<'_>, out: &mut Vec<u8>, part: Part) -> Answer {
     // The document goes where the answer will, so that nothing is allocated for it.
     let start = out.len();
     documents::identity(view, out);
-    let signed = view.signed_identity(out.get(start..).unwrap_or_default());
-    out.truncate(start);
-    match signed {
-        Some(signed) => {
-            out.extend_from_slice(part(&signed).as_bytes());
-            Answer::Found(Found::TEXT)
+    let signatures = view.signatures(out.get(start..).unwrap_or_default(), part);
+    match signatures.and_then(|signatures| signatures.put(part, start, out)) {
+        Some(()) => Answer::Found(Found::TEXT),
+        None => {
+            out.truncate(start);
+            Answer::Pending
         }
-        None => Answer::Pending,
     }
 }
 
@@ -388,7 +387,10 @@ fn credentials(
 ) -> Answer {
     match state {
         Some(RoleState::Ready(credentials)) if view.is_current(credentials) => {
-            let credentials = credentials.for_guest_that(view.asked);
+            let Some(credentials) = credentials.for_guest_that(view.asked) else {
+                // It is being made since guests may ask so.
+                return Answer::Pending;
+            };
             documents::role_credentials(credentials, account, out);
             Answer::Found(Found {
                 last_modified: Some(credentials.last_updated),

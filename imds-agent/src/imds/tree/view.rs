@@ -12,7 +12,7 @@ use crate::{
     credentials::{Asked, RoleCredentials, RoleState},
     imds::{
         Caller, ExtendedCredentials,
-        identity::{self, SignedIdentity},
+        identity::{self, Part, Signatures},
     },
     now::Now,
     registry::{
@@ -91,9 +91,9 @@ impl<'v> View<'v> {
         }
     }
 
-    /// The signatures of `document`, the instance's current identity document; nothing while they are being made.
-    pub fn signed_identity(&self, document: &[u8]) -> Option<Arc<SignedIdentity>> {
-        self.identities?.get(&self.instance.instance_id, document)
+    /// The signatures of `document`, the instance's current identity document; nothing while `part` is being made.
+    pub fn signatures(&self, document: &[u8], part: Part) -> Option<Arc<Signatures>> {
+        self.identities?.get(&self.instance.instance_id, document, part)
     }
 
     /// Every interface, in the order of the record.
@@ -215,7 +215,7 @@ impl<'v> View<'v> {
 
     /// The instance's security groups, which are those of its primary interface.
     pub fn security_groups(&self) -> &'v [SecurityGroup] {
-        match (self.instance.security_groups.as_slice(), self.primary()) {
+        match (&*self.instance.security_groups, self.primary()) {
             ([], Some(primary)) => &primary.record.groups,
             (groups, _) => groups,
         }

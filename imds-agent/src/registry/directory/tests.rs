@@ -3,7 +3,7 @@ use std::{fs, future::Future};
 use tempfile::TempDir;
 
 use super::*;
-use crate::registry::InstanceId;
+use crate::registry::{InstanceId, record::RECORD_BYTES_MAX};
 
 /// A host's state directory, the registry that watches it, and what it has told so far.
 struct Host {

@@ -5,7 +5,8 @@ use imds_ebpf::abi::MacAddr;
 use super::*;
 use crate::registry::{
     InstanceId,
-    problem::Severity::{Error, Warning},
+    problem::Severity::{self, Error, Warning},
+    snapshot::Member,
 };
 
 fn records() -> Records {
@@ -113,6 +114,58 @@ fn commit_links_instances_to_profile_and_role() {
     ));
     assert_eq!(snapshot.by_tap.len(), 2);
     assert!(records.member("i-c").unwrap().role.is_none());
+}
+
+/// Each snapshot is the one before with what changed: it must not differ from one that is made of all records.
+#[test]
+fn changed_snapshot_is_as_one_made_anew() {
+    let mut records = settled();
+    let shared_tail = format!(
+        r#"{{"InstanceId":"i-d","NetworkInterfaces":[{{"MacAddress":"{}"}},{{"MacAddress":"{}"}}]}}"#,
+        MacAddr([6, 0, 0, 0, 0, 1]),
+        MacAddr([6, 0, 0, 0, 0, 9]),
+    );
+    let steps = [
+        (Kind::Instance, "d", shared_tail),
+        (Kind::Instance, "a", instance("i-a", 1, "tap9")),
+        (Kind::Instance, "b", instance("i-b", 7, "tap1")),
+        (Kind::InstanceProfile, "p", profile("1", "p", "other")),
+        (Kind::Instance, "d", instance("i-d", 8, "tap8")),
+        (Kind::Instance, "a", String::new()),
+    ];
+    for (kind, name, text) in steps {
+        let key = key(kind, name);
+        if text.is_empty() {
+            records.handle_removed(&key);
+        } else {
+            records.handle_file(key, text.as_bytes(), time(50));
+        }
+        let snapshot = records.commit().expect("a change");
+        let mut anew = Snapshot::default();
+        snapshot.instances.values().for_each(|member| anew.add(member));
+        let found = |snapshot: &Snapshot| {
+            let of = |(member, index): &(Arc<Member>, usize)| (Arc::as_ptr(member), *index);
+            let macs: BTreeMap<_, _> = snapshot
+                .by_mac
+                .iter()
+                .map(|(mac, found)| (mac.0, of(found)))
+                .collect();
+            let taps = snapshot
+                .by_tap
+                .iter()
+                .map(|(tap, found)| (tap.to_string(), of(found)));
+            let tails = snapshot.by_mac_tail.iter().map(|(tail, found)| {
+                let found: BTreeSet<_> = found.as_slice().iter().map(of).collect();
+                (*tail, found)
+            });
+            (
+                macs,
+                taps.collect::<BTreeMap<_, _>>(),
+                tails.collect::<BTreeMap<_, _>>(),
+            )
+        };
+        assert_eq!(found(&snapshot), found(&anew), "{name}");
+    }
 }
 
 #[test]

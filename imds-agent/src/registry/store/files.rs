@@ -158,7 +158,10 @@ fn look(kind: Kind, path: &Path) -> Known {
         Kind::Instance => {
             let claims = list("NetworkInterfaces").flat_map(|interface| {
                 let mac = text(interface, "MacAddress").and_then(|mac| mac.parse().ok());
-                [mac.map(Claim::Mac), text(interface, "Tap").map(Claim::Tap)]
+                [
+                    mac.map(Claim::Mac),
+                    text(interface, "Tap").map(|tap| Claim::Tap(tap.as_str().into())),
+                ]
             });
             Known {
                 identity: text(&document, "InstanceId")
@@ -169,19 +172,19 @@ fn look(kind: Kind, path: &Path) -> Known {
             }
         }
         Kind::Role => Known {
-            identity: text(&document, "RoleName").map(|name| Claim::Role(account_of(&arn, "role"), name)),
+            identity: text(&document, "RoleName").map(|name| Claim::role(account_of(&arn, "role"), name)),
             ..Known::default()
         },
         Kind::InstanceProfile => {
             let account = account_of(&arn, "instance-profile");
             let names = list("Roles").filter_map(|role| {
                 let account = text(role, "Arn").map_or(account.clone(), |arn| account_of(&arn, "role"));
-                Some(Claim::Role(account, text(role, "RoleName")?))
+                Some(Claim::role(account, text(role, "RoleName")?))
             });
             Known {
                 names: names.collect(),
                 identity: text(&document, "InstanceProfileName")
-                    .map(|name| Claim::InstanceProfile(account.clone(), name)),
+                    .map(|name| Claim::instance_profile(account.clone(), name)),
                 ..Known::default()
             }
         }

@@ -56,9 +56,9 @@ impl Key {
     pub(super) fn means(&self, identity: Option<&Claim>) -> bool {
         match (self, identity) {
             (Self::Instance(id), Some(Claim::InstanceId(other))) => id == other,
-            (Self::Role(asked), Some(Claim::Role(account, name))) => is_named(asked, "role", account, name),
-            (Self::InstanceProfile(asked), Some(Claim::InstanceProfile(account, name))) => {
-                is_named(asked, "instance-profile", account, name)
+            (Self::Role(asked), Some(Claim::Role(named))) => is_named(asked, "role", &named.0, &named.1),
+            (Self::InstanceProfile(asked), Some(Claim::InstanceProfile(named))) => {
+                is_named(asked, "instance-profile", &named.0, &named.1)
             }
             _ => false,
         }

@@ -63,7 +63,7 @@ const LEFT: &[(&str, &str)] = &[
     ("upkeep", "no kernel has a part in it"),
     (
         "workers",
-        "the kernel's part is a ring for each, which is in `datapath`",
+        "the kernel's part is a ring for each, which others test",
     ),
 ];
 

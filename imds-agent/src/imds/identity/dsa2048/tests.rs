@@ -7,8 +7,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     super::{
-        Algorithm, IdentityKey, IdentityKeysError, in_lines, sign,
-        tests::{DOCUMENT, HOST, HOST_DSA, NOW, armoured, keys, openssl, pinned},
+        Algorithm, IdentityKey, IdentityKeysError,
+        tests::{DOCUMENT, HOST, HOST_DSA, NOW, armoured, in_lines, keys, openssl, pinned, texts},
         verify::{VerifyError, verify_signature, verify_signed_data},
     },
     PARAMETERS,
@@ -37,7 +37,7 @@ fn parameters_come_from_their_seed() {
 
 #[test]
 fn openssl_verifies_dsa2048() {
-    let signed = sign(&keys(), DOCUMENT).unwrap();
+    let signed = texts(&keys(), DOCUMENT);
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
     fs::write(path.join("dsa2048"), armoured(&signed.dsa2048)).unwrap();
@@ -72,7 +72,7 @@ fn openssl_verifies_dsa2048() {
 
 #[test]
 fn we_verify_what_we_and_openssl_sign() {
-    let signed = sign(&keys(), DOCUMENT).unwrap();
+    let signed = texts(&keys(), DOCUMENT);
     let both = pinned(&[&HOST, &HOST_DSA]);
     let verified = verify_signed_data(&both, NOW, &signed.dsa2048).unwrap();
     assert_eq!(
@@ -111,7 +111,7 @@ fn we_verify_what_we_and_openssl_sign() {
 /// The document and the signature; the bytes between are those of RSA's signed data too, and tried there.
 #[test]
 fn each_changed_byte_of_document_and_signature_is_noticed() {
-    let signed = sign(&keys(), DOCUMENT).unwrap();
+    let signed = texts(&keys(), DOCUMENT);
     let der = BASE64.decode(signed.dsa2048.replace('\n', "")).unwrap();
     let host = pinned(&[&HOST_DSA]);
     let document = der
@@ -158,7 +158,7 @@ fn keys_made_by_openssl_are_taken_or_refused() {
 
     let mut fleet = keys();
     fleet.dsa = make(2048, 256).unwrap();
-    let signed = sign(&fleet, DOCUMENT).unwrap();
+    let signed = texts(&fleet, DOCUMENT);
     fs::write(path.join("dsa2048"), armoured(&signed.dsa2048)).unwrap();
     let arguments = "smime -verify -in dsa2048 -inform PEM -certfile certificate -noverify -nointern";
     assert_eq!(openssl(path, arguments).stdout, DOCUMENT);
