@@ -251,5 +251,7 @@ fn record(number: u32, instance_type: &str) -> serde_json::Value {
         &format!("10.{b}.{c}.{d}"),
     );
     record["InstanceType"] = instance_type.into();
+    // Nobody's: a role is more to keep, and one that is not there something to warn of.
+    record["IamInstanceProfile"] = serde_json::Value::Null;
     record
 }
