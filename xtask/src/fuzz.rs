@@ -30,14 +30,11 @@ const SEEDS: u64 = 100_000;
 const LONG: Duration = Duration::from_secs(600);
 const SMOKE: Duration = Duration::from_secs(60);
 
-/// The same in CI, which has half an hour for everything.
-const CI: Duration = Duration::from_secs(8);
-
 /// No input of a few kilobytes may take this long, which is a thousand times what the slowest takes.
 const INPUT_SECONDS_MAX: u32 = 20;
 
 /// What to run, and for how long.
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// Only this target; `simulation` is one, too
     target: Option<String>,
@@ -56,15 +53,6 @@ pub struct Options {
     /// Play one seed of the simulation, packet by packet
     #[arg(long)]
     seed: Option<u64>,
-}
-
-/// Runs every target for a moment, unless there is no nightly to build them with.
-pub fn smoke() -> Result<()> {
-    run(&Options {
-        smoke: true,
-        seconds: Some(CI.as_secs()),
-        ..Options::default()
-    })
 }
 
 /// Runs what is asked for, and fails with the first thing that is found.

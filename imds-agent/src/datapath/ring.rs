@@ -24,6 +24,7 @@ use std::{
 };
 
 use aya::maps::{MapData, MapError};
+use imds_ebpf::abi::{LARGE_FRAME_MAX, PUNT_HEADER_BYTES};
 use nix::{
     libc::c_void,
     sys::mman::{MapFlags, ProtFlags, mmap, munmap},
@@ -38,6 +39,9 @@ const BUSY: u32 = 1 << 31;
 
 /// In a record's length: given up by its writer.
 const DISCARDED: u32 = 1 << 30;
+
+/// The largest record, without its header.
+const RECORD_BYTES_MAX: usize = PUNT_HEADER_BYTES + LARGE_FRAME_MAX.next_multiple_of(HEADER_BYTES);
 
 /// How much of the ring is read before its room is given back to the writers: some thirty frames, which are next to nothing of
 /// the ring. An agent that is killed leaves no more than these for its successor to read again.
@@ -55,11 +59,13 @@ pub struct Ring {
     map: MapData,
     /// A page with our position, which the kernel reads.
     consumer: Mapping,
-    /// A page with the writers' position, and the ring itself twice in a row, so that no record is in two pieces.
+    /// A page with the writers' position, the ring itself, and its beginning once more, so that no record is in two pieces.
     producer: Mapping,
     page_bytes: usize,
     /// Bytes of the ring, a power of two.
     size: usize,
+    /// Bytes of the ring's beginning behind its end. The kernel would map all of it, and the process be told twice as large.
+    repeated: usize,
     /// Where the next record begins, counted from the ring's first byte ever.
     position: usize,
     /// Where we say to be.
@@ -81,7 +87,8 @@ impl Ring {
         let writable = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let fd = map.fd().as_fd();
         let consumer = Mapping::new(fd, 0, page_bytes, writable).map_err(|error| failed("mmap", error))?;
-        let producer = Mapping::new(fd, page_bytes, page_bytes + 2 * size, ProtFlags::PROT_READ)
+        let repeated = RECORD_BYTES_MAX.next_multiple_of(page_bytes).min(size);
+        let producer = Mapping::new(fd, page_bytes, page_bytes + size + repeated, ProtFlags::PROT_READ)
             .map_err(|error| failed("mmap", error))?;
         let mut ring = Self {
             map,
@@ -89,6 +96,7 @@ impl Ring {
             producer,
             page_bytes,
             size,
+            repeated,
             position: 0,
             published: 0,
             written: 0,
@@ -133,10 +141,10 @@ impl Ring {
     /// The bytes of the record that was taken last.
     pub fn bytes(&self, record: Record) -> &[u8] {
         let start = self.page_bytes + (record.position & (self.size - 1)) + HEADER_BYTES;
-        // A record that is longer than the ring is not of the kernel's making.
-        let length = record.length.min(self.size - HEADER_BYTES);
-        // SAFETY: the range is within the mapping, whose second half repeats the ring. No writer gets this room before a
-        // position beyond it is published, which needs `self` exclusively.
+        // A longer record is not of the classifier's making.
+        let length = record.length.min(self.repeated);
+        // SAFETY: the range begins at the ring's end at the latest, and so is within the mapping, which goes on for as much as is
+        // repeated. No writer gets this room before a position beyond it is published, which needs `self` exclusively.
         unsafe { slice::from_raw_parts(self.producer.address.as_ptr().byte_add(start).cast(), length) }
     }
 
@@ -160,8 +168,8 @@ impl Ring {
     fn prefetch(&self, position: usize) {
         let offset = self.page_bytes + (position & (self.size - 1));
         for line in [0, 64] {
-            // SAFETY: the ring is mapped twice in a row, so that both addresses are within the mapping; and no address
-            // that is fetched ahead is ever at fault.
+            // SAFETY: the mapping goes on for at least a page behind the ring's end, so that both addresses are within it; and
+            // no address that is fetched ahead is ever at fault.
             unsafe {
                 let address = self.producer.address.as_ptr().byte_add(offset + line);
                 _mm_prefetch::<_MM_HINT_T0>(address.cast());
