@@ -1,7 +1,7 @@
 //! Hosts that cannot run the classifier: one sentence says what is missing and what helps, the exit code says whose it is,
 //! and nothing was made, mounted or given away.
 
-use std::{fs, os::unix::fs::MetadataExt as _, path::Path, process::Command, thread};
+use std::{fs, os::unix::fs::MetadataExt as _, process::Command, thread};
 
 use anyhow::{Context as _, Result};
 use imds_tests::{agent::HostFiles, host::program, netns::Namespace, tap::Tap};
@@ -47,10 +47,9 @@ impl Stage {
 
     /// The agent, started by the command `wrap`.
     fn command(&self, wrap: &[&str], words: &[&str]) -> Result<Command> {
-        let program = program()?;
-        let mut line = wrap.iter().map(Path::new).chain([program.as_path()]);
-        let mut command = self.namespace.command(line.next().context("a program")?);
-        command.args(line).args(words);
+        // An agent that is not refused serves until somebody stops it.
+        let mut command = self.namespace.command("timeout");
+        command.arg("60").args(wrap).arg(program()?).args(words);
         command.arg("--config").arg(self.files.config());
         Ok(command)
     }
@@ -130,6 +129,11 @@ impl Refused {
 fn a_kernel_that_is_too_old_is_refused() -> Result<()> {
     let name = uname()?;
     let release = name.release().to_string_lossy();
+    let is_debians = name.version().to_string_lossy().contains("Debian");
+    if is_debians && !release.starts_with("5.10.") {
+        eprintln!("skipped: Debian's kernels tell their version in a second place, where nothing changes it");
+        return Ok(());
+    }
     let (wrap, named): (&[&str], &str) = if release.starts_with("5.10.") {
         (&[], &release)
     } else {

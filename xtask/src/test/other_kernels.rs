@@ -54,7 +54,7 @@ const TOOLS: &[&str] = &[
 ];
 
 /// Those that need be no more than what busybox has.
-const BUSYBOX: &[&str] = &["cat", "sh"];
+const BUSYBOX: &[&str] = &["cat", "sh", "timeout"];
 
 /// Who the users are that tools turn themselves into.
 const USERS: &[&str] = &["/etc/passwd", "/etc/group"];
