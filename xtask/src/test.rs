@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// What one rung's tests may take together, once built. It is a stop for tests that hang, not a goal.
-const RUNG_LIMIT: Duration = Duration::from_secs(8 * 60);
+const RUNG_LIMIT: Duration = Duration::from_secs(12 * 60);
 
 /// Which tests to run.
 #[derive(Clone, Debug, clap::Args)]

@@ -50,11 +50,11 @@ const MODULES: &[&str] = &[
 
 /// The programs that the tests start, beside those of [`BUSYBOX`].
 const TOOLS: &[&str] = &[
-    "curl", "ip", "mount", "nft", "nsenter", "setarch", "setpriv", "tc", "tcpdump", "unshare",
+    "curl", "ip", "mount", "nft", "nsenter", "setarch", "setpriv", "tc", "tcpdump", "timeout", "unshare",
 ];
 
 /// Those that need be no more than what busybox has.
-const BUSYBOX: &[&str] = &["cat", "sh", "timeout"];
+const BUSYBOX: &[&str] = &["cat", "sh"];
 
 /// Who the users are that tools turn themselves into.
 const USERS: &[&str] = &["/etc/passwd", "/etc/group"];
