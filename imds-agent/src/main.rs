@@ -154,6 +154,9 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
 /// What is done to taps besides the agent.
 fn on_taps(command: OnTaps, config: &Config) -> Result<()> {
     let root = &config.bpf_directory;
+    // For each program that comes on a hook or goes from it the kernel waits, one after the other.
+    let grace_periods = GracePeriods::open();
+    let _expedited = grace_periods.expedite();
     match command {
         OnTaps::Attach { mut taps } => {
             ensure_host(|| capabilities::ensure(&capabilities::ATTACHING))?;

@@ -1,7 +1,7 @@
-//! Hurries the kernel while programs are put on taps.
+//! Hurries the kernel while programs are put on taps, and taken off them.
 //!
 //! Read first: the kernel's Documentation/admin-guide/kernel-parameters.txt, `rcupdate.rcu_expedited`, and `tcx_entry_sync` in
-//! include/net/tcx.h. For every program that joins a hook the kernel waits until no processor can still be using the hook's
+//! include/net/tcx.h. For every program that joins a hook or leaves it the kernel waits until no processor can still be using the hook's
 //! old list: some 14 ms on an idle machine, two hooks a tap, all taps one after the other, so half a minute for a thousand
 //! taps. Expedited, the same wait takes some 0.1 ms and costs every processor an interrupt. Hosts that cannot bear that
 //! (real-time ones) say so with `rcu_normal`, which wins. An agent that is killed in between leaves the kernel expediting, which
