@@ -6,6 +6,7 @@ mod metrics;
 #[cfg(test)]
 mod reference;
 mod sts_endpoint;
+mod taps;
 
 use std::{
     fmt, io,
@@ -15,11 +16,11 @@ use std::{
 use imds_ebpf::abi::{PACKETS_PER_SECOND, WORKERS_MAX};
 use serde::{Deserialize, Deserializer, de};
 
+pub use self::taps::Taps;
 use self::{control::Control, credentials::Credentials, metrics::Metrics, sts_endpoint::StsEndpoint};
 use crate::{
     control::{self as operators, Reloaded},
     credentials::sources,
-    glob,
     imds::ExtendedCredentials,
     observe,
     registry::{
@@ -81,16 +82,6 @@ pub struct Config {
     sts_endpoint: StsEndpoint,
     /// Metrics for Prometheus.
     metrics: Metrics,
-}
-
-/// Which taps are the agent's business.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub enum Taps {
-    /// Every tap device of the host.
-    #[default]
-    Auto,
-    /// Those whose name matches one of these patterns.
-    Named(Vec<String>),
 }
 
 /// How much is logged.
@@ -386,16 +377,6 @@ impl Default for MetadataDefaults {
     }
 }
 
-impl Taps {
-    /// Whether the tap of this name is the agent's business.
-    pub fn select(&self, name: &str) -> bool {
-        match self {
-            Self::Auto => true,
-            Self::Named(patterns) => patterns.iter().any(|pattern| glob::matches(pattern, name)),
-        }
-    }
-}
-
 impl From<LogLevel> for log::LevelFilter {
     fn from(level: LogLevel) -> Self {
         match level {
@@ -405,37 +386,6 @@ impl From<LogLevel> for log::LevelFilter {
             LogLevel::Debug => Self::Debug,
             LogLevel::Trace => Self::Trace,
         }
-    }
-}
-
-impl<'de> Deserialize<'de> for Taps {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-
-        impl<'de> de::Visitor<'de> for Visitor {
-            type Value = Taps;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("\"auto\" or a list of names and patterns")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Taps, E> {
-                match text {
-                    "auto" => Ok(Taps::Auto),
-                    _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
-                }
-            }
-
-            fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Taps, A::Error> {
-                let mut patterns = Vec::new();
-                while let Some(pattern) = list.next_element()? {
-                    patterns.push(pattern);
-                }
-                Ok(Taps::Named(patterns))
-            }
-        }
-
-        deserializer.deserialize_any(Visitor)
     }
 }
 

@@ -6,19 +6,18 @@
 use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader, Write as _},
-    net::TcpStream,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     process::{Child, ChildStdin, ChildStdout, Stdio},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{debian, netns::Namespace, qemu};
 
-/// Where the gateway listens: everywhere.
-const PORT: u16 = 8000;
+/// Where the gateway listens, among other places.
+const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
 
 const ACCESS_KEY_ID: &str = "HOSTHOSTHOSTHOSTHOST";
 const SECRET_ACCESS_KEY: &str = "of-the-host-of-the-host-of-the-host-1234";
@@ -81,7 +80,7 @@ impl Ceph {
             directory,
         };
         ceph.wait_for("ready")?;
-        ceph.wait_until_it_listens(namespace)?;
+        namespace.wait_for_listener(&mut ceph.child, ADDRESS, PATIENCE)?;
         Ok(ceph)
     }
 
@@ -95,14 +94,14 @@ impl Ceph {
     pub fn start_gateway(&mut self, namespace: &Namespace) -> Result<()> {
         self.words.write_all(b"start\n")?;
         self.wait_for("ready")?;
-        self.wait_until_it_listens(namespace)
+        namespace.wait_for_listener(&mut self.child, ADDRESS, PATIENCE)
     }
 
     /// The lines that make it the agent's source of role credentials.
     pub fn agent_config(&self) -> String {
         let credentials: PathBuf = self.directory.path().join("credentials");
         format!(
-            "[credentials]\nsource = \"sts\"\n[credentials.sts]\nendpoint = \"http://127.0.0.1:{PORT}\"\n\
+            "[credentials]\nsource = \"sts\"\n[credentials.sts]\nendpoint = \"http://{ADDRESS}\"\n\
              profile = \"imds\"\nshared_credentials_file = {credentials:?}\n"
         )
     }
@@ -113,18 +112,6 @@ impl Ceph {
         if line.trim_end() != answer {
             let log = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
             bail!("Ceph does not say {answer:?} but {line:?}; its log:\n{log}");
-        }
-        Ok(())
-    }
-
-    fn wait_until_it_listens(&mut self, namespace: &Namespace) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        while !namespace.enter(|| TcpStream::connect(("127.0.0.1", PORT)).is_ok()) {
-            if let Some(status) = self.child.try_wait()? {
-                bail!("Ceph ended: {status}");
-            }
-            ensure!(Instant::now() < deadline, "Ceph's gateway does not listen");
-            thread::sleep(Duration::from_millis(20));
         }
         Ok(())
     }

@@ -2,15 +2,14 @@
 
 use std::{
     fs,
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{clock::Clock, kernel_guest::KernelGuest, netns::Namespace};
 
@@ -75,7 +74,7 @@ impl Moto {
             is_tls,
             directory,
         };
-        moto.wait_until_it_listens(namespace)?;
+        namespace.wait_for_listener(&mut moto.child, moto.address, PATIENCE)?;
         let script = clean(namespace.command(python()?))
             .args(["-c", include_str!("moto.py"), &moto.url()])
             .arg(moto.credentials_file())
@@ -118,19 +117,6 @@ impl Moto {
             url,
             self.credentials_file(),
         )
-    }
-
-    fn wait_until_it_listens(&mut self, namespace: &Namespace) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        let address = self.address;
-        while !namespace.enter(move || TcpStream::connect(address).is_ok()) {
-            if let Some(status) = self.child.try_wait()? {
-                bail!("moto ended: {status}");
-            }
-            ensure!(Instant::now() < deadline, "moto does not listen");
-            thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
     }
 }
 

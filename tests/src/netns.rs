@@ -1,8 +1,15 @@
 //! Network namespaces that a test makes for itself. They go when the last descriptor is closed, also when a test fails.
 
-use std::{fs::File, os::fd::AsRawFd as _, process::Command, thread};
+use std::{
+    fs::File,
+    net::{SocketAddr, TcpStream},
+    os::fd::AsRawFd as _,
+    process::{Child, Command},
+    thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
 
 /// One network namespace without a name.
@@ -66,6 +73,19 @@ impl Namespace {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 
+    /// Waits until `child` listens at `address` inside.
+    pub fn wait_for_listener(&self, child: &mut Child, address: SocketAddr, within: Duration) -> Result<()> {
+        let deadline = Instant::now() + within;
+        while !self.enter(|| TcpStream::connect(address).is_ok()) {
+            if let Some(status) = child.try_wait()? {
+                bail!("what was to listen at {address} ended: {status}");
+            }
+            ensure!(Instant::now() < deadline, "nothing listens at {address}");
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
     /// Runs `ip` inside with `arguments`, split at spaces, and returns what it prints.
     pub fn ip(&self, arguments: &str) -> Result<String> {
         let output = self
@@ -74,7 +94,7 @@ impl Namespace {
             .output()
             .context("cannot run ip")?;
         let errors = String::from_utf8_lossy(&output.stderr);
-        anyhow::ensure!(
+        ensure!(
             output.status.success(),
             "`ip {arguments}` failed: {}",
             errors.trim()

@@ -83,7 +83,7 @@ pub fn write_initramfs(
     let guest = target().join("guest");
     let new = guest.join(format!("{file}.new"));
     let mut image = Image::create(&new)?;
-    for directory in ["bin", "dev", "modules", "proc", "root", "sys"] {
+    for directory in ["bin", "dev", "modules", "proc", "sys", "sysroot"] {
         image.add(directory, 0o040_755, &[])?;
     }
     add_own(&mut image)?;
