@@ -66,7 +66,18 @@ pub struct LinkWatch {
     /// To be listed (again) before anything else.
     unlisted: bool,
     /// The listing under way. The kernel makes one at a time (`EBUSY`), so that it outlives a call that is cancelled.
-    listing: Option<BoxFuture<'static, Result<Vec<LinkMessage>, rtnetlink::Error>>>,
+    listing: Option<Listing>,
+}
+
+type Listing = BoxFuture<'static, Result<Vec<(TapIndex, Told)>, rtnetlink::Error>>;
+
+/// What matters of a link. The kernel says kilobytes of each, and of ten thousand at once.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Told {
+    name: String,
+    /// A tap's own.
+    mac: Option<MacAddr>,
+    is_tap: bool,
 }
 
 impl LinkWatch {
@@ -99,12 +110,13 @@ impl LinkWatch {
             }
             if self.listing.is_none() && std::mem::take(&mut self.unlisted) {
                 let links = self.handle.link().get().execute();
-                self.listing = Some(links.try_collect().boxed());
+                let told = links.try_filter_map(async |link| Ok(told(&link)));
+                self.listing = Some(told.try_collect().boxed());
             }
             if let Some(listing) = &mut self.listing {
                 let links = listing.await;
                 self.listing = None;
-                self.known.relist(&links.map_err(LinkWatchError::List)?);
+                self.known.relist(links.map_err(LinkWatchError::List)?);
                 continue;
             }
             match self.messages.next().await.ok_or(LinkWatchError::Closed)?.payload {
@@ -127,41 +139,43 @@ impl fmt::Debug for LinkWatch {
 /// The links that were told, and the events that were not yet.
 #[derive(Default, Debug)]
 struct Known {
-    links: BTreeMap<TapIndex, (String, Option<MacAddr>)>,
+    links: BTreeMap<TapIndex, Told>,
     events: VecDeque<LinkEvent>,
 }
 
 impl Known {
-    fn relist(&mut self, links: &[LinkMessage]) {
-        let listed: BTreeSet<_> = links.iter().map(|link| TapIndex(link.header.index)).collect();
+    fn relist(&mut self, links: Vec<(TapIndex, Told)>) {
+        let listed: BTreeSet<_> = links.iter().map(|(index, _)| *index).collect();
         for (index, _) in std::mem::take(&mut self.links) {
             if !listed.contains(&index) {
                 self.events.push_back(LinkEvent::Gone { index });
             }
         }
-        links.iter().for_each(|link| self.appeared(link));
+        for (index, told) in links {
+            self.appeared(index, told);
+        }
         self.events.push_back(LinkEvent::Listed);
     }
 
     fn changed(&mut self, message: &RouteNetlinkMessage) {
         match message {
-            RouteNetlinkMessage::NewLink(link) => self.appeared(link),
-            RouteNetlinkMessage::DelLink(link) => self.gone(link),
+            RouteNetlinkMessage::NewLink(link) => {
+                if let Some((index, told)) = told(link) {
+                    self.appeared(index, told);
+                }
+            }
+            // A bridge also says "deleted" of a port that leaves it: that link lives on.
+            RouteNetlinkMessage::DelLink(link) if !is_from_bridge(link) => {
+                self.gone(TapIndex(link.header.index));
+            }
             _ => {}
         }
     }
 
-    /// The kernel notifies of every change of a link; a new name, or a tap's new MAC, is all that matters here. A bridge also tells of
-    /// its ports, in its own address family and without saying what kind of link they are.
-    fn appeared(&mut self, link: &LinkMessage) {
-        let Some(name) = name_of(link).filter(|_| !is_from_bridge(link)) else {
-            return;
-        };
-        let index = TapIndex(link.header.index);
-        let is_tap = is_tap(link);
-        let told = (name.clone(), mac_of(link).filter(|_| is_tap));
+    /// The kernel notifies of every change of a link; a new name, or a tap's new MAC, is all that matters here.
+    fn appeared(&mut self, index: TapIndex, told: Told) {
         if self.links.get(&index) != Some(&told) {
-            let (name, mac) = told.clone();
+            let Told { name, mac, is_tap } = told.clone();
             self.links.insert(index, told);
             self.events.push_back(LinkEvent::Appeared {
                 index,
@@ -172,13 +186,26 @@ impl Known {
         }
     }
 
-    /// A bridge also says "deleted" of a port that leaves it: that link lives on.
-    fn gone(&mut self, link: &LinkMessage) {
-        let index = TapIndex(link.header.index);
-        if !is_from_bridge(link) && self.links.remove(&index).is_some() {
+    fn gone(&mut self, index: TapIndex) {
+        if self.links.remove(&index).is_some() {
             self.events.push_back(LinkEvent::Gone { index });
         }
     }
+}
+
+/// What a message tells of its link: nothing where a bridge speaks of its port, in its own address family and without saying what
+/// kind of link it is.
+fn told(link: &LinkMessage) -> Option<(TapIndex, Told)> {
+    if is_from_bridge(link) {
+        return None;
+    }
+    let is_tap = is_tap(link);
+    let told = Told {
+        name: name_of(link)?.clone(),
+        mac: mac_of(link).filter(|_| is_tap),
+        is_tap,
+    };
+    Some((TapIndex(link.header.index), told))
 }
 
 fn is_from_bridge(link: &LinkMessage) -> bool {
@@ -239,6 +266,18 @@ mod tests {
         link(index, name, AddressFamily::Unspec)
     }
 
+    fn appear(known: &mut Known, link: LinkMessage) {
+        known.changed(&RouteNetlinkMessage::NewLink(link));
+    }
+
+    fn go(known: &mut Known, link: LinkMessage) {
+        known.changed(&RouteNetlinkMessage::DelLink(link));
+    }
+
+    fn relist(known: &mut Known, links: &[LinkMessage]) {
+        known.relist(links.iter().filter_map(told).collect());
+    }
+
     fn with_mac(mut link: LinkMessage, mac: [u8; 6]) -> LinkMessage {
         link.attributes.push(LinkAttribute::Address(mac.to_vec()));
         link
@@ -271,11 +310,11 @@ mod tests {
     #[test]
     fn link_is_told_once_and_again_under_a_new_name() {
         let mut known = Known::default();
-        known.appeared(&tap(7, "vnet0"));
-        known.appeared(&tap(7, "vnet0"));
-        known.appeared(&tap(7, "web"));
-        known.gone(&tap(7, "web"));
-        known.gone(&tap(7, "web"));
+        appear(&mut known, tap(7, "vnet0"));
+        appear(&mut known, tap(7, "vnet0"));
+        appear(&mut known, tap(7, "web"));
+        go(&mut known, tap(7, "web"));
+        go(&mut known, tap(7, "web"));
         assert_eq!(known.events, [appeared(7, "vnet0"), appeared(7, "web"), gone(7)]);
     }
 
@@ -283,9 +322,9 @@ mod tests {
     fn link_is_told_again_with_a_new_mac() {
         let mut known = Known::default();
         let (random, fixed) = ([0x4e, 1, 2, 3, 4, 5], [0xfe, 0x54, 0, 0, 0, 1]);
-        known.appeared(&with_mac(tap(7, "vnet0"), random));
-        known.appeared(&with_mac(tap(7, "vnet0"), fixed));
-        known.appeared(&with_mac(tap(7, "vnet0"), fixed));
+        appear(&mut known, with_mac(tap(7, "vnet0"), random));
+        appear(&mut known, with_mac(tap(7, "vnet0"), fixed));
+        appear(&mut known, with_mac(tap(7, "vnet0"), fixed));
         assert_eq!(
             known.events,
             [
@@ -299,20 +338,20 @@ mod tests {
     #[test]
     fn what_a_bridge_says_of_its_ports_is_passed_over() {
         let mut known = Known::default();
-        known.appeared(&tap(7, "vnet0"));
+        appear(&mut known, tap(7, "vnet0"));
         let mut port = link(7, "vnet0", AddressFamily::Bridge);
         port.attributes.truncate(1);
-        known.appeared(&with_mac(port.clone(), [0xfe, 0x54, 0, 0, 0, 1]));
-        known.gone(&port);
+        appear(&mut known, with_mac(port.clone(), [0xfe, 0x54, 0, 0, 0, 1]));
+        go(&mut known, port);
         assert_eq!(known.events, [appeared(7, "vnet0")]);
     }
 
     #[test]
     fn relisting_tells_who_went_and_everyone_who_is_there() {
         let mut known = Known::default();
-        known.relist(&[tap(7, "vnet0"), tap(8, "vnet1")]);
+        relist(&mut known, &[tap(7, "vnet0"), tap(8, "vnet1")]);
         known.events.clear();
-        known.relist(&[tap(8, "vnet1"), tap(9, "vnet2")]);
+        relist(&mut known, &[tap(8, "vnet1"), tap(9, "vnet2")]);
         assert_eq!(
             known.events,
             [

@@ -135,7 +135,7 @@ fn exchanges_per_second(host: &Host, pace: Pace) -> Result<f64> {
     pin(host.agent.pid()?, SERVER_CORE)?;
     pin(Pid::from_raw(0), CLIENT_CORE)?;
     let mut guests = Vec::new();
-    for (number, tap) in (0..).zip(&host.taps) {
+    for (number, tap) in (0..).zip(&host.taps.all) {
         let token = session_token(tap, &guest(number))?;
         let get = format!(
             "GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\

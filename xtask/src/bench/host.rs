@@ -34,27 +34,48 @@ pub struct Host {
     /// The agent that runs.
     pub agent: Agent,
     /// Of the first instances.
-    pub taps: Vec<Tap>,
+    pub taps: Taps,
     /// How long the agent took until it said that it serves.
     pub started: Duration,
     files: HostFiles,
+}
+
+/// Many taps in a network namespace of their own. They go all at once: one by one, the kernel waits some 50 ms for each.
+pub struct Taps {
+    /// In the order of their numbers.
+    pub all: Vec<Tap>,
     namespace: Namespace,
+}
+
+impl Taps {
+    fn new(count: u32) -> Result<Self> {
+        let namespace = Namespace::new()?;
+        let tap = |number| Tap::new(&tap_name(number));
+        let all = namespace.enter(|| (0..count).map(tap).collect::<Result<Vec<_>>>())?;
+        Ok(Self { all, namespace })
+    }
+}
+
+impl Drop for Taps {
+    fn drop(&mut self) {
+        // A link that cannot be deleted, as the loopback, would keep the others of its group.
+        for command in ["link set lo group 1", "link delete group default"] {
+            if let Err(error) = self.namespace.ip(command) {
+                println!("the taps go one by one: {error:#}");
+            }
+        }
+    }
 }
 
 impl Host {
     /// Makes the instances and the taps, and starts an agent on them.
     pub fn new(size: Size, program: &Path) -> Result<Self> {
-        let namespace = Namespace::new()?;
         let files = records_of(size.instances)?;
-        let taps = namespace.enter(|| {
-            (0..size.taps)
-                .map(|number| Tap::new(&tap_name(number)))
-                .collect::<Result<Vec<_>>>()
-        })?;
+        let taps = Taps::new(size.taps)?;
         // Once to make the keys, which a host does once in its life.
-        drop(Agent::start(program, &namespace, &files)?);
-        detach(program, &namespace, &files)?;
-        let (agent, started) = start(size, program, &namespace, &files)?;
+        drop(Agent::start(program, &taps.namespace, &files)?);
+        detach(program, &taps.namespace, &files)?;
+        let (agent, started) = start(size, program, &taps.namespace, &files)?;
         Ok(Self {
             size,
             program: program.to_owned(),
@@ -62,15 +83,14 @@ impl Host {
             taps,
             started,
             files,
-            namespace,
         })
     }
 
     /// Takes the classifier off all taps, and starts another agent.
     pub fn restart(self) -> Result<Self> {
         drop(self.agent);
-        detach(&self.program, &self.namespace, &self.files)?;
-        let (agent, started) = start(self.size, &self.program, &self.namespace, &self.files)?;
+        detach(&self.program, &self.taps.namespace, &self.files)?;
+        let (agent, started) = start(self.size, &self.program, &self.taps.namespace, &self.files)?;
         Ok(Self {
             agent,
             started,
@@ -98,7 +118,7 @@ impl Host {
     /// instance past those with taps, since the agent has told of the first's tap whenever that appeared.
     pub fn changes(&mut self, times: usize) -> Result<Vec<Duration>> {
         let number = self.size.taps + 1;
-        let tap = self.namespace.enter(|| Tap::new(&tap_name(number)))?;
+        let tap = self.taps.namespace.enter(|| Tap::new(&tap_name(number)))?;
         self.agent
             .wait_for_log(&format!("tap {}: bound", tap_name(number)))?;
         (0..times)
@@ -109,7 +129,7 @@ impl Host {
     /// How long it takes from making the tap of the first instance past those with taps to an answer to its guest.
     pub fn appearances(&self, times: usize) -> Result<Vec<Duration>> {
         (0..times)
-            .map(|_| appearance(&self.namespace, self.size.taps))
+            .map(|_| appearance(&self.taps.namespace, self.size.taps))
             .collect()
     }
 }
