@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use imds_ebpf::abi::TapIndex;
 use nix::{
     libc,
@@ -37,6 +37,9 @@ pub struct Tap {
 
 /// `struct virtio_net_hdr`: what a guest's offloads say about a frame.
 pub const VNET_HEADER_BYTES: usize = 10;
+
+/// So long at most a tap's name may be taken by what is left of another one.
+const BUSY_MAX: Duration = Duration::from_secs(5);
 
 impl Tap {
     /// Makes a tap in the network namespace of the calling thread.
@@ -76,7 +79,14 @@ impl Tap {
             }
             let mut request = interface_request(name)?;
             request.ifr_ifru.ifru_flags = flags as i16;
-            ioctl(&queue, libc::TUNSETIFF, &mut request).context("TUNSETIFF")?;
+            // A tap of this name may have been dropped just now, and a child that somebody starts holds a copy of it until it has
+            // become another program.
+            let since = Instant::now();
+            while let Err(error) = ioctl(&queue, libc::TUNSETIFF, &mut request) {
+                let may_pass = error.raw_os_error() == Some(libc::EBUSY) && since.elapsed() < BUSY_MAX;
+                ensure!(may_pass, "TUNSETIFF of {name}: {error}");
+                thread::sleep(Duration::from_millis(1));
+            }
             Ok(queue)
         };
         let queues = (0..queues).map(open_queue).collect::<anyhow::Result<_>>()?;

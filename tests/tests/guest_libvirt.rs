@@ -40,14 +40,15 @@ const ASKS_ON: &str = r#"#!/bin/sh
 service=http://169.254.169.254/latest
 ask() { curl --silent --fail --max-time 2 --retry 2 --retry-delay 1 --retry-all-errors "$@"; }
 asked=0 failed=0
-echo "guest: asks" > /dev/ttyS0
+tell() { printf '\n%s\n' "guest: $1" > /dev/ttyS0; }
+tell asks
 until name=$(curl --silent --fail --max-time 2 --header "X-aws-ec2-metadata-token: $token" $service/meta-data/tags/instance/Name); do
     asked=$((asked + 1))
     token=$(ask --request PUT --header "X-aws-ec2-metadata-token-ttl-seconds: 300" $service/api/token) &&
         credentials=$(ask --header "X-aws-ec2-metadata-token: $token" $service/meta-data/iam/security-credentials/web) ||
         failed=$((failed + 1))
 done
-echo "guest: asked, $failed failed, $name, $(echo "$credentials" | grep -c ASIA)" > /dev/ttyS0
+tell "asked, $failed failed, $name, $(echo "$credentials" | grep -c ASIA)"
 "#;
 
 const METADATA: &str = r#"
