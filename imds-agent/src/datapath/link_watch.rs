@@ -5,18 +5,22 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    fmt, io,
+    fmt, io, iter,
 };
 
-use futures_util::{FutureExt as _, StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
+use futures_util::TryStreamExt as _;
 use imds_ebpf::abi::{MacAddr, TapIndex};
+use nix::{
+    errno::Errno,
+    sys::socket::{setsockopt, sockopt},
+};
 use rtnetlink::{
-    Handle, MulticastGroup, new_multicast_connection,
-    packet_core::{NetlinkMessage, NetlinkPayload},
+    packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
-        link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
+        link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkLayerType, LinkMessage},
     },
+    sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE},
 };
 use thiserror::Error;
 
@@ -52,26 +56,36 @@ pub enum LinkWatchError {
     Socket(#[source] io::Error),
     /// The kernel does not list its links.
     #[error("cannot list network links")]
-    List(#[source] rtnetlink::Error),
+    List(#[source] io::Error),
+    /// The kernel does not tell of one link.
+    #[error("cannot ask for a network link")]
+    Ask(#[source] rtnetlink::Error),
     /// The netlink socket broke.
-    #[error("the netlink socket was closed")]
-    Closed,
+    #[error("cannot read what the kernel tells of network links")]
+    Read(#[source] io::Error),
 }
 
-/// The links of one network namespace.
+/// The multicast group of rtnetlink that hears of links (`RTNLGRP_LINK`).
+const LINK_GROUP: u32 = 1;
+
+/// Bytes of notifications that may wait in the kernel: of a thousand taps that come at once, at four to five kilobytes each as the kernel
+/// counts and a few for each tap. More are lost, and all links listed again.
+const NOTIFICATIONS_BYTES: usize = 1 << 24;
+
+/// The links of one network namespace. What the kernel tells is read one message after the other, when it is the next one's turn: of ten
+/// thousand links it says kilobytes each.
+#[derive(Debug)]
 pub struct LinkWatch {
-    handle: Handle,
-    messages: BoxStream<'static, NetlinkMessage<RouteNetlinkMessage>>,
+    notifications: Socket,
+    listings: Socket,
     known: Known,
     /// To be listed (again) before anything else.
     unlisted: bool,
-    /// The listing under way. The kernel makes one at a time (`EBUSY`), so that it outlives a call that is cancelled.
-    listing: Option<Listing>,
+    /// What was listed so far, while a listing is under way. It outlives a call that is cancelled.
+    listing: Option<Vec<(TapIndex, Told)>>,
 }
 
-type Listing = BoxFuture<'static, Result<Vec<(TapIndex, Told)>, rtnetlink::Error>>;
-
-/// What matters of a link. The kernel says kilobytes of each, and of ten thousand at once.
+/// What matters of a link.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Told {
     name: String,
@@ -83,14 +97,9 @@ struct Told {
 impl LinkWatch {
     /// Watches the network namespace of the calling thread. To be called within a tokio runtime.
     pub fn new() -> Result<Self, LinkWatchError> {
-        let (connection, handle, messages) =
-            new_multicast_connection(&[MulticastGroup::Link]).map_err(LinkWatchError::Socket)?;
-        // It ends when the handle and the messages are dropped.
-        tokio::spawn(connection);
-        let messages = messages.map(|(message, _)| message).boxed();
         Ok(Self {
-            handle,
-            messages,
+            notifications: Socket::of_notifications().map_err(LinkWatchError::Socket)?,
+            listings: Socket::new().map_err(LinkWatchError::Socket)?,
             known: Known::default(),
             unlisted: true,
             listing: None,
@@ -109,31 +118,97 @@ impl LinkWatch {
                 return Ok(event);
             }
             if self.listing.is_none() && std::mem::take(&mut self.unlisted) {
-                let links = self.handle.link().get().execute();
-                let told = links.try_filter_map(async |link| Ok(told(&link)));
-                self.listing = Some(told.try_collect().boxed());
+                self.listings.ask_for_all().map_err(LinkWatchError::List)?;
+                self.listing = Some(Vec::new());
             }
-            if let Some(listing) = &mut self.listing {
-                let links = listing.await;
-                self.listing = None;
-                self.known.relist(links.map_err(LinkWatchError::List)?);
+            if let Some(listed) = &mut self.listing {
+                let datagram = self.listings.read().await.map_err(LinkWatchError::List)?;
+                if absorb(listed, &datagram).map_err(LinkWatchError::List)? {
+                    self.known.relist(self.listing.take().unwrap_or_default());
+                }
                 continue;
             }
-            match self.messages.next().await.ok_or(LinkWatchError::Closed)?.payload {
-                NetlinkPayload::InnerMessage(message) => self.known.changed(&message),
-                NetlinkPayload::Overrun(_) => self.unlisted = true,
-                _ => {}
+            match self.notifications.read().await {
+                Ok(datagram) => messages(&datagram).for_each(|message| self.known.changed(&message)),
+                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => self.unlisted = true,
+                Err(error) => return Err(LinkWatchError::Read(error)),
             }
         }
     }
 }
 
-impl fmt::Debug for LinkWatch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LinkWatch")
-            .field("known", &self.known)
-            .finish_non_exhaustive()
+/// One of rtnetlink's.
+struct Socket(TokioSocket);
+
+impl Socket {
+    fn new() -> io::Result<Self> {
+        TokioSocket::new(NETLINK_ROUTE).map(Self)
     }
+
+    fn of_notifications() -> io::Result<Self> {
+        let mut socket = Self::new()?;
+        // The kernel's default is 212 kB. It is no more where that is all that it allows.
+        _ = setsockopt(socket.0.socket_ref(), sockopt::RcvBufForce, &NOTIFICATIONS_BYTES);
+        socket.0.socket_mut().bind_auto()?;
+        socket.0.socket_ref().add_membership(LINK_GROUP)?;
+        Ok(socket)
+    }
+
+    /// Asks for all links of the network namespace, without their statistics.
+    fn ask_for_all(&self) -> io::Result<()> {
+        let mut link = LinkMessage::default();
+        link.attributes
+            .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetLink(link));
+        request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        let kernel = SocketAddr::new(0, 0);
+        self.0.socket_ref().send_to(&bytes, &kernel, 0).map(drop)
+    }
+
+    /// What the kernel says next: one message or several. A call that is cancelled has read nothing.
+    async fn read(&self) -> io::Result<Vec<u8>> {
+        let (datagram, _) = self.0.recv_from_full().await?;
+        Ok(datagram)
+    }
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Socket").field(self.0.socket_ref()).finish()
+    }
+}
+
+/// The messages in what the kernel says at once. One that cannot be read is passed over, as what is new in a kernel would be.
+fn messages(mut datagram: &[u8]) -> impl Iterator<Item = NetlinkPayload<RouteNetlinkMessage>> {
+    iter::from_fn(move || {
+        loop {
+            let length: [u8; 4] = *datagram.first_chunk()?;
+            let length = usize::try_from(u32::from_ne_bytes(length)).ok()?;
+            let message = datagram.get(..length).filter(|message| !message.is_empty())?;
+            // Each begins at a multiple of four bytes.
+            datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+            match NetlinkMessage::deserialize(message) {
+                Ok(message) => return Some(message.payload),
+                Err(error) => log::debug!("a message of rtnetlink is passed over: {error}"),
+            }
+        }
+    })
+}
+
+/// Adds what the kernel says next to what it `listed`, and returns whether that is all.
+fn absorb(listed: &mut Vec<(TapIndex, Told)>, datagram: &[u8]) -> io::Result<bool> {
+    for message in messages(datagram) {
+        match message {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => listed.extend(told(&link)),
+            NetlinkPayload::Done(_) => return Ok(true),
+            NetlinkPayload::Error(error) => return Err(error.to_io()),
+            _ => {}
+        }
+    }
+    Ok(false)
 }
 
 /// The links that were told, and the events that were not yet.
@@ -157,7 +232,10 @@ impl Known {
         self.events.push_back(LinkEvent::Listed);
     }
 
-    fn changed(&mut self, message: &RouteNetlinkMessage) {
+    fn changed(&mut self, message: &NetlinkPayload<RouteNetlinkMessage>) {
+        let NetlinkPayload::InnerMessage(message) = message else {
+            return;
+        };
         match message {
             RouteNetlinkMessage::NewLink(link) => {
                 if let Some((index, told)) = told(link) {
@@ -226,7 +304,7 @@ pub(super) fn is_now_tap(index: TapIndex) -> Result<bool, LinkWatchError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(LinkWatchError::Socket)?;
         tokio::spawn(connection);
         let mut links = handle.link().get().match_index(index.0).execute();
-        let link = links.try_next().await.map_err(LinkWatchError::List)?;
+        let link = links.try_next().await.map_err(LinkWatchError::Ask)?;
         Ok(link.is_some_and(|link| is_tap(&link)))
     })
 }
@@ -267,11 +345,11 @@ mod tests {
     }
 
     fn appear(known: &mut Known, link: LinkMessage) {
-        known.changed(&RouteNetlinkMessage::NewLink(link));
+        known.changed(&NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)));
     }
 
     fn go(known: &mut Known, link: LinkMessage) {
-        known.changed(&RouteNetlinkMessage::DelLink(link));
+        known.changed(&NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)));
     }
 
     fn relist(known: &mut Known, links: &[LinkMessage]) {

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use imds_ebpf::abi::{IMDS_IPV4, IMDS_MAC, MacAddr};
 use imds_tests::{
     load::{self, Load, Outcome},
@@ -15,7 +15,7 @@ use imds_tests::{
 };
 
 use super::{
-    Pace,
+    Pace, cores,
     crowd::{Crowd, guest, mac, request},
     table::{Goal, Row, Spread},
 };
@@ -70,19 +70,23 @@ pub fn run(pace: Pace, program: &Path) -> Result<Row> {
     })
 }
 
-/// Floods from `tap` while `work` lasts.
+/// Floods from `tap` while `work` lasts, with all that `work` leaves of the core: a guest's processors are its own, so that the calm ones
+/// may not wait until it is the flooder's turn to stop.
 fn beside_flood<T>(tap: &Tap, frame: &[u8], work: impl FnOnce() -> Result<T>) -> Result<T> {
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
-        scope.spawn(|| {
+        let flooder = scope.spawn(|| -> Result<()> {
+            cores::give_way()?;
             while !is_over.load(Ordering::Relaxed) {
                 // What the tap does not take is lost like anything of a flood.
                 let _ = tap.send(frame);
             }
+            Ok(())
         });
         let result = work();
         is_over.store(true, Ordering::Relaxed);
-        result
+        let flooded = flooder.join().map_err(|_| anyhow!("the flooder panicked"))?;
+        flooded.and(result)
     })
 }
 

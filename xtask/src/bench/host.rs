@@ -214,6 +214,10 @@ fn change_seen(files: &HostFiles, tap: &Tap, number: u32, time: usize) -> Result
     }
 }
 
+/// How long a guest waits for an answer before it asks again. It sleeps meanwhile: a client that spins in the kernel holds up what every
+/// processor has to take part in before a tap has the classifier (RCU), which no guest can.
+const ASK_AGAIN: Duration = Duration::from_micros(100);
+
 /// Makes a tap and asks for the metadata service's MAC until it is told.
 fn appearance(namespace: &Namespace, number: u32) -> Result<Duration> {
     let start = Instant::now();
@@ -238,6 +242,7 @@ fn appearance(namespace: &Namespace, number: u32) -> Result<Duration> {
             "nobody answers on {}",
             tap_name(number)
         );
+        std::thread::sleep(ASK_AGAIN);
     }
 }
 
