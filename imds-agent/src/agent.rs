@@ -106,6 +106,9 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
         Some(settings) => Some(control::Socket::bind(&settings).await?),
         None => None,
     };
+    // Before the records are read: what the loader takes for a moment, some 17 MB to read the kernel's types, is theirs afterwards.
+    let mut classifier = Classifier::load_for(pins, config.workers())?;
+    grace_periods.tell();
     let directory = Directory::open(&config.state_directory, config.rules())?;
     let mut snapshots = directory.snapshots();
     let audit = match config.audit_file() {
@@ -138,8 +141,6 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
         }
         None => None,
     };
-    let mut classifier = Classifier::load_for(pins, config.workers())?;
-    grace_periods.tell();
     let requests = of_workers
         .iter()
         .map(|facts| Arc::clone(&facts.requests))

@@ -34,6 +34,7 @@
 //! - A frame for the IMDS address never leaves a tap that has the classifier, whatever state the agent is in.
 
 pub mod agent;
+pub mod allocator;
 pub mod bindings;
 pub mod config;
 pub mod control;

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use imds_agent::{
-    agent,
+    agent, allocator,
     config::{Config, ConfigError, DEFAULT_PATH, LogLevel},
     datapath::{
         GracePeriods, attach, detach,
@@ -116,6 +116,7 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
     match command {
         Command::Run => {
             panic::set_hook(Box::new(tell_panic));
+            allocator::share_one_heap();
             ensure_host(|| privilege::ensure(config.user()))?;
             support::ensure_packet_sockets()?;
             // The switch is root's.

@@ -62,7 +62,7 @@ impl Check {
         }
         self.accelerators(instance);
         self.tags(instance, rules);
-        self.events(&instance.events);
+        self.events(instance.events());
     }
 
     pub fn role(&mut self, role: &Role) {

@@ -28,6 +28,16 @@ pub struct Events {
     pub auto_scaling: Vec<AutoScalingState>,
 }
 
+impl Events {
+    /// Nothing is.
+    pub const NONE: Self = Self {
+        spot_interruption: None,
+        rebalance_recommendation: None,
+        maintenance: Vec::new(),
+        auto_scaling: Vec::new(),
+    };
+}
+
 /// From when to when a notice can be seen. Nothing said means: as long as it is in the record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Visibility {

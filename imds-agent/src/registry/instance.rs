@@ -21,7 +21,7 @@ macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-        pub struct $name(std::sync::Arc<str>);
+        pub struct $name(arcstr::ArcStr);
 
         impl $name {
             /// The id as text.
@@ -143,12 +143,11 @@ pub struct Instance {
     pub tags: Keyed<Tag>,
     pub network_interfaces: Keyed<NetworkInterface>,
     /// *Ours*: what is about to happen to it.
-    #[serde(default)]
-    pub events: Events,
+    pub events: Option<Box<Events>>,
     /// Base64, as `aws ec2 run-instances` takes it.
     pub user_data: Option<UserData>,
     /// *Ours*: which hypervisor source wrote the record and may write and delete it again. An operator's record has none.
-    pub origin: Option<Origin>,
+    pub origin: Option<Box<Origin>>,
 }
 
 /// One network interface of an instance.
@@ -171,7 +170,7 @@ pub struct NetworkInterface {
     pub private_ip_address: Option<std::net::Ipv4Addr>,
     #[serde(default)]
     pub private_ip_addresses: Box<[PrivateIpAddress]>,
-    pub association: Option<Association>,
+    pub association: Option<Box<Association>>,
     #[serde(default)]
     pub ipv6_addresses: Box<[Ipv6Address]>,
     #[serde(default)]
@@ -230,7 +229,7 @@ parts! {
         private_ip_address: std::net::Ipv4Addr,
         #[serde(default)] primary: bool,
         private_dns_name: Option<Box<str>>,
-        association: Option<Association>,
+        association: Option<Box<Association>>,
     }
     /// The public address that maps to a private one.
     Association { public_ip: Option<std::net::Ipv4Addr>, public_dns_name: Option<Box<str>>, ip_owner_id: Option<Text> }
@@ -330,6 +329,14 @@ option_words! {
     /// *Ours*: whether tags that are in the tree can also be had, whatever their keys, as one JSON document at
     /// `tags/instance-index` and one by one under their percent-encoded keys.
     InstanceMetadataTagsIndex { Enabled, Disabled }
+}
+
+impl Instance {
+    /// What is about to happen to it.
+    pub fn events(&self) -> &Events {
+        static NONE: Events = Events::NONE;
+        self.events.as_deref().unwrap_or(&NONE)
+    }
 }
 
 impl HasKey for Tag {

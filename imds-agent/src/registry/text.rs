@@ -3,19 +3,19 @@
 
 use std::{
     borrow::Borrow, cell::RefCell, collections::HashSet, fmt, marker::PhantomData, ops::Deref, str::FromStr,
-    sync::Arc,
 };
 
+use arcstr::ArcStr;
 use serde::{Deserialize, Deserializer, de};
 
-/// A text that may be shared.
+/// A text that may be shared: one word in a record, where `Arc<str>` would be two.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Text(Arc<str>);
+pub struct Text(ArcStr);
 
 /// The texts that are known.
 #[derive(Default, Debug)]
 pub(super) struct Texts {
-    known: HashSet<Arc<str>>,
+    known: HashSet<ArcStr>,
     /// How many make it worth to look which of them nobody has any more.
     enough: usize,
 }
@@ -35,7 +35,7 @@ impl Texts {
         let read = read();
         *self = READING.take().unwrap_or_default();
         if self.known.len() > self.enough.max(ENOUGH_MIN) {
-            self.known.retain(|text| Arc::strong_count(text) > 1);
+            self.known.retain(|text| ArcStr::strong_count(text) > Some(1));
             self.enough = self.known.len() * 2;
         }
         read
@@ -46,12 +46,12 @@ impl Texts {
         self.known.extend(other.known);
     }
 
-    fn get(&mut self, text: &str) -> Arc<str> {
+    fn get(&mut self, text: &str) -> ArcStr {
         if let Some(known) = self.known.get(text) {
-            return Arc::clone(known);
+            return known.clone();
         }
-        let new: Arc<str> = text.into();
-        self.known.insert(Arc::clone(&new));
+        let new = ArcStr::from(text);
+        self.known.insert(new.clone());
         new
     }
 }
@@ -147,9 +147,9 @@ mod tests {
         let first = texts.share(|| read(r#"["ami-1", "ami-1", "a\"b"]"#));
         let second = texts.share(|| read(r#"["ami-1", "a\"b"]"#));
         let outside = read(r#"["ami-1"]"#);
-        assert!(Arc::ptr_eq(&first[0].0, &first[1].0) && Arc::ptr_eq(&first[0].0, &second[0].0));
-        assert!(Arc::ptr_eq(&first[2].0, &second[1].0));
-        assert!(first[0] == outside[0] && !Arc::ptr_eq(&first[0].0, &outside[0].0));
+        assert!(ArcStr::ptr_eq(&first[0].0, &first[1].0) && ArcStr::ptr_eq(&first[0].0, &second[0].0));
+        assert!(ArcStr::ptr_eq(&first[2].0, &second[1].0));
+        assert!(first[0] == outside[0] && !ArcStr::ptr_eq(&first[0].0, &outside[0].0));
     }
 
     #[test]
@@ -160,6 +160,9 @@ mod tests {
             texts.share(|| read(&format!(r#"["{number}"]"#)));
             assert!(texts.known.len() <= ENOUGH_MIN + 1);
         }
-        assert!(Arc::ptr_eq(&texts.share(|| read(r#"["kept"]"#))[0].0, &kept[0].0));
+        assert!(ArcStr::ptr_eq(
+            &texts.share(|| read(r#"["kept"]"#))[0].0,
+            &kept[0].0
+        ));
     }
 }

@@ -7,6 +7,7 @@ pub const ROOMS: &[(&str, &str)] = &[
         "agent",
         "bindings config control identity_files identity_signer keys observe privilege reload service_manager worker datapath stack http imds registry credentials sts now",
     ),
+    ("allocator", ""),
     ("bin", "imdsctl"),
     ("bindings", "registry"),
     ("config", "control glob imds observe registry credentials sts"),
@@ -85,6 +86,7 @@ pub const CRATES: &[(&str, &[&str])] = &[
             "exit_code.rs",
             // Records are written as whoever the agent runs as.
             "imdsctl/guests.rs",
+            "allocator.rs",
             "main.rs",
         ],
     ),
@@ -153,6 +155,10 @@ pub const UNSAFE: &[(&str, &str)] = &[
     (
         "imds-agent/src/privilege/",
         "the handler of a signal, and the environment of a process with one thread",
+    ),
+    (
+        "imds-agent/src/allocator.rs",
+        "a knob of the C library's allocator",
     ),
     (
         "imds-ebpf/src/main.rs",

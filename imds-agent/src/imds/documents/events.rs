@@ -24,7 +24,7 @@ pub fn maintenance_history(view: &View<'_>, out: &mut Vec<u8>) -> Timestamp {
 
 /// `events/recommendations/rebalance`.
 pub fn rebalance(view: &View<'_>, out: &mut Vec<u8>) -> Option<Timestamp> {
-    let recommendation = view.instance.events.rebalance_recommendation.as_ref();
+    let recommendation = view.instance.events().rebalance_recommendation.as_ref();
     let changed = visible(view, recommendation.map(RebalanceRecommendation::visibility)?)?;
     let notice_time = recommendation?.notice_time.strftime(UTC);
     _ = write!(out, "{{\"noticeTime\":\"{notice_time}\"}}");
@@ -53,7 +53,7 @@ pub fn spot_termination_time(view: &View<'_>, out: &mut Vec<u8>) -> Option<Times
 pub fn target_lifecycle_state(view: &View<'_>, out: &mut Vec<u8>) -> Option<Timestamp> {
     let state = view.auto_scaling_state()?;
     out.extend_from_slice(state.target_lifecycle_state.as_str().as_bytes());
-    let states = &view.instance.events.auto_scaling;
+    let states = &view.instance.events().auto_scaling;
     Some(last_change(view, states.iter().map(|state| state.visibility())))
 }
 
@@ -63,7 +63,7 @@ const UTC: &str = "%Y-%m-%dT%H:%M:%SZ";
 const MAINTENANCE_TIME: &str = "%-d %b %Y %H:%M:%S GMT";
 
 fn maintenance(view: &View<'_>, wanted: impl Fn(MaintenanceState) -> bool, out: &mut Vec<u8>) -> Timestamp {
-    let events = &view.instance.events.maintenance;
+    let events = &view.instance.events().maintenance;
     let mut before: &[u8] = b"[ ";
     for event in events {
         if wanted(event.state()) && event.visibility().includes(view.now) {
@@ -100,7 +100,7 @@ fn maintenance_event(event: &MaintenanceEvent, out: &mut Vec<u8>) {
 }
 
 fn spot_interruption<'v>(view: &View<'v>) -> Option<(&'v SpotInterruption, Timestamp)> {
-    let interruption = view.instance.events.spot_interruption.as_ref()?;
+    let interruption = view.instance.events().spot_interruption.as_ref()?;
     Some((interruption, visible(view, interruption.visibility())?))
 }
 

@@ -18,7 +18,7 @@ use crate::{
     registry::{
         Instance, NetworkInterface,
         events::AutoScalingState,
-        instance::{Association, Placement, SecurityGroup},
+        instance::{Placement, SecurityGroup},
         snapshot::Member,
     },
 };
@@ -154,7 +154,7 @@ impl<'v> View<'v> {
 
     /// The state that the instance's Auto Scaling group wants it in.
     pub fn auto_scaling_state(&self) -> Option<&'v AutoScalingState> {
-        let mut states = self.instance.events.auto_scaling.iter();
+        let mut states = self.instance.events().auto_scaling.iter();
         states.rfind(|state| state.visibility().includes(self.now))
     }
 
@@ -311,10 +311,8 @@ impl<'v> Interface<'v> {
             .private_ip_addresses
             .iter()
             .filter_map(|address| address.association.as_ref());
-        let associations = self.record.association.iter().chain(listed);
-        associations
-            .filter_map(|association: &Association| said(association.public_dns_name.as_deref()))
-            .next()
+        let mut associations = self.record.association.iter().chain(listed);
+        associations.find_map(|association| said(association.public_dns_name.as_deref()))
     }
 
     /// Its network card, if the record says one.
