@@ -18,7 +18,10 @@ use std::{
 };
 
 use crate::{
-    imds::identity::{self, IdentityKeys, Part, Published, SignError, Signatures, published::Slot},
+    imds::identity::{
+        self, IdentityKeys, Part, Published, SignError, Signatures,
+        published::{Slot, Slots},
+    },
     privilege,
     registry::{InstanceId, Snapshot, snapshot::Member},
 };
@@ -103,6 +106,8 @@ struct Queue {
     snapshot: Arc<Snapshot>,
     /// The instances that have, or had, a tap.
     entries: HashMap<InstanceId, Entry>,
+    /// Their slots.
+    slots: Slots,
     /// Whether the set of them is another than the published one.
     is_other_set: bool,
     is_listed: bool,
@@ -148,6 +153,7 @@ impl Queue {
             published,
             snapshot: Arc::default(),
             entries: HashMap::new(),
+            slots: Slots::default(),
             is_other_set: false,
             is_listed: false,
             pending: Pending::default(),
@@ -162,7 +168,7 @@ impl Queue {
             } else {
                 inbox.try_recv().ok()
             };
-            // All that there is to be told, since telling of the set costs something for each in it.
+            // All that there is to be told before the next signature: a guest that waits goes first.
             for told in first.into_iter().chain(inbox.try_iter()) {
                 match told {
                     Told::Snapshot(snapshot) => self.handle_snapshot(snapshot),
@@ -178,9 +184,9 @@ impl Queue {
     }
 
     fn handle_snapshot(&mut self, snapshot: Arc<Snapshot>) {
-        let before = self.entries.len();
         self.entries.retain(|id, entry| {
             let Some(member) = snapshot.instances.get(id) else {
+                self.is_other_set |= self.slots.remove_mut(id);
                 return false;
             };
             // The registry keeps what has not changed, so most of a snapshot costs a comparison of addresses.
@@ -190,7 +196,6 @@ impl Queue {
             }
             true
         });
-        self.is_other_set |= self.entries.len() != before;
         self.snapshot = snapshot;
     }
 
@@ -199,14 +204,17 @@ impl Queue {
             return;
         };
         let with_dsa2048 = self.is_listed;
-        let is_new = !self.entries.contains_key(id);
-        let entry = self.entries.entry(id.clone()).or_insert_with(|| Entry {
-            member: Arc::clone(member),
-            slot: Arc::default(),
-            with_dsa2048,
+        let entry = self.entries.entry(id.clone()).or_insert_with(|| {
+            let slot = Arc::<Slot>::default();
+            self.slots.insert_mut(id.clone(), Arc::clone(&slot));
+            self.is_other_set = true;
+            Entry {
+                member: Arc::clone(member),
+                slot,
+                with_dsa2048,
+            }
         });
         entry.with_dsa2048 |= with_dsa2048;
-        self.is_other_set |= is_new;
         self.pending.rsa.push_back(id.clone());
     }
 
@@ -219,9 +227,7 @@ impl Queue {
 
     fn publish(&mut self) {
         if std::mem::take(&mut self.is_other_set) {
-            let slots = self.entries.iter();
-            let slots = slots.map(|(id, entry)| (id.clone(), Arc::clone(&entry.slot)));
-            self.published.publish(slots.collect());
+            self.published.publish(self.slots.clone());
         }
     }
 

@@ -96,6 +96,26 @@ fn who_has_a_tap_is_signed_and_nobody_else() {
 }
 
 #[test]
+fn one_more_tap_copies_nothing_of_the_others() {
+    let (mut queue, published, _told) = queue();
+    let [first, second] = [member("i-1", "ami-1"), member("i-2", "ami-1")];
+    queue.handle_snapshot(snapshot(&[&first, &second]));
+    queue.handle_bound(id(&first));
+    queue.publish();
+    let with_first_alone = queue.slots.clone();
+    queue.handle_bound(id(&second));
+    queue.publish();
+    let slot = &queue.entries[id(&first)].slot;
+    assert_eq!(Arc::strong_count(slot), 2, "in its entry, and once in all sets");
+    assert_eq!((with_first_alone.size(), queue.slots.size()), (1, 2));
+
+    queue.handle_snapshot(snapshot(&[&second]));
+    sign_all(&mut queue);
+    assert_eq!(queue.slots.size(), 1);
+    assert!(get(&published, &second, Part::Rsa2048).is_some());
+}
+
+#[test]
 fn changed_document_has_no_signature_until_it_has_its_own() {
     let (mut queue, published, _told) = queue();
     let [old, new] = [member("i-1", "ami-1"), member("i-1", "ami-2")];
