@@ -7,8 +7,9 @@
 //! token or ask without one before they ask for a signature. After a restart of the agent thousands of guests that run
 //! on thus cost some seconds, and hardly one of them waits.
 //!
-//! One thread signs. It takes those first that a guest has asked for in vain: such a guest is answered with 503 and finds the
-//! signature when it asks again, however many are still to be signed. Guests can make it sign nothing twice.
+//! One thread signs, at the lowest priority. It takes those first that a guest has asked for in vain: such a guest is answered
+//! with 503 and finds the signature when it asks again, however many are still to be signed. Guests can make it sign nothing
+//! twice.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -56,6 +57,7 @@ impl Signer {
         let queue = Queue::new(keys, published);
         let run = move || {
             privilege::capabilities::give_up();
+            give_way();
             if let Err(error) = queue.run(&told) {
                 log::error!("identity documents are no longer signed: {error}");
             }
@@ -96,6 +98,15 @@ impl Drop for Signer {
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             log::error!("the signer of identity documents panicked");
         }
+    }
+}
+
+/// Has everybody else go first on the processor, of whom all wait for less than a signature takes. Of the calling thread alone,
+/// as Linux has it (setpriority(2), "C library/kernel differences").
+fn give_way() {
+    const LOWEST: i32 = 19;
+    if let Err(error) = rustix::process::setpriority_process(None, LOWEST) {
+        log::debug!("identity documents are signed at the priority of everything else: {error}");
     }
 }
 

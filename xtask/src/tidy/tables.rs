@@ -89,6 +89,7 @@ pub const CRATES: &[(&str, &[&str])] = &[
             "main.rs",
         ],
     ),
+    ("rustix", &["identity_signer.rs"]),
     ("ratatui", &["imdsctl/top/"]),
     ("roxmltree", &["sources/libvirt", "imdsctl/doctor/machine.rs"]),
     ("rtnetlink", &["datapath/"]),
