@@ -123,7 +123,6 @@ async fn in_our_words(response: Response) -> Response {
     }
     match status {
         StatusCode::PAYLOAD_TOO_LARGE => Refusal::too_long(BODY_BYTES_MAX).into_response(),
-        _ => Refusal::invalid("the request cannot be read: its path is no text, or its body does not end")
-            .into_response(),
+        _ => Refusal::unreadable().into_response(),
     }
 }
