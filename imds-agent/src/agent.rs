@@ -169,7 +169,7 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
         rules: directory.rules(),
         control: Arc::clone(&control),
         applied,
-        work: Work::new(workers, &assigned(&classifier)),
+        work: Work::new(workers, &assigned(&classifier), refresher.rests()),
         classifier,
         grace_periods,
         snapshot,
