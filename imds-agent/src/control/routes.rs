@@ -98,8 +98,8 @@ routes! {
 pub fn router(control: Arc<Control>) -> Router {
     let routes = ROUTES.iter().fold(Router::new(), |router, route| {
         let access = route.access;
-        let gate = middleware::from_fn(move |peer, permits, request, next| {
-            gate(access, peer, permits, request, next)
+        let gate = middleware::from_fn(move |peer, permits, attempts, request, next| {
+            gate(access, peer, permits, attempts, request, next)
         });
         router.route(route.path, (route.handler)().layer(gate))
     });

@@ -18,7 +18,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::access::{Access, Peer, Permits};
+use super::access::{Access, Attempts, Peer, Permits};
 use crate::{
     accepting::Accepting,
     unix_socket::{BindError, UnixSocket},
@@ -109,7 +109,9 @@ impl Socket {
     /// Answers requests until dropped, by `router`.
     pub async fn serve(self, router: Router) {
         let Self { socket, permits } = self;
-        let router = router.layer(axum::Extension(Arc::new(permits)));
+        let router = router
+            .layer(axum::Extension(Arc::new(permits)))
+            .layer(axum::Extension(Arc::<Attempts>::default()));
         let service = router.into_make_service_with_connect_info::<Peer>();
         let (file, listener) = socket.into_parts();
         let guarded = Guarded {
