@@ -21,6 +21,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
     task::JoinSet,
+    time::MissedTickBehavior,
 };
 
 use self::work::Work;
@@ -46,7 +47,7 @@ use crate::{
     worker::Facts,
 };
 
-/// How long the kernel is left alone with what it refused.
+/// How often what the kernel refused is tried again, whatever else happens meanwhile.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Commands of the operators' socket that wait for their turn.
@@ -169,7 +170,7 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
         rules: directory.rules(),
         control: Arc::clone(&control),
         applied,
-        work: Work::new(workers, &assigned(&classifier)),
+        work: Work::new(workers, &assigned(&classifier), refresher.rests()),
         classifier,
         grace_periods,
         snapshot,
@@ -210,6 +211,8 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
     upkeep.spawn(identity_refresher.run(directory.snapshots()));
     upkeep.spawn(issuer_keys::follow(issuer, keys, issuer_keys));
     let mut registry_watch = tokio::spawn(directory.watch(facts.registry));
+    let mut retries = tokio::time::interval(RETRY_AFTER);
+    retries.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let event = tokio::select! {
             biased;
@@ -222,7 +225,7 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
             Some(command) = commanded.recv() => Event::Control(command),
             Some(_) = upkeep.join_next() => Event::Ended("the upkeep of credentials"),
             Some(asked) = scrapes.recv() => Event::Asked(asked),
-            () = tokio::time::sleep(RETRY_AFTER), if !agent.refused.is_empty() => Event::Retry,
+            _ = retries.tick(), if !agent.refused.is_empty() => Event::Retry,
         };
         match event {
             Event::Link(event) => agent.handle_link(event),
@@ -253,10 +256,11 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
 
 impl Agent {
     fn handle_link(&mut self, event: LinkEvent) {
-        if let LinkEvent::Appeared { index, .. } | LinkEvent::Gone { index } = event {
-            // What was refused is out of date.
-            self.refused.remove(&index);
-        }
+        let refused = match event {
+            LinkEvent::Appeared { index, .. } | LinkEvent::Gone { index } => Some(index),
+            LinkEvent::Listed => None,
+        };
+        let refused = refused.filter(|tap| self.refused.contains_key(tap));
         match event {
             LinkEvent::Appeared {
                 index,
@@ -273,6 +277,10 @@ impl Agent {
                 let changes = self.bindings.handle_gone(index, &self.snapshot);
                 self.apply(changes);
             }
+        }
+        if let Some(tap) = refused {
+            // What it was refused for may be over.
+            self.retry_tap(tap);
         }
     }
 

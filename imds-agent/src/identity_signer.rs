@@ -7,8 +7,9 @@
 //! token or ask without one before they ask for a signature. After a restart of the agent thousands of guests that run
 //! on thus cost some seconds, and hardly one of them waits.
 //!
-//! One thread signs. It takes those first that a guest has asked for in vain: such a guest is answered with 503 and finds the
-//! signature when it asks again, however many are still to be signed. Guests can make it sign nothing twice.
+//! One thread signs, at the lowest priority. It takes those first that a guest has asked for in vain: such a guest is answered
+//! with 503 and finds the signature when it asks again, however many are still to be signed. Guests can make it sign nothing
+//! twice.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -18,7 +19,10 @@ use std::{
 };
 
 use crate::{
-    imds::identity::{self, IdentityKeys, Part, Published, SignError, Signatures, published::Slot},
+    imds::identity::{
+        self, IdentityKeys, Part, Published, SignError, Signatures,
+        published::{Slot, Slots},
+    },
     privilege,
     registry::{InstanceId, Snapshot, snapshot::Member},
 };
@@ -53,6 +57,7 @@ impl Signer {
         let queue = Queue::new(keys, published);
         let run = move || {
             privilege::capabilities::give_up();
+            give_way();
             if let Err(error) = queue.run(&told) {
                 log::error!("identity documents are no longer signed: {error}");
             }
@@ -96,6 +101,15 @@ impl Drop for Signer {
     }
 }
 
+/// Has everybody else go first on the processor, of whom all wait for less than a signature takes. Of the calling thread alone,
+/// as Linux has it (setpriority(2), "C library/kernel differences").
+fn give_way() {
+    const LOWEST: i32 = 19;
+    if let Err(error) = rustix::process::setpriority_process(None, LOWEST) {
+        log::debug!("identity documents are signed at the priority of everything else: {error}");
+    }
+}
+
 /// What is signed, and what is still to be.
 struct Queue {
     keys: IdentityKeys,
@@ -103,6 +117,8 @@ struct Queue {
     snapshot: Arc<Snapshot>,
     /// The instances that have, or had, a tap.
     entries: HashMap<InstanceId, Entry>,
+    /// Their slots.
+    slots: Slots,
     /// Whether the set of them is another than the published one.
     is_other_set: bool,
     is_listed: bool,
@@ -148,6 +164,7 @@ impl Queue {
             published,
             snapshot: Arc::default(),
             entries: HashMap::new(),
+            slots: Slots::default(),
             is_other_set: false,
             is_listed: false,
             pending: Pending::default(),
@@ -162,7 +179,7 @@ impl Queue {
             } else {
                 inbox.try_recv().ok()
             };
-            // All that there is to be told, since telling of the set costs something for each in it.
+            // All that there is to be told before the next signature: a guest that waits goes first.
             for told in first.into_iter().chain(inbox.try_iter()) {
                 match told {
                     Told::Snapshot(snapshot) => self.handle_snapshot(snapshot),
@@ -178,9 +195,9 @@ impl Queue {
     }
 
     fn handle_snapshot(&mut self, snapshot: Arc<Snapshot>) {
-        let before = self.entries.len();
         self.entries.retain(|id, entry| {
             let Some(member) = snapshot.instances.get(id) else {
+                self.is_other_set |= self.slots.remove_mut(id);
                 return false;
             };
             // The registry keeps what has not changed, so most of a snapshot costs a comparison of addresses.
@@ -190,7 +207,6 @@ impl Queue {
             }
             true
         });
-        self.is_other_set |= self.entries.len() != before;
         self.snapshot = snapshot;
     }
 
@@ -199,14 +215,17 @@ impl Queue {
             return;
         };
         let with_dsa2048 = self.is_listed;
-        let is_new = !self.entries.contains_key(id);
-        let entry = self.entries.entry(id.clone()).or_insert_with(|| Entry {
-            member: Arc::clone(member),
-            slot: Arc::default(),
-            with_dsa2048,
+        let entry = self.entries.entry(id.clone()).or_insert_with(|| {
+            let slot = Arc::<Slot>::default();
+            self.slots.insert_mut(id.clone(), Arc::clone(&slot));
+            self.is_other_set = true;
+            Entry {
+                member: Arc::clone(member),
+                slot,
+                with_dsa2048,
+            }
         });
         entry.with_dsa2048 |= with_dsa2048;
-        self.is_other_set |= is_new;
         self.pending.rsa.push_back(id.clone());
     }
 
@@ -219,9 +238,7 @@ impl Queue {
 
     fn publish(&mut self) {
         if std::mem::take(&mut self.is_other_set) {
-            let slots = self.entries.iter();
-            let slots = slots.map(|(id, entry)| (id.clone(), Arc::clone(&entry.slot)));
-            self.published.publish(slots.collect());
+            self.published.publish(self.slots.clone());
         }
     }
 

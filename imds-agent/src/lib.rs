@@ -33,6 +33,7 @@
 //! - Secrets have no `Display`, a redacted `Debug`, and are wiped when dropped.
 //! - A frame for the IMDS address never leaves a tap that has the classifier, whatever state the agent is in.
 
+pub mod accepting;
 pub mod agent;
 pub mod allocator;
 pub mod bindings;

@@ -63,16 +63,11 @@ pub fn crawl(
 
 /// What the search decides before a boot gets to the datasource, with what the operator has configured.
 pub fn search(release: Release, smbios: Smbios<'_>, operator_config: &str) -> Result<String> {
-    let Smbios {
-        uuid,
-        serial,
-        manufacturer,
-        product,
-        asset,
-    } = smbios;
+    let machine = [smbios.manufacturer, smbios.product, smbios.asset];
     let output = debian::command(release, &Namespace::new()?, "sh")?
         .args(["-c", include_str!("../clients/ds_identify.sh"), "sh"])
-        .args([uuid, serial, operator_config, manufacturer, product, asset])
+        .args([smbios.uuid, smbios.serial, operator_config])
+        .args(machine)
         .output()
         .context("cannot run ds-identify")?;
     Ok(String::from_utf8(output.stdout)?)

@@ -29,6 +29,15 @@ fn ask_for_token(namespace: &Namespace, url: &str) -> Result<Output> {
     curl.output().context("no curl")
 }
 
+/// Waits for the line of the log with `line` in it, which names the instance and says all of `parts`.
+fn expect_told(host: &mut Host, line: &str, parts: &[&str]) -> Result<String> {
+    let told = host.agent.wait_for_log(line)?;
+    for part in [INSTANCE_ID].iter().chain(parts) {
+        ensure!(told.contains(part), "{part}: {told}");
+    }
+    Ok(told)
+}
+
 /// What a stopped agent counted of tokens and hop limits.
 fn counted(host: Host) -> Result<(String, Vec<String>)> {
     let (_, log) = host.agent.stop()?;
@@ -42,16 +51,11 @@ fn container_whose_tokens_die_at_the_guest_is_told_with_its_remedy() -> Result<(
     let container = guest.container()?;
     let output = ask_for_token(&container, IPV4_URL)?;
     ensure!(!output.status.success(), "a token with hop limit 1 arrived");
-    let told = host.agent.wait_for_log("HttpPutResponseHopLimit")?;
-    for part in [
-        INSTANCE_ID,
-        "172.17.0.2",
-        "router 10.0.0.2",
-        "hop limit is 1",
-        "to 2 or more",
-    ] {
-        ensure!(told.contains(part), "{part}: {told}");
-    }
+    expect_told(
+        &mut host,
+        "HttpPutResponseHopLimit",
+        &["172.17.0.2", "router 10.0.0.2", "hop limit is 1", "to 2 or more"],
+    )?;
     // It tries on, and the log is no longer for it. The guest itself has its tokens.
     _ = ask_for_token(&container, IPV4_URL)?;
     ensure!(ask_for_token(&guest.namespace, IPV4_URL)?.status.success());
@@ -70,10 +74,11 @@ fn container_behind_the_guests_address_is_told_likewise() -> Result<()> {
     let container = guest.container()?;
     guest.masquerade()?;
     ensure!(!ask_for_token(&container, IPV4_URL)?.status.success());
-    let told = host.agent.wait_for_log("HttpPutResponseHopLimit")?;
-    for part in [INSTANCE_ID, "for 10.0.0.2 expired", "to 2 or more"] {
-        ensure!(told.contains(part), "{part}: {told}");
-    }
+    expect_told(
+        &mut host,
+        "HttpPutResponseHopLimit",
+        &["for 10.0.0.2 expired", "to 2 or more"],
+    )?;
     Ok(())
 }
 
@@ -86,10 +91,11 @@ fn container_whose_tokens_die_in_silence_is_told_when_its_clients_give_up() -> R
     for _ in 0..2 {
         container.enter(ask_and_reset)?;
     }
-    let told = host.agent.wait_for_log("HttpPutResponseHopLimit")?;
-    for part in [INSTANCE_ID, "172.17.0.2 are not acknowledged", "to 2 or more"] {
-        ensure!(told.contains(part), "{part}: {told}");
-    }
+    expect_told(
+        &mut host,
+        "HttpPutResponseHopLimit",
+        &["172.17.0.2 are not acknowledged", "to 2 or more"],
+    )?;
     let (counted, _) = counted(host)?;
     ensure!(
         counted.contains(" 0 token responses expired") && counted.contains(" 2 were not acknowledged"),
@@ -142,10 +148,11 @@ fn token_that_dies_on_the_way_to_an_ipv6_container_is_told_likewise() -> Result<
     guest.add_container_ipv6(&container)?;
     let output = ask_for_token(&container, IPV6_URL)?;
     ensure!(!output.status.success(), "a token with hop limit 1 arrived");
-    let told = host.agent.wait_for_log("HttpPutResponseHopLimit")?;
-    for part in [INSTANCE_ID, "for fd00:2::2 ", "router fd00:", "to 2 or more"] {
-        ensure!(told.contains(part), "{part}: {told}");
-    }
+    expect_told(
+        &mut host,
+        "HttpPutResponseHopLimit",
+        &["for fd00:2::2 ", "router fd00:", "to 2 or more"],
+    )?;
     Ok(())
 }
 
@@ -159,15 +166,11 @@ fn instance_that_requires_tokens_and_is_asked_without_is_told_once() -> Result<(
         }
         Ok(())
     })?;
-    let told = host.agent.wait_for_log("requires session tokens")?;
-    for part in [
-        INSTANCE_ID,
-        "\"/latest/meta-data/\"",
-        "\"Cloud-Init/22.4\"",
-        "HttpTokens",
-    ] {
-        ensure!(told.contains(part), "{part}: {told}");
-    }
+    let told = expect_told(
+        &mut host,
+        "requires session tokens",
+        &["\"/latest/meta-data/\"", "\"Cloud-Init/22.4\"", "HttpTokens"],
+    )?;
     let (counted, log) = counted(host)?;
     ensure!(counted.contains("12 refused for want of one"), "{counted}");
     ensure!(

@@ -9,27 +9,46 @@ use super::{Agent, RETRY_AFTER};
 use crate::{bindings::Change, datapath};
 
 impl Agent {
-    /// Carries changes out. One that the kernel refuses costs its tap the service, and nobody else anything.
+    /// Carries changes out. One that the kernel refuses costs its tap the service, and nobody else anything: until all that
+    /// is to be so on it works in a row, nothing more is bound to it.
     pub(super) fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
         for change in changes {
             let tap = change.tap();
-            if let Err(error) = self.try_apply(change) {
-                log::error!("{error:#}; trying again every {RETRY_AFTER:?}");
-                self.refused.insert(tap, format!("{error:#}"));
+            let is_dark = matches!(change, Change::Unbind(..) | Change::Detach(_));
+            if !is_dark && self.refused.contains_key(&tap) {
+                continue;
+            }
+            let is_over = matches!(change, Change::Detach(_));
+            match self.try_apply(change) {
+                Ok(()) if is_over => drop(self.refused.remove(&tap)),
+                Ok(()) => {}
+                Err(error) => {
+                    log::error!("{error:#}; trying again every {RETRY_AFTER:?}");
+                    self.refused.insert(tap, format!("{error:#}"));
+                }
             }
         }
     }
 
-    /// Tries again what the kernel refused, and says so only where it works now.
+    /// Tries all again that the kernel refused.
     pub(super) fn retry(&mut self) {
-        for tap in std::mem::take(&mut self.refused).into_keys() {
-            let changes = self.bindings.repeat(tap);
-            match changes.into_iter().try_for_each(|change| self.try_apply(change)) {
-                Ok(()) => log::info!("tap {}: the kernel no longer refuses", self.name(tap)),
-                Err(error) => {
-                    log::debug!("{error:#}");
-                    self.refused.insert(tap, format!("{error:#}"));
-                }
+        let refused: Vec<_> = self.refused.keys().copied().collect();
+        for tap in refused {
+            self.retry_tap(tap);
+        }
+    }
+
+    /// Tries again what the kernel refused of a tap, if it did, and says so only where it works now.
+    pub(super) fn retry_tap(&mut self, tap: TapIndex) {
+        if self.refused.remove(&tap).is_none() {
+            return;
+        }
+        let changes = self.bindings.repeat(tap);
+        match changes.into_iter().try_for_each(|change| self.try_apply(change)) {
+            Ok(()) => log::info!("tap {}: the kernel no longer refuses", self.name(tap)),
+            Err(error) => {
+                log::debug!("{error:#}");
+                self.refused.insert(tap, format!("{error:#}"));
             }
         }
     }

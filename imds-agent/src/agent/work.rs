@@ -5,12 +5,16 @@ use std::{
     future::{Future as _, poll_fn},
     io,
     pin::Pin,
+    sync::Arc,
     task::Poll,
     time::{Duration, Instant},
 };
 
 use imds_ebpf::abi::{TapIndex, WorkerNumber};
-use tokio::sync::oneshot;
+use tokio::{
+    sync::{Notify, oneshot},
+    time::timeout_at,
+};
 
 use super::assignment::Assignment;
 use crate::{
@@ -21,9 +25,6 @@ use crate::{
 /// How long after all taps were told the first role credentials are waited for: half of the second that clients wait for an
 /// answer.
 const FIRST_SETS_WITHIN: Duration = Duration::from_millis(500);
-
-/// How often it is looked whether they are there.
-const LOOK: Duration = Duration::from_millis(2);
 
 /// The workers, begun or not, each in the place of its number.
 #[derive(Debug)]
@@ -36,17 +37,21 @@ pub struct Work {
     ended: Vec<Ended>,
     /// When the first credentials are no longer waited for, once all taps were told.
     begins_by: Option<Instant>,
+    /// Is notified when they may be there.
+    sets_rest: Arc<Notify>,
 }
 
 impl Work {
-    /// With workers that begin later, and where the last agent assigned taps.
-    pub fn new(workers: Vec<Worker>, earlier: &[(TapIndex, WorkerNumber)]) -> Self {
+    /// With workers that begin later, where the last agent assigned taps, and what is notified when the first credentials may
+    /// be there.
+    pub fn new(workers: Vec<Worker>, earlier: &[(TapIndex, WorkerNumber)], sets_rest: Arc<Notify>) -> Self {
         Self {
             assignment: Assignment::new(workers.len(), earlier),
             waiting: workers.into_iter().map(|worker| (worker, Vec::new())).collect(),
             handles: Vec::new(),
             ended: Vec::new(),
             begins_by: None,
+            sets_rest,
         }
     }
 
@@ -104,8 +109,9 @@ impl Work {
     /// Returns true when a worker has ended, whatever ended it, and false when it should be looked again whether they may
     /// begin.
     pub async fn changed(&mut self) -> bool {
-        if self.begins_by.is_some() {
-            tokio::time::sleep(LOOK).await;
+        if let Some(by) = self.begins_by {
+            // Either way it is time to look.
+            _ = timeout_at(by.into(), self.sets_rest.notified()).await;
             return false;
         }
         let one_ended = poll_fn(|context| {

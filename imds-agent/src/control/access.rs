@@ -1,11 +1,14 @@
 //! Who may do what: told by the kernel from the other end of the socket, never by what is sent through it.
 
-use std::{fs, sync::Arc};
+use std::{
+    fs,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
 
 use axum::{
     Extension,
     extract::{ConnectInfo, Request, connect_info::Connected},
-    http::Method,
     middleware::Next,
     response::{IntoResponse as _, Response},
     serve::IncomingStream,
@@ -14,6 +17,10 @@ use nix::unistd::{Gid, Uid, geteuid};
 use tokio::net::UnixStream;
 
 use super::{Refusal, socket::Guarded};
+use crate::observe::warnings::Warnings;
+
+/// Characters of a request's target that the log is told.
+const TARGET_CHARACTERS_MAX: usize = 256;
 
 /// What a route asks of its caller.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -108,11 +115,39 @@ fn supplementary_groups(process: i32, user: u32, group: u32) -> Option<Vec<Gid>>
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Granted(pub Access);
 
+/// What the log is told of those who may not: everybody who gets through the socket's file may try, as often as it likes.
+#[derive(Debug)]
+pub struct Attempts {
+    since: Instant,
+    warnings: Mutex<Warnings>,
+}
+
+impl Default for Attempts {
+    fn default() -> Self {
+        Self {
+            since: Instant::now(),
+            warnings: Mutex::default(),
+        }
+    }
+}
+
+impl Attempts {
+    fn level(&self) -> log::Level {
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        if warnings.may_tell(self.since.elapsed(), None) {
+            log::Level::Info
+        } else {
+            log::Level::Debug
+        }
+    }
+}
+
 /// Lets a request through to its handler, or does not. Who changed something, or was shown secrets, is in the log.
 pub async fn gate(
     needed: Access,
     ConnectInfo(peer): ConnectInfo<Peer>,
     Extension(permits): Extension<Arc<Permits>>,
+    Extension(attempts): Extension<Arc<Attempts>>,
     mut request: Request,
     next: Next,
 ) -> Response {
@@ -126,12 +161,19 @@ pub async fn gate(
     };
     // Read as it is obeyed: nobody is shown secrets by another spelling.
     let mut query = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
-    if method != Method::GET || query.any(|(name, _)| name == "secrets") {
+    if !method.is_safe() || query.any(|(name, _)| name == "secrets") {
         let user = peer
             .user
             .map_or_else(|| "nobody known".to_owned(), |user| user.to_string());
-        log::info!(
-            "control socket: user {user}: {method} {uri}: {}",
+        let level = if granted < needed {
+            attempts.level()
+        } else {
+            log::Level::Info
+        };
+        let target: String = uri.to_string().chars().take(TARGET_CHARACTERS_MAX).collect();
+        log::log!(
+            level,
+            "control socket: user {user}: {method} {target}: {}",
             response.status()
         );
     }

@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
     Control, Refusal,
@@ -118,6 +118,18 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
         .end()
         .map_err(|error| Refusal::invalid(format!("the body is wrong: {error}")))?;
     Ok(parsed)
+}
+
+/// A body that is an object with these names alone, or some of them.
+pub(super) fn parse_named(body: &[u8], names: &[&str]) -> Result<Map<String, Value>, Refusal> {
+    let object: Map<String, Value> = parse(body)?;
+    match object.keys().find(|name| !names.contains(&name.as_str())) {
+        Some(name) => Err(Refusal::invalid(format!(
+            "{name}: is none of {}",
+            names.join(", ")
+        ))),
+        None => Ok(object),
+    }
 }
 
 /// What JSON is called.

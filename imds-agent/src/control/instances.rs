@@ -4,7 +4,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use axum::{
     body::Bytes,
-    extract::{Path, State},
+    extract::{FromRequestParts, RawPathParams, State},
+    http::request::Parts,
     response::Response,
 };
 use imds_ebpf::abi::MacAddr;
@@ -19,10 +20,18 @@ use super::{
 use crate::registry::{
     InstanceId,
     snapshot::Member,
-    store::{Key, StoreError},
+    store::{Key, Put, StoreError, Stored},
 };
 
 type Answer = Result<Response, Refusal>;
+
+/// A request about one instance, which is the `{id}` of the path.
+#[derive(Debug)]
+pub(super) struct OnInstance {
+    pub control: Arc<Control>,
+    pub id: InstanceId,
+    pub asked: Asked,
+}
 
 /// An instance's id out of a path.
 pub(super) fn id(text: &str) -> Result<InstanceId, Refusal> {
@@ -48,27 +57,17 @@ pub(super) async fn list(State(control): State<Arc<Control>>, _: Asked) -> Answe
 }
 
 /// `GET /v1/instances/{id}`: the record as it is on disk.
-pub(super) async fn get(
-    State(control): State<Arc<Control>>,
-    Path(text): Path<String>,
-    asked: Asked,
-) -> Answer {
-    let key = Key::Instance(id(&text)?);
-    let mut stored = control.store(move |store| store.get(&key)).await?;
-    if asked.access < Access::Admin {
+pub(super) async fn get(on: OnInstance) -> Answer {
+    let (_, mut stored) = on.read().await?;
+    if on.asked.access < Access::Admin {
         stored.document.shift_remove("UserData");
     }
     Ok(versioned(&Value::Object(stored.document), &stored.revision))
 }
 
 /// `PUT /v1/instances/{id}`
-pub(super) async fn put(
-    State(control): State<Arc<Control>>,
-    Path(text): Path<String>,
-    asked: Asked,
-    body: Bytes,
-) -> Answer {
-    let id = id(&text)?;
+pub(super) async fn put(on: OnInstance, body: Bytes) -> Answer {
+    let OnInstance { control, id, asked } = on;
     let (key, expect) = (Key::Instance(id.clone()), asked.expect);
     let put = control
         .store(move |store| store.put(&key, &body, &expect))
@@ -78,32 +77,77 @@ pub(super) async fn put(
 }
 
 /// `DELETE /v1/instances/{id}`
-pub(super) async fn delete(
-    State(control): State<Arc<Control>>,
-    Path(text): Path<String>,
-    asked: Asked,
-) -> Answer {
-    let id = id(&text)?;
+pub(super) async fn delete(on: OnInstance) -> Answer {
+    let OnInstance { control, id, asked } = on;
     let (key, expect) = (Key::Instance(id.clone()), asked.expect);
     control.store(move |store| store.delete(&key, &expect)).await?;
     let state = control.settle_instance(asked.wait, &id, None).await?;
     Ok(json(&deleted(state)))
 }
 
-/// Changes an instance's record and waits for it.
-pub(super) async fn change(
-    control: Arc<Control>,
-    id: &str,
-    asked: Asked,
-    change: impl FnOnce(&mut Map<String, Value>) -> Result<(), StoreError> + Send + 'static,
-) -> Answer {
-    let id = self::id(id)?;
-    let (key, expect) = (Key::Instance(id.clone()), asked.expect);
-    let put = control
-        .store(move |store| store.amend(&key, &expect, change))
-        .await?;
-    let written = control.written(asked.wait, &id, &put).await?;
-    Ok(answer(&written, put.is_new, &put.revision))
+impl OnInstance {
+    /// The instance's record as it is on disk, and what it is called.
+    pub(super) async fn read(&self) -> Result<(Key, Stored), Refusal> {
+        let key = Key::Instance(self.id.clone());
+        let wanted = key.clone();
+        let stored = self.control.store(move |store| store.get(&wanted)).await?;
+        Ok((key, stored))
+    }
+
+    /// Changes the instance's record.
+    pub(super) async fn amend(
+        &self,
+        change: impl FnOnce(&mut Map<String, Value>) -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<Put, Refusal> {
+        let (key, expect) = (Key::Instance(self.id.clone()), self.asked.expect.clone());
+        self.control
+            .store(move |store| store.amend(&key, &expect, change))
+            .await
+    }
+
+    /// The same, and waits for it to be in force.
+    pub(super) async fn change(
+        self,
+        change: impl FnOnce(&mut Map<String, Value>) -> Result<(), StoreError> + Send + 'static,
+    ) -> Answer {
+        let put = self.amend(change).await?;
+        let written = self.control.written(self.asked.wait, &self.id, &put).await?;
+        Ok(answer(&written, put.is_new, &put.revision))
+    }
+}
+
+impl FromRequestParts<Arc<Control>> for OnInstance {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, control: &Arc<Control>) -> Result<Self, Refusal> {
+        let asked = Asked::from_request_parts(parts, control).await?;
+        let names = RawPathParams::from_request_parts(parts, control).await;
+        let names = names.map_err(|_| Refusal::unreadable())?;
+        let mut names = names.iter();
+        let (_, text) = names
+            .find(|(name, _)| *name == "id")
+            .ok_or_else(Refusal::no_route)?;
+        Ok(Self {
+            control: Arc::clone(control),
+            id: id(text)?,
+            asked,
+        })
+    }
+}
+
+/// Changes an object in a record: what is not said stays, `null` clears.
+pub(super) fn merge(record: &mut Map<String, Value>, field: &str, changes: Map<String, Value>) {
+    let object = record.entry(field).or_insert_with(|| json!({}));
+    // The reader has the words for what is no object.
+    let Some(object) = object.as_object_mut() else {
+        return;
+    };
+    for (name, value) in changes {
+        match value {
+            Value::Null => drop(object.shift_remove(&name)),
+            value => drop(object.insert(name, value)),
+        }
+    }
 }
 
 /// Which MAC is served on which tap, whether the record names it or its own MAC shows the guest's.

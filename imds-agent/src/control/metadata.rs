@@ -1,9 +1,6 @@
 //! What a guest would see at a path, without asking it.
 
-use std::sync::Arc;
-
 use axum::{
-    extract::{Path, State},
     http::{Uri, header},
     response::{IntoResponse as _, Response},
 };
@@ -12,7 +9,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use zeroize::Zeroize as _;
 
-use super::{Control, Refusal, access::Access, applied::LOOK_AGAIN, asked::Asked, instances::id};
+use super::{Control, Refusal, access::Access, applied::LOOK_AGAIN, instances::OnInstance};
 use crate::{
     credentials::Asked as AskedBy,
     imds::{
@@ -29,12 +26,9 @@ const REDACTED: &str = "(redacted)";
 
 /// `GET /v1/instances/{id}/metadata/{path}`: the path is the guest's own, its version included.
 pub(super) async fn get(
-    State(control): State<Arc<Control>>,
-    Path((text, _)): Path<(String, String)>,
+    OnInstance { control, id, asked }: OnInstance,
     uri: Uri,
-    asked: Asked,
 ) -> Result<Response, Refusal> {
-    let id = id(&text)?;
     // As it was sent: a tag's key is percent-encoded in the guest's path too.
     let target = uri
         .path()

@@ -1,19 +1,10 @@
 //! What became of the frames of an instance's taps, and how its role's credentials are. `imdsctl doctor` concludes from it.
 
-use std::sync::Arc;
-
-use axum::{
-    extract::{Path, State},
-    response::Response,
-};
+use axum::response::Response;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{
-    Command, Control, Refusal, TapMeasures,
-    asked::{Asked, json},
-    instances::id,
-};
+use super::{Command, Control, Refusal, TapMeasures, asked::json, instances::OnInstance};
 use crate::{
     credentials::RoleState,
     observe::Budget,
@@ -21,12 +12,8 @@ use crate::{
 };
 
 /// `GET /v1/instances/{id}/observed`
-pub(super) async fn get(
-    State(control): State<Arc<Control>>,
-    Path(text): Path<String>,
-    _: Asked,
-) -> Result<Response, Refusal> {
-    let id = id(&text)?;
+pub(super) async fn get(on: OnInstance) -> Result<Response, Refusal> {
+    let OnInstance { control, id, .. } = on;
     let snapshot = control.facts.registry.load();
     let member = snapshot
         .instances

@@ -1,25 +1,17 @@
 //! Metadata options, in the shape of `aws ec2 modify-instance-metadata-options`.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use axum::{
-    body::Bytes,
-    extract::{Path, State},
-    response::Response,
-};
-use serde_json::{Map, Value, json};
+use axum::{body::Bytes, response::Response};
+use serde_json::{Value, json};
 
 use super::{
     Control, Refusal,
     applied::State as Applied,
-    asked::{Asked, parse, versioned},
-    instances::id,
+    asked::{parse_named, versioned},
+    instances::{OnInstance, merge},
 };
-use crate::registry::{
-    InstanceId, MetadataOptions,
-    record::Record,
-    store::{Key, Revision},
-};
+use crate::registry::{InstanceId, MetadataOptions, record::Record, store::Revision};
 
 /// What can be modified.
 const NAMES: [&str; 6] = [
@@ -32,54 +24,24 @@ const NAMES: [&str; 6] = [
 ];
 
 /// `GET /v1/instances/{id}/metadata-options`: what the record asks for, and whether it is so yet.
-pub(super) async fn get(
-    State(control): State<Arc<Control>>,
-    Path(text): Path<String>,
-    _: Asked,
-) -> Result<Response, Refusal> {
-    let id = id(&text)?;
-    let key = Key::Instance(id.clone());
-    let stored = control.store(move |store| store.get(&key)).await?;
+pub(super) async fn get(on: OnInstance) -> Result<Response, Refusal> {
+    let (_, stored) = on.read().await?;
     // A record with a mistake in it stays pending, and what was in force before stays so.
-    control
-        .answer(&id, stored.record.as_ref(), &stored.revision, Duration::ZERO)
+    on.control
+        .answer(&on.id, stored.record.as_ref(), &stored.revision, Duration::ZERO)
         .await
 }
 
 /// `PATCH /v1/instances/{id}/metadata-options`: what is not said stays; `null` leaves it to the host's default.
-pub(super) async fn patch(
-    State(control): State<Arc<Control>>,
-    Path(text): Path<String>,
-    asked: Asked,
-    body: Bytes,
-) -> Result<Response, Refusal> {
-    let id = id(&text)?;
-    let changes: Map<String, Value> = parse(&body)?;
-    if let Some(name) = changes.keys().find(|name| !NAMES.contains(&name.as_str())) {
-        return Err(Refusal::invalid(format!(
-            "{name}: is none of {}",
-            NAMES.join(", ")
-        )));
-    }
-    let (key, expect) = (Key::Instance(id.clone()), asked.expect);
-    let put = control
-        .store(move |store| {
-            store.amend(&key, &expect, |record| {
-                let options = record.entry("MetadataOptions").or_insert_with(|| json!({}));
-                for (name, value) in changes {
-                    match (options.as_object_mut(), value) {
-                        (Some(options), Value::Null) => drop(options.shift_remove(&name)),
-                        (Some(options), value) => drop(options.insert(name, value)),
-                        // The reader has the words for it.
-                        (None, _) => {}
-                    }
-                }
-                Ok(())
-            })
-        })
-        .await?;
-    control
-        .answer(&id, Some(&put.record), &put.revision, asked.wait)
+pub(super) async fn patch(on: OnInstance, body: Bytes) -> Result<Response, Refusal> {
+    let changes = parse_named(&body, &NAMES)?;
+    let put = on.amend(|record| {
+        merge(record, "MetadataOptions", changes);
+        Ok(())
+    });
+    let put = put.await?;
+    on.control
+        .answer(&on.id, Some(&put.record), &put.revision, on.asked.wait)
         .await
 }
 

@@ -2,22 +2,18 @@
 
 use std::sync::Arc;
 
-use axum::{
-    body::Bytes,
-    extract::{Path, State},
-    response::Response,
-};
+use axum::{body::Bytes, response::Response};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{
     Control, Refusal,
-    asked::{Asked, parse, versioned},
-    instances::{change, id},
+    asked::{parse, parse_named, versioned},
+    instances::{OnInstance, merge},
 };
 use crate::registry::{
     record::Record,
-    store::{Key, StoreError, Stored},
+    store::{Key, StoreError},
 };
 
 type Answer = Result<Response, Refusal>;
@@ -57,30 +53,21 @@ struct Specification {
 }
 
 /// `GET /v1/instances/{id}/tags`
-pub(super) async fn get_tags(
-    State(control): State<Arc<Control>>,
-    Path(text): Path<String>,
-    _: Asked,
-) -> Answer {
-    let (_, mut stored) = read(&control, &text).await?;
+pub(super) async fn get_tags(on: OnInstance) -> Answer {
+    let (_, mut stored) = on.read().await?;
     let tags = stored.document.shift_remove("Tags").unwrap_or_else(|| json!([]));
     Ok(versioned(&json!({ "Tags": tags }), &stored.revision))
 }
 
 /// `PUT /v1/instances/{id}/tags`: these and no others.
-pub(super) async fn put_tags(
-    State(control): State<Arc<Control>>,
-    Path(text): Path<String>,
-    asked: Asked,
-    body: Bytes,
-) -> Answer {
+pub(super) async fn put_tags(on: OnInstance, body: Bytes) -> Answer {
     let tags: Tags = parse(&body)?;
     if !tags.remove_keys.is_empty() {
         return Err(Refusal::invalid(
             "RemoveKeys: is for PATCH; a PUT says all tags that there are",
         ));
     }
-    change(control, &text, asked, move |record| {
+    on.change(move |record| {
         record.insert("Tags".to_owned(), tags.tags.iter().map(Tag::to_json).collect());
         Ok(())
     })
@@ -88,14 +75,9 @@ pub(super) async fn put_tags(
 }
 
 /// `PATCH /v1/instances/{id}/tags`: these get these values, those go, the others stay.
-pub(super) async fn patch_tags(
-    State(control): State<Arc<Control>>,
-    Path(text): Path<String>,
-    asked: Asked,
-    body: Bytes,
-) -> Answer {
+pub(super) async fn patch_tags(on: OnInstance, body: Bytes) -> Answer {
     let changes: Tags = parse(&body)?;
-    change(control, &text, asked, move |record| {
+    on.change(move |record| {
         let tags = record.entry("Tags").or_insert_with(|| json!([]));
         // The reader has the words for what is no list.
         let Some(tags) = tags.as_array_mut() else {
@@ -118,12 +100,8 @@ pub(super) async fn patch_tags(
 }
 
 /// `GET /v1/instances/{id}/events`
-pub(super) async fn get_events(
-    State(control): State<Arc<Control>>,
-    Path(text): Path<String>,
-    _: Asked,
-) -> Answer {
-    let (_, mut stored) = read(&control, &text).await?;
+pub(super) async fn get_events(on: OnInstance) -> Answer {
+    let (_, mut stored) = on.read().await?;
     let events = stored
         .document
         .shift_remove("Events")
@@ -132,14 +110,9 @@ pub(super) async fn get_events(
 }
 
 /// `PUT /v1/instances/{id}/events`: these and no others.
-pub(super) async fn put_events(
-    State(control): State<Arc<Control>>,
-    Path(text): Path<String>,
-    asked: Asked,
-    body: Bytes,
-) -> Answer {
-    let events = events(&body)?;
-    change(control, &text, asked, move |record| {
+pub(super) async fn put_events(on: OnInstance, body: Bytes) -> Answer {
+    let events = parse_named(&body, &EVENTS)?;
+    on.change(move |record| {
         record.insert("Events".to_owned(), events.into());
         Ok(())
     })
@@ -147,36 +120,18 @@ pub(super) async fn put_events(
 }
 
 /// `PATCH /v1/instances/{id}/events`: what is not said stays, `null` clears.
-pub(super) async fn patch_events(
-    State(control): State<Arc<Control>>,
-    Path(text): Path<String>,
-    asked: Asked,
-    body: Bytes,
-) -> Answer {
-    let changes = events(&body)?;
-    change(control, &text, asked, move |record| {
-        let events = record.entry("Events").or_insert_with(|| json!({}));
-        let Some(events) = events.as_object_mut() else {
-            return Ok(());
-        };
-        for (name, value) in changes {
-            match value {
-                Value::Null => drop(events.shift_remove(&name)),
-                value => drop(events.insert(name, value)),
-            }
-        }
+pub(super) async fn patch_events(on: OnInstance, body: Bytes) -> Answer {
+    let changes = parse_named(&body, &EVENTS)?;
+    on.change(move |record| {
+        merge(record, "Events", changes);
         Ok(())
     })
     .await
 }
 
 /// `GET /v1/instances/{id}/iam-instance-profile`
-pub(super) async fn get_profile(
-    State(control): State<Arc<Control>>,
-    Path(text): Path<String>,
-    _: Asked,
-) -> Answer {
-    let (key, stored) = read(&control, &text).await?;
+pub(super) async fn get_profile(on: OnInstance) -> Answer {
+    let (key, stored) = on.read().await?;
     match stored.document.get("IamInstanceProfile") {
         Some(profile) if !profile.is_null() => Ok(versioned(
             &json!({ "IamInstanceProfile": profile }),
@@ -187,14 +142,9 @@ pub(super) async fn get_profile(
 }
 
 /// `POST /v1/instances/{id}/iam-instance-profile`: as `aws ec2 associate-iam-instance-profile`, not over another one.
-pub(super) async fn associate_profile(
-    State(control): State<Arc<Control>>,
-    Path(text): Path<String>,
-    asked: Asked,
-    body: Bytes,
-) -> Answer {
-    let profile = specified(&control, &body).await?;
-    change(control, &text, asked, move |record| {
+pub(super) async fn associate_profile(on: OnInstance, body: Bytes) -> Answer {
+    let profile = specified(&on.control, &body).await?;
+    on.change(move |record| {
         if record
             .get("IamInstanceProfile")
             .is_some_and(|profile| !profile.is_null())
@@ -209,14 +159,9 @@ pub(super) async fn associate_profile(
 }
 
 /// `PUT /v1/instances/{id}/iam-instance-profile`: as `aws ec2 replace-iam-instance-profile-association`.
-pub(super) async fn replace_profile(
-    State(control): State<Arc<Control>>,
-    Path(text): Path<String>,
-    asked: Asked,
-    body: Bytes,
-) -> Answer {
-    let profile = specified(&control, &body).await?;
-    change(control, &text, asked, move |record| {
+pub(super) async fn replace_profile(on: OnInstance, body: Bytes) -> Answer {
+    let profile = specified(&on.control, &body).await?;
+    on.change(move |record| {
         record.insert("IamInstanceProfile".to_owned(), profile);
         Ok(())
     })
@@ -224,27 +169,14 @@ pub(super) async fn replace_profile(
 }
 
 /// `DELETE /v1/instances/{id}/iam-instance-profile`: as `aws ec2 disassociate-iam-instance-profile`.
-pub(super) async fn disassociate_profile(
-    State(control): State<Arc<Control>>,
-    Path(text): Path<String>,
-    asked: Asked,
-) -> Answer {
-    change(control, &text, asked, |record| {
-        match record.shift_remove("IamInstanceProfile") {
-            Some(profile) if !profile.is_null() => Ok(()),
-            _ => Err(StoreError::Refused(
-                "the instance has no instance profile".to_owned(),
-            )),
-        }
+pub(super) async fn disassociate_profile(on: OnInstance) -> Answer {
+    on.change(|record| match record.shift_remove("IamInstanceProfile") {
+        Some(profile) if !profile.is_null() => Ok(()),
+        _ => Err(StoreError::Refused(
+            "the instance has no instance profile".to_owned(),
+        )),
     })
     .await
-}
-
-async fn read(control: &Arc<Control>, id: &str) -> Result<(Key, Stored), Refusal> {
-    let key = Key::Instance(self::id(id)?);
-    let wanted = key.clone();
-    let stored = control.store(move |store| store.get(&wanted)).await?;
-    Ok((key, stored))
 }
 
 /// The instance profile that a body names, as a record has it. It has to exist.
@@ -274,17 +206,6 @@ async fn specified(control: &Arc<Control>, body: &[u8]) -> Result<Value, Refusal
         value["Id"] = id.as_str().into();
     }
     Ok(value)
-}
-
-fn events(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
-    let events: Map<String, Value> = parse(body)?;
-    match events.keys().find(|name| !EVENTS.contains(&name.as_str())) {
-        Some(name) => Err(Refusal::invalid(format!(
-            "{name}: is none of {}",
-            EVENTS.join(", ")
-        ))),
-        None => Ok(events),
-    }
 }
 
 impl Tag {

@@ -37,6 +37,11 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, "Invalid", message)
     }
 
+    /// It is no request of those that there are.
+    pub(super) fn unreadable() -> Self {
+        Self::invalid("the request cannot be read: its path is no text, or its body does not end")
+    }
+
     /// The body is longer than any that is understood.
     pub(super) fn too_long(bytes_max: usize) -> Self {
         let message = format!("the body is longer than {bytes_max} bytes");

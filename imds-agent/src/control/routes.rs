@@ -98,8 +98,8 @@ routes! {
 pub fn router(control: Arc<Control>) -> Router {
     let routes = ROUTES.iter().fold(Router::new(), |router, route| {
         let access = route.access;
-        let gate = middleware::from_fn(move |peer, permits, request, next| {
-            gate(access, peer, permits, request, next)
+        let gate = middleware::from_fn(move |peer, permits, attempts, request, next| {
+            gate(access, peer, permits, attempts, request, next)
         });
         router.route(route.path, (route.handler)().layer(gate))
     });
@@ -123,7 +123,6 @@ async fn in_our_words(response: Response) -> Response {
     }
     match status {
         StatusCode::PAYLOAD_TOO_LARGE => Refusal::too_long(BODY_BYTES_MAX).into_response(),
-        _ => Refusal::invalid("the request cannot be read: its path is no text, or its body does not end")
-            .into_response(),
+        _ => Refusal::unreadable().into_response(),
     }
 }

@@ -18,8 +18,11 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::access::{Access, Peer, Permits};
-use crate::unix_socket::{BindError, UnixSocket};
+use super::access::{Access, Attempts, Peer, Permits};
+use crate::{
+    accepting::Accepting,
+    unix_socket::{BindError, UnixSocket},
+};
 
 /// Connections at once of those who may do next to nothing: enough for probes, too few to keep others out.
 const STRANGERS_MAX: usize = 16;
@@ -106,11 +109,14 @@ impl Socket {
     /// Answers requests until dropped, by `router`.
     pub async fn serve(self, router: Router) {
         let Self { socket, permits } = self;
-        let router = router.layer(axum::Extension(Arc::new(permits)));
+        let router = router
+            .layer(axum::Extension(Arc::new(permits)))
+            .layer(axum::Extension(Arc::<Attempts>::default()));
         let service = router.into_make_service_with_connect_info::<Peer>();
         let (file, listener) = socket.into_parts();
         let guarded = Guarded {
             listener,
+            accepting: Accepting::of("control socket"),
             permits,
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
             readers: Arc::new(Semaphore::new(READERS_MAX)),
@@ -125,6 +131,7 @@ impl Socket {
 #[derive(Debug)]
 pub struct Guarded {
     listener: UnixListener,
+    accepting: Accepting,
     permits: Permits,
     strangers: Arc<Semaphore>,
     readers: Arc<Semaphore>,
@@ -153,7 +160,8 @@ impl Listener for Guarded {
 
     async fn accept(&mut self) -> (Seated, SocketAddr) {
         loop {
-            let (stream, address) = Listener::accept(&mut self.listener).await;
+            let listener = &self.listener;
+            let (stream, address) = self.accepting.next(|| listener.accept()).await;
             let peer = Peer::of(&stream);
             let (seats, time) = match self.permits.of(&peer) {
                 Access::Anyone => (Some(&self.strangers), Some(STRANGERS_TIME)),

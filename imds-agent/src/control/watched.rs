@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     body::Body,
-    extract::{Path, State},
+    extract::State,
     http::header,
     response::{IntoResponse as _, Response},
 };
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{
     Control, Refusal,
     asked::{Asked, json},
-    instances::id,
+    instances::OnInstance,
 };
 use crate::registry::{InstanceId, Snapshot};
 
@@ -30,23 +30,15 @@ pub(super) async fn trace(State(control): State<Arc<Control>>, asked: Asked) -> 
 }
 
 /// `GET /v1/instances/{id}/tokenless`: who would be refused if tokens were required now, or is.
-pub(super) async fn tokenless(
-    State(control): State<Arc<Control>>,
-    Path(text): Path<String>,
-    _: Asked,
-) -> Result<Response, Refusal> {
-    let id = control.known(&text)?;
-    Ok(json(&report(&id, &control.facts.guests.tokenless(&id))))
+pub(super) async fn tokenless(on: OnInstance) -> Result<Response, Refusal> {
+    let id = on.known()?;
+    Ok(json(&report(id, &on.control.facts.guests.tokenless(id))))
 }
 
 /// `GET /v1/instances/{id}/hop-limit`: whether session tokens arrive.
-pub(super) async fn hop_limit(
-    State(control): State<Arc<Control>>,
-    Path(text): Path<String>,
-    _: Asked,
-) -> Result<Response, Refusal> {
-    let id = control.known(&text)?;
-    Ok(json(&report(&id, &control.facts.guests.hop_limit(&id))))
+pub(super) async fn hop_limit(on: OnInstance) -> Result<Response, Refusal> {
+    let id = on.known()?;
+    Ok(json(&report(id, &on.control.facts.guests.hop_limit(id))))
 }
 
 impl Control {
@@ -57,15 +49,16 @@ impl Control {
         found.sort_by(|(one, _), (other, _)| one.cmp(other));
         found.iter().map(|(id, found)| report(id, found)).collect()
     }
+}
 
-    /// The id of an instance in force.
-    fn known(&self, text: &str) -> Result<InstanceId, Refusal> {
-        let id = id(text)?;
-        if self.facts.registry.load().instances.contains_key(&id) {
-            Ok(id)
-        } else {
-            Err(Refusal::not_found(format!("there is no instance {id}")))
-        }
+impl OnInstance {
+    /// The instance's id, if it is in force.
+    fn known(&self) -> Result<&InstanceId, Refusal> {
+        let (id, snapshot) = (&self.id, self.control.facts.registry.load());
+        let is_known = snapshot.instances.contains_key(id);
+        is_known
+            .then_some(id)
+            .ok_or_else(|| Refusal::not_found(format!("there is no instance {id}")))
     }
 }
 

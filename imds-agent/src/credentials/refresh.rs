@@ -9,7 +9,7 @@ use std::{
 use jiff::Timestamp;
 use rand::{SeedableRng as _, rngs::StdRng};
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     task::{Id, JoinError, JoinSet},
 };
 
@@ -34,6 +34,7 @@ pub struct Refresher {
     tickets: HashMap<Id, (Ticket, Arc<RoleSessionRequest>)>,
     watch: Option<Watch>,
     totals: Arc<Totals>,
+    rests: Arc<Notify>,
 }
 
 /// A source was asked for a set, and this is what came of it.
@@ -71,6 +72,7 @@ impl Refresher {
             tickets: HashMap::new(),
             watch: None,
             totals: Arc::default(),
+            rests: Arc::default(),
         }
     }
 
@@ -87,12 +89,21 @@ impl Refresher {
         Arc::clone(&self.totals)
     }
 
+    /// Is notified whenever nothing is being fetched (any more): one who waits for the first sets looks then whether they are
+    /// there.
+    pub fn rests(&self) -> Arc<Notify> {
+        Arc::clone(&self.rests)
+    }
+
     /// Follows `snapshots` until their sender is gone. Fetches that are under way when the future is dropped are dropped with it.
     pub async fn run(mut self, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         self.handle_snapshot(&snapshot);
         loop {
             self.begin_fetches();
+            if self.fetches.is_empty() {
+                self.rests.notify_one();
+            }
             let wait = self.schedule.poll_timeout().map_or(CLOCK_LOOK, |due| {
                 due.saturating_sub(self.started.elapsed()).min(CLOCK_LOOK)
             });

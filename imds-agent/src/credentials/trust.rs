@@ -176,6 +176,17 @@ mod tests {
         json!({"Effect": "Allow", "Principal": principal, "Action": "sts:AssumeRole"})
     }
 
+    /// The role that the caller is of.
+    fn own() -> Value {
+        json!({"AWS": "arn:aws:iam::1:role/web"})
+    }
+
+    fn with(condition: Value) -> Value {
+        let mut statement = allow(own());
+        statement["Condition"] = condition;
+        statement
+    }
+
     #[test]
     fn policies_that_let_ec2() {
         let service = json!({"Service": "ec2.amazonaws.com"});
@@ -239,14 +250,8 @@ mod tests {
 
     #[test]
     fn policies_that_let_another_role() {
-        let own = json!({"AWS": "arn:aws:iam::1:role/web"});
-        let with = |condition: Value| {
-            let mut statement = allow(own.clone());
-            statement["Condition"] = condition;
-            statement
-        };
         for statement in [
-            allow(own.clone()),
+            allow(own()),
             allow(json!("*")),
             allow(json!({"AWS": ["arn:aws:iam::2:root", "arn:aws:iam::1:root"]})),
             allow(json!({"AWS": "1"})),
@@ -256,7 +261,7 @@ mod tests {
                 json!({"StringLike": {"sts:RoleSessionName": "dep*"}, "ArnLike": {"aws:PrincipalArn": "arn:aws:iam::1:role/*"}}),
             ),
             with(json!({"StringNotEquals": {"aws:PrincipalAccount": "2"}})),
-            json!([allow(own.clone()), {"Effect": "Deny", "Principal": "*", "Action": "*",
+            json!([allow(own()), {"Effect": "Deny", "Principal": "*", "Action": "*",
                 "Condition": {"StringNotEquals": {"sts:ExternalId": "shared"}}}]),
         ] {
             assert!(
@@ -268,12 +273,6 @@ mod tests {
 
     #[test]
     fn policies_that_let_no_other_role() {
-        let own = json!({"AWS": "arn:aws:iam::1:role/web"});
-        let with = |condition: Value| {
-            let mut statement = allow(own.clone());
-            statement["Condition"] = condition;
-            statement
-        };
         for statement in [
             json!([]),
             allow(json!({"Service": "ec2.amazonaws.com"})),
@@ -285,9 +284,9 @@ mod tests {
             with(json!({"StringEquals": {"aws:SourceIp": "10.0.0.1"}})),
             with(json!({"IpAddress": {"sts:ExternalId": "shared"}})),
             with(json!("nonsense")),
-            json!([allow(own.clone()), {"Effect": "Deny", "Principal": "*", "Action": "*",
+            json!([allow(own()), {"Effect": "Deny", "Principal": "*", "Action": "*",
                 "Condition": {"Bool": {"aws:SecureTransport": "false"}}}]),
-            json!([allow(own.clone()), {"Effect": "Deny", "NotPrincipal": {"AWS": "2"}, "Action": "*"}]),
+            json!([allow(own()), {"Effect": "Deny", "NotPrincipal": {"AWS": "2"}, "Action": "*"}]),
         ] {
             assert!(
                 !chained().may_assume(&json!({"Statement": statement})),

@@ -90,9 +90,10 @@ pub fn ensure_on(root: &Path, names: &[String], hook: Hook, agent_max: Duration)
         match Pins::try_open(root) {
             Ok(pins) => {
                 let mut classifier = Classifier::load_beside(pins, hook)?;
-                let attached = missing.iter().try_for_each(|tap| classifier.attach(*tap));
+                // An error of one tap leaves no other without the classifier.
+                let attached: Vec<_> = missing.iter().map(|tap| classifier.attach(*tap)).collect();
                 classifier.give_to_owner()?;
-                return Ok(attached?);
+                return Ok(attached.into_iter().collect::<Result<(), _>>()?);
             }
             Err(PinsError::InUse { .. }) if Instant::now() < by => thread::sleep(AGENT_LOOK),
             Err(PinsError::InUse { .. }) => {

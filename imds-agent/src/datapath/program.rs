@@ -22,7 +22,7 @@ use aya::{
     util::nr_cpus,
 };
 use imds_ebpf::{
-    abi::{COUNTERS, TapBinding, TapCounters, TapIndex},
+    abi::{COUNTERS, TAPS_MAX, TapBinding, TapCounters, TapIndex},
     bucket,
 };
 use nix::time::{ClockId, clock_gettime};
@@ -37,9 +37,9 @@ use super::{
     tap::describe,
 };
 
-/// The classifier cannot be attached.
+/// The classifier cannot be attached, or is and has no room for what it needs to know of the tap.
 #[derive(Debug, Error)]
-#[error("cannot attach the classifier to tap {tap}")]
+#[error("cannot have the classifier serve tap {tap}")]
 pub struct AttachError {
     /// The tap's name and index.
     pub tap: String,
@@ -54,9 +54,25 @@ pub enum TapOperationError {
     /// The hook.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// The maps take nothing more. The tap is dark, for it has no binding.
+    #[error(
+        "its metadata traffic is dropped and not counted: the maps have room for {TAPS_MAX} taps and no more"
+    )]
+    Full,
     /// The tap's entries in the maps.
     #[error("cannot change the classifier's maps")]
-    Maps(#[from] MapError),
+    Maps(#[source] MapError),
+}
+
+impl From<MapError> for TapOperationError {
+    fn from(error: MapError) -> Self {
+        match error {
+            MapError::SyscallError(error) if error.io_error.kind() == io::ErrorKind::ArgumentListTooLong => {
+                Self::Full
+            }
+            error => Self::Maps(error),
+        }
+    }
 }
 
 /// A tap's binding cannot be changed or read.
@@ -285,24 +301,27 @@ impl Classifier {
 
     fn adopt_tap(&mut self, tap: TapIndex) -> Result<(), TapOperationError> {
         // Before the program that counts there, which may be the first on these maps.
-        self.count_from_now(tap, KEEP_COUNTING)?;
+        let room = self.count_from_now(tap, KEEP_COUNTING);
         if !self.adopt_hook(tap, Direction::Outbound)? {
             hook::take_off(tap, &self.pins)?;
             return Ok(self.forget(tap)?);
         }
         self.attached.insert(tap);
-        Ok(self.ensure_hook(tap, Direction::Inbound)?)
+        self.ensure_hook(tap, Direction::Inbound)?;
+        Ok(room?)
     }
 
+    /// That the maps have no room is told last: without entries the tap is dark, and without hooks it would leak.
     fn try_attach(&mut self, tap: TapIndex) -> Result<(), TapOperationError> {
-        self.count_from_now(tap, KEEP_COUNTING)?;
+        let mut room = self.count_from_now(tap, KEEP_COUNTING);
         if !self.adopt_hook(tap, Direction::Outbound)? {
             self.forget(tap)?;
-            self.count_from_now(tap, 0)?;
+            room = self.count_from_now(tap, 0);
             self.ensure_hook(tap, Direction::Outbound)?;
         }
         self.attached.insert(tap);
-        Ok(self.ensure_hook(tap, Direction::Inbound)?)
+        self.ensure_hook(tap, Direction::Inbound)?;
+        Ok(room?)
     }
 
     fn try_detach(&mut self, tap: TapIndex) -> Result<(), TapOperationError> {
@@ -325,19 +344,17 @@ impl Classifier {
         self.hook.adopt(program, tap, direction, &self.pins)
     }
 
-    /// Fills a tap's bucket, and makes room for its counters, all zero, or leaves those that it has.
+    /// Makes room for a tap's counters, all zero, or leaves those that it has, and fills its bucket. A tap that has a bucket
+    /// has counters, by which the next agent finds it.
     fn count_from_now(&mut self, tap: TapIndex, flags: u64) -> Result<(), MapError> {
-        self.buckets.insert(tap.0, 0, 0)?;
         let cpus = nr_cpus().map_err(|(_, error)| error)?;
         let zeroes = PerCpuValues::try_from(vec![[0; COUNTERS]; cpus])?;
         match self.counters.insert(tap.0, zeroes, flags) {
             Err(MapError::SyscallError(error))
-                if flags == KEEP_COUNTING && error.io_error.kind() == io::ErrorKind::AlreadyExists =>
-            {
-                Ok(())
-            }
-            inserted => inserted,
+                if flags == KEEP_COUNTING && error.io_error.kind() == io::ErrorKind::AlreadyExists => {}
+            inserted => inserted?,
         }
+        self.buckets.insert(tap.0, 0, 0)
     }
 
     fn forget(&mut self, tap: TapIndex) -> Result<(), MapError> {

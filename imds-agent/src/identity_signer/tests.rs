@@ -96,6 +96,26 @@ fn who_has_a_tap_is_signed_and_nobody_else() {
 }
 
 #[test]
+fn one_more_tap_copies_nothing_of_the_others() {
+    let (mut queue, published, _told) = queue();
+    let [first, second] = [member("i-1", "ami-1"), member("i-2", "ami-1")];
+    queue.handle_snapshot(snapshot(&[&first, &second]));
+    queue.handle_bound(id(&first));
+    queue.publish();
+    let with_first_alone = queue.slots.clone();
+    queue.handle_bound(id(&second));
+    queue.publish();
+    let slot = &queue.entries[id(&first)].slot;
+    assert_eq!(Arc::strong_count(slot), 2, "in its entry, and once in all sets");
+    assert_eq!((with_first_alone.size(), queue.slots.size()), (1, 2));
+
+    queue.handle_snapshot(snapshot(&[&second]));
+    sign_all(&mut queue);
+    assert_eq!(queue.slots.size(), 1);
+    assert!(get(&published, &second, Part::Rsa2048).is_some());
+}
+
+#[test]
 fn changed_document_has_no_signature_until_it_has_its_own() {
     let (mut queue, published, _told) = queue();
     let [old, new] = [member("i-1", "ami-1"), member("i-1", "ami-2")];
@@ -195,6 +215,9 @@ fn who_asks_in_vain_is_told_of_once_until_it_is_signed() {
 #[test]
 fn thread_signs_what_is_wanted_and_ends() {
     let published = Arc::new(Published::default());
+    let own_nice = || nice_of(thread::current().name().unwrap_or_default());
+    let before = own_nice();
+    assert!(before.is_some());
     let signer = Signer::start(keys(), Arc::clone(&published)).unwrap();
     let members: Vec<_> = (0..5)
         .map(|number| member(&format!("i-{number}"), "ami-1"))
@@ -215,7 +238,21 @@ fn thread_signs_what_is_wanted_and_ends() {
     wait_for(Part::Rsa2048);
     // Asking is what makes it.
     wait_for(Part::Dsa2048);
+    assert_eq!(nice_of("imds-identity"), Some(19));
+    assert_eq!(own_nice(), before, "and nobody else has to wait");
     drop(signer);
     published.shows_life(id(&members[0]));
     assert_eq!(Arc::strong_count(&published), 1, "the thread has ended");
+}
+
+/// How nice this process's thread of that name is, which the kernel cuts: proc_pid_stat(5), the 19th field.
+fn nice_of(name: &str) -> Option<i32> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let stats = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
+    let name = format!("({}", name.get(..15).unwrap_or(name));
+    stats.into_iter().find_map(|stat| {
+        let (head, fields) = stat.rsplit_once(") ")?;
+        let is_it = head.ends_with(&name);
+        is_it.then(|| fields.split(' ').nth(16)?.parse().ok()).flatten()
+    })
 }

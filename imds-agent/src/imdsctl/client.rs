@@ -19,6 +19,9 @@ use tokio::net::UnixStream;
 /// Longer than the agent itself waits for anything.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// A connection that breaks: the agent ended, or has given the seat to others.
+const GONE: &str = "the agent is gone, or has closed the connection";
+
 /// What is not percent-encoded in a segment of a path (RFC 3986, section 2.3).
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
@@ -116,7 +119,7 @@ impl Client {
             let mut body = opened.context("the agent does not answer")??.into_body();
             let mut text = Vec::new();
             while let Some(frame) = body.frame().await {
-                let frame = frame.context("the agent is gone")?;
+                let frame = frame.context(GONE)?;
                 text.extend_from_slice(frame.data_ref().map_or(&[][..], |bytes| bytes));
                 while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
                     let rest = text.split_off(end + 1);
@@ -132,7 +135,7 @@ impl Client {
         let tag = head.headers.get(header::ETAG).and_then(|tag| tag.to_str().ok());
         Ok(Reply {
             tag: tag.map(str::to_owned),
-            body: body.collect().await?.to_bytes().to_vec(),
+            body: body.collect().await.context(GONE)?.to_bytes().to_vec(),
         })
     }
 
@@ -147,7 +150,7 @@ impl Client {
         let stream = UnixStream::connect(&self.socket)
             .await
             .with_context(|| format!("no agent can be reached at {}", self.socket.display()))?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.context(GONE)?;
         // It ends with the runtime.
         tokio::spawn(connection);
         let request = Request::builder()
@@ -161,12 +164,13 @@ impl Client {
         };
         let response = sender
             .send_request(request.body(Full::new(Bytes::from(body)))?)
-            .await?;
+            .await
+            .context(GONE)?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
-        let body = response.into_body().collect().await?.to_bytes();
+        let body = response.into_body().collect().await.context(GONE)?.to_bytes();
         let sentence = serde_json::from_slice::<Value>(&body).ok();
         let sentence = sentence.and_then(|refusal| Some(refusal.get("message")?.as_str()?.to_owned()));
         bail!(Refused {

@@ -7,7 +7,7 @@ use std::{
     time::SystemTime,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -84,8 +84,15 @@ fn hook(guests: &Guests, operation: &str) -> Result<Verdict> {
 
 fn domain_xml() -> Result<String> {
     let mut xml = String::new();
-    let read = io::stdin().lock().take(XML_BYTES_MAX).read_to_string(&mut xml);
-    read.context("cannot read the domain's XML from standard input")?;
+    let read = io::stdin()
+        .lock()
+        .take(XML_BYTES_MAX + 1)
+        .read_to_string(&mut xml);
+    let bytes = read.context("cannot read the domain's XML from standard input")?;
+    ensure!(
+        bytes as u64 <= XML_BYTES_MAX,
+        "the domain's XML is longer than {XML_BYTES_MAX} bytes"
+    );
     Ok(xml)
 }
 

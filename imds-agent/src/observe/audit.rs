@@ -14,10 +14,10 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
-        mpsc::{self, Receiver, SyncSender},
+        mpsc::{self, Receiver, SyncSender, TrySendError},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub use event::{Event, Handover, assumption, exchange, handover};
@@ -30,6 +30,9 @@ const QUEUE_EVENTS_MAX: usize = 4096;
 
 /// How long the end of the agent may wait for the last events to be written.
 const FLUSH_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// How often it is looked meanwhile whether a full queue has room.
+const FLUSH_LOOK: Duration = Duration::from_millis(1);
 
 /// Where events go. Cheap to clone. The default is no trail at all.
 #[derive(Clone, Default, Debug)]
@@ -91,10 +94,17 @@ impl Audit {
     /// Waits until what was recorded so far is written, for a short while.
     pub fn flush(&self) {
         if let Some(shared) = &self.0 {
+            let by = Instant::now() + FLUSH_TIME_MAX;
             let (done, wait) = mpsc::sync_channel(1);
-            if shared.queue.try_send(Message::Flush(done)).is_ok() {
-                _ = wait.recv_timeout(FLUSH_TIME_MAX);
+            let mut message = Message::Flush(done);
+            while let Err(TrySendError::Full(back)) = shared.queue.try_send(message) {
+                if Instant::now() >= by {
+                    return;
+                }
+                message = back;
+                thread::sleep(FLUSH_LOOK);
             }
+            _ = wait.recv_timeout(by.saturating_duration_since(Instant::now()));
         }
     }
 

@@ -14,7 +14,7 @@ pub mod sts_exchanges;
 pub mod tokenless;
 pub mod trace;
 pub mod unsent;
-mod warnings;
+pub mod warnings;
 pub mod worker_health;
 
 pub use audit::Audit;

@@ -1,11 +1,11 @@
-//! How often a guest's doings may make the log longer.
+//! How often what a guest does, or whoever else may as often as it likes, may make the log longer.
 
 use std::time::Duration;
 
 /// The same of one instance is told again after this long at the soonest.
-pub(super) const AGAIN_AFTER: Duration = Duration::from_secs(60 * 60);
+const AGAIN_AFTER: Duration = Duration::from_secs(60 * 60);
 
-/// Lines of all instances together that may come at once, and from then on one every [`INTERVAL`]: a fleet that is set up
+/// Lines of all together that may come at once, and from then on one every [`INTERVAL`]: a fleet that is set up
 /// wrongly as a whole fills no log, and is found by its first twenty.
 const BURST: u32 = 20;
 
@@ -14,13 +14,13 @@ const INTERVAL: Duration = Duration::from_secs(30);
 
 /// A token bucket, remembered as the time at which it is full again.
 #[derive(Default, Debug)]
-pub(super) struct Warnings {
+pub struct Warnings {
     full_at: Duration,
 }
 
 impl Warnings {
     /// Whether a line may be logged about what was told last at `told_at`, if ever. If so, it counts.
-    pub(super) fn may_tell(&mut self, now: Duration, told_at: Option<Duration>) -> bool {
+    pub fn may_tell(&mut self, now: Duration, told_at: Option<Duration>) -> bool {
         if told_at.is_some_and(|told_at| now.saturating_sub(told_at) < AGAIN_AFTER) {
             return false;
         }

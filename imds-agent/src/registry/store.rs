@@ -47,13 +47,9 @@ const UNFINISHED: &str = ".unfinished-";
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    rules: Rules,
-    files: Files,
+    /// Locked for no longer than a copy takes, whatever a writer waits for.
+    rules: Mutex<Rules>,
+    files: Mutex<Files>,
 }
 
 /// One record as it lies on disk, whether the agent can use it or not.
@@ -92,21 +88,21 @@ pub struct Put {
 impl Store {
     /// Writes below `state_directory`, which may still have to be made; records have to be good by `rules`.
     pub fn new(state_directory: &Path, rules: Rules) -> Self {
-        let files = Files::default();
         Self {
             root: state_directory.to_owned(),
-            state: Mutex::new(State { rules, files }),
+            rules: Mutex::new(rules),
+            files: Mutex::default(),
         }
     }
 
     /// What records have to be good by.
     pub fn rules(&self) -> Rules {
-        self.state().rules
+        *self.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on records have to be good by `rules`.
     pub fn set_rules(&self, rules: Rules) {
-        self.state().rules = rules;
+        *self.rules.lock().unwrap_or_else(PoisonError::into_inner) = rules;
     }
 
     /// Writes an instance's record, whatever was there before.
@@ -133,20 +129,19 @@ impl Store {
 
     /// The record as it is on disk.
     pub fn get(&self, key: &Key) -> Result<Stored, StoreError> {
-        let mut state = self.state();
-        state.files.refresh(&self.root, key.kind())?;
-        self.read(&state, key).map(|(stored, _)| stored)
+        let mut files = self.files();
+        files.refresh(&self.root, key.kind())?;
+        self.read(&files, key).map(|(stored, _)| stored)
     }
 
     /// All records of a kind that can be told, in the order of their files' names.
     pub fn list(&self, kind: Kind) -> Result<Vec<Stored>, StoreError> {
-        let mut state = self.state();
-        state.files.refresh(&self.root, kind)?;
-        let named = state
-            .files
+        let mut files = self.files();
+        files.refresh(&self.root, kind)?;
+        let named = files
             .iter()
             .filter(|(file, known)| file.kind == kind && known.identity.is_some());
-        let read = named.map(|(file, _)| self.read_file(&state, file).map(|whole| whole.stored));
+        let read = named.map(|(file, _)| self.read_file(file).map(|whole| whole.stored));
         // One that went away since it was listed is no longer on the list.
         let is_gone = |read: &Result<Stored, StoreError>| matches!(read, Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound);
         read.filter(|read| !is_gone(read)).collect()
@@ -156,9 +151,9 @@ impl Store {
     /// CLI prints around it.
     pub fn put(&self, key: &Key, document: &[u8], expect: &Expect) -> Result<Put, StoreError> {
         let _lock = self.lock()?;
-        let mut state = self.state();
-        state.files.refresh(&self.root, key.kind())?;
-        let before = match self.read(&state, key) {
+        let mut files = self.files();
+        files.refresh(&self.root, key.kind())?;
+        let before = match self.read(&files, key) {
             Ok(found) => Some(found),
             Err(StoreError::NotFound(_)) => None,
             Err(error) => return Err(error),
@@ -166,7 +161,7 @@ impl Store {
         expect.check(key, before.as_ref().map(|(stored, _)| &stored.revision))?;
         let file = before.map(|(_, whole)| whole.file);
         let is_new = file.is_none();
-        let put = self.write(&mut state, key, file, document)?;
+        let put = self.write(&mut files, key, file, document)?;
         Ok(Put { is_new, ..put })
     }
 
@@ -179,9 +174,9 @@ impl Store {
         change: impl FnOnce(&mut Map<String, Value>) -> Result<(), StoreError>,
     ) -> Result<Put, StoreError> {
         let _lock = self.lock()?;
-        let mut state = self.state();
-        state.files.refresh(&self.root, key.kind())?;
-        let (stored, mut whole) = self.read(&state, key)?;
+        let mut files = self.files();
+        files.refresh(&self.root, key.kind())?;
+        let (stored, mut whole) = self.read(&files, key)?;
         expect.check(key, Some(&stored.revision))?;
         let before = whole.value.clone();
         match bare_mut(key.kind(), &mut whole.value) {
@@ -189,7 +184,7 @@ impl Store {
             None => return Err(StoreError::Invalid(vec![Finding::whole("holds no such object")])),
         }
         if whole.value == before
-            && let Ok((record, warnings)) = record::parse(key.kind(), &whole.bytes, &state.rules)
+            && let Ok((record, warnings)) = record::parse(key.kind(), &whole.bytes, &self.rules())
         {
             let (revision, is_new) = (stored.revision, false);
             return Ok(Put {
@@ -199,21 +194,21 @@ impl Store {
                 is_new,
             });
         }
-        self.write(&mut state, key, Some(whole.file), &to_text(&whole.value))
+        self.write(&mut files, key, Some(whole.file), &to_text(&whole.value))
     }
 
     /// Deletes a record. A role that an instance profile names stays, and so does an instance profile with a role in it, as
     /// in IAM.
     pub fn delete(&self, key: &Key, expect: &Expect) -> Result<(), StoreError> {
         let _lock = self.lock()?;
-        let mut state = self.state();
+        let mut files = self.files();
         for kind in Kind::ALL {
-            state.files.refresh(&self.root, kind)?;
+            files.refresh(&self.root, kind)?;
         }
-        let (stored, whole) = self.read(&state, key)?;
+        let (stored, whole) = self.read(&files, key)?;
         expect.check(key, Some(&stored.revision))?;
-        let identity = state.files.identity(&whole.file);
-        if let Some(file) = identity.and_then(|identity| state.files.namer(identity)) {
+        let identity = files.identity(&whole.file);
+        if let Some(file) = identity.and_then(|identity| files.namer(identity)) {
             let (key, file) = (key.clone(), file.path());
             return Err(StoreError::InUse { key, file });
         }
@@ -234,9 +229,8 @@ impl Store {
     }
 
     /// The record, and the file that it is in.
-    fn read(&self, state: &State, key: &Key) -> Result<(Stored, Whole), StoreError> {
-        let mut found = state
-            .files
+    fn read(&self, files: &Files, key: &Key) -> Result<(Stored, Whole), StoreError> {
+        let mut found = files
             .iter()
             .filter(|(_, known)| key.means(known.identity.as_ref()));
         let Some((file, _)) = found.next() else {
@@ -249,17 +243,17 @@ impl Store {
                 files,
             });
         }
-        let whole = self.read_file(state, file)?;
+        let whole = self.read_file(file)?;
         Ok((whole.stored.clone(), whole))
     }
 
-    fn read_file(&self, state: &State, file: &FileKey) -> Result<Whole, StoreError> {
+    fn read_file(&self, file: &FileKey) -> Result<Whole, StoreError> {
         let path = self.root.join(file.path());
         let bytes = fs::read(&path).map_err(|source| StoreError::io("read", &path, source))?;
         let mut value = files::parse(&bytes).map_err(|finding| StoreError::Invalid(vec![finding]))?;
         let document = bare_mut(file.kind, &mut value).cloned().unwrap_or_default();
         let (revision, path) = (Revision::of(&bytes), file.path());
-        let record = record::parse(file.kind, &bytes, &state.rules).ok();
+        let record = record::parse(file.kind, &bytes, &self.rules()).ok();
         let stored = Stored {
             document,
             record: record.map(|(record, _)| record),
@@ -277,16 +271,16 @@ impl Store {
     /// Checks, writes and takes note. The record is taken as an old one.
     fn write(
         &self,
-        state: &mut State,
+        files: &mut Files,
         key: &Key,
         file: Option<FileKey>,
         document: &[u8],
     ) -> Result<Put, StoreError> {
         let (record, warnings) =
-            record::parse(key.kind(), document, &state.rules).map_err(StoreError::Invalid)?;
+            record::parse(key.kind(), document, &self.rules()).map_err(StoreError::Invalid)?;
         let claims = Claim::of(&record);
         key.check(&record)?;
-        let holders = |claim| state.files.holder(claim, file.as_ref());
+        let holders = |claim| files.holder(claim, file.as_ref());
         if let Some((claim, holder)) = claims.iter().find_map(|claim| Some((claim, holders(claim)?))) {
             let (what, file) = (claim.to_string(), holder.path());
             return Err(StoreError::Taken { what, file });
@@ -298,9 +292,9 @@ impl Store {
             let finding = format!("is longer than {} bytes", record::RECORD_BYTES_MAX);
             return Err(StoreError::Invalid(vec![Finding::whole(finding)]));
         }
-        let file = file.unwrap_or_else(|| state.files.free_name(key.kind(), key.name()));
+        let file = file.unwrap_or_else(|| files.free_name(key.kind(), key.name()));
         self.replace(&file, &text)?;
-        state.files.refresh(&self.root, key.kind())?;
+        files.refresh(&self.root, key.kind())?;
         let (revision, is_new) = (Revision::of(&text), false);
         Ok(Put {
             revision,
@@ -381,9 +375,9 @@ impl Store {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn files(&self) -> MutexGuard<'_, Files> {
         // What is in there is only a memory of the files, and read again where it is wrong.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

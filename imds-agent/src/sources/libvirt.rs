@@ -241,7 +241,10 @@ impl Metadata<'_> {
 
     fn placement(&mut self, field: &str, value: String) {
         let placement = self.record.entry("Placement").or_insert_with(|| json!({}));
-        placement[field] = value.into();
+        // The record's reader has the words for a <record> that made it something else.
+        if let Some(placement) = placement.as_object_mut() {
+            placement.insert(field.to_owned(), value.into());
+        }
     }
 
     fn key_pair(&mut self, node: Node<'_, '_>, material: &str) -> Result<(), DomainError> {

@@ -75,6 +75,16 @@ pub trait Transmit {
     fn transmit<R>(&mut self, length: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R;
 }
 
+/// Keeps the packets, for whoever looks at them afterwards.
+impl Transmit for Vec<Vec<u8>> {
+    fn transmit<R>(&mut self, length: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
+        let mut packet = vec![0; length];
+        let result = fill(&mut packet);
+        self.push(packet);
+        result
+    }
+}
+
 /// The stack of one interface.
 pub struct Stack {
     interface: Interface,

@@ -28,17 +28,7 @@ fn at_second(second: u64) -> Now {
 }
 
 /// The packets that a call sends.
-#[derive(Default)]
-struct Sent(Vec<Vec<u8>>);
-
-impl Transmit for Sent {
-    fn transmit<R>(&mut self, length: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
-        let mut packet = vec![0; length];
-        let result = fill(&mut packet);
-        self.0.push(packet);
-        result
-    }
-}
+type Sent = Vec<Vec<u8>>;
 
 /// What is left of guests that are gone: connections with their sockets, waiting SYNs, TIME-WAIT states, timers.
 fn leftovers(stack: &Stack) -> Option<String> {

@@ -24,7 +24,7 @@ use super::{
     tls::{Certificate, TlsError},
     xml,
 };
-use crate::registry;
+use crate::{accepting::Accepting, registry};
 
 /// Connections at once. Each costs some ten kilobytes.
 const CONNECTIONS_MAX: usize = 512;
@@ -148,33 +148,24 @@ async fn bind(address: &SocketAddr) -> Result<TcpListener, EndpointError> {
 }
 
 async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
-    let mut connections = JoinSet::new();
+    let (mut accepting, mut connections) = (Accepting::of("security token service"), JoinSet::new());
     loop {
         let Ok(permit) = Arc::clone(&shared.connections).acquire_owned().await else {
             return;
         };
-        let accepted = listener.accept().await;
+        let (stream, peer) = accepting.next(|| listener.accept()).await;
         while connections.try_join_next().is_some() {}
-        match accepted {
-            Ok((stream, peer)) => {
-                let Some(seat) = shared.seats.take(peer.ip()) else {
-                    log::debug!("security token service: {peer} has too many connections");
-                    continue;
-                };
-                let (tls, shared) = (tls.clone(), Arc::clone(&shared));
-                connections.spawn(async move {
-                    let served = serve_stream(stream, tls, peer, &shared);
-                    // Neither a deaf peer nor one with a broken connection is anybody's business.
-                    _ = tokio::time::timeout(CONNECTION_TIME_MAX, served).await;
-                    drop((seat, permit));
-                });
-            }
-            Err(error) => {
-                log::warn!("security token service: {error}");
-                // Out of descriptors, mostly: there is nothing to do but wait for some.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
+        let Some(seat) = shared.seats.take(peer.ip()) else {
+            log::debug!("security token service: {peer} has too many connections");
+            continue;
+        };
+        let (tls, shared) = (tls.clone(), Arc::clone(&shared));
+        connections.spawn(async move {
+            let served = serve_stream(stream, tls, peer, &shared);
+            // Neither a deaf peer nor one with a broken connection is anybody's business.
+            _ = tokio::time::timeout(CONNECTION_TIME_MAX, served).await;
+            drop((seat, permit));
+        });
     }
 }
 

@@ -56,8 +56,13 @@ pub enum TlsError {
         what: &'static str,
     },
     /// The names are none, or key and certificate do not belong together.
-    #[error("the certificate cannot be used: {0}")]
-    Unusable(String),
+    #[error("{what} cannot be used: {why}")]
+    Unusable {
+        /// The field or the file.
+        what: String,
+        /// Why not.
+        why: String,
+    },
 }
 
 impl Certificate {
@@ -88,7 +93,10 @@ impl Certificate {
         }
         let text = Zeroizing::new(read(private_key)?);
         let key = PrivateKeyDer::from_pem_slice(&text).map_err(|_| malformed(private_key, "private key"))?;
-        let unusable = |error: rustls::Error| TlsError::Unusable(error.to_string());
+        let unusable = |error: rustls::Error| TlsError::Unusable {
+            what: format!("the certificate of {}", certificate.display()),
+            why: error.to_string(),
+        };
         let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(unusable)?
@@ -110,7 +118,10 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
 /// Makes the file whole or not at all.
 fn create(path: &Path, names: &[String]) -> Result<(), TlsError> {
     let CertifiedKey { cert, signing_key } =
-        rcgen::generate_simple_self_signed(names).map_err(|error| TlsError::Unusable(error.to_string()))?;
+        rcgen::generate_simple_self_signed(names).map_err(|error| TlsError::Unusable {
+            what: format!("sts_endpoint.certificate_names = {names:?}"),
+            why: error.to_string(),
+        })?;
     let text = Zeroizing::new([signing_key.serialize_pem(), cert.pem()].concat());
     let temporary = path.with_extension(format!("new-{:016x}", rand::random::<u64>()));
     let directory = path.parent().unwrap_or(Path::new("/"));
@@ -177,5 +188,26 @@ mod tests {
         };
         assert!(error(&empty).ends_with("empty holds no certificate in PEM"));
         assert!(error(&absent).ends_with("absent"));
+
+        let own = |path: &Path, names: &[&str]| Certificate::SelfMade {
+            path: path.to_owned(),
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let paths = ["one", "other"].map(|name| directory.path().join(name));
+        for path in &paths {
+            own(path, &["sts.internal"]).load_or_create().unwrap();
+        }
+        let [certificate, private_key] = paths;
+        let mixed = Certificate::Given {
+            certificate,
+            private_key,
+        };
+        let error = mixed.load_or_create().unwrap_err().to_string();
+        assert!(error.contains("one cannot be used"), "{error}");
+        let error = own(&absent, &["no\u{e4}me"])
+            .load_or_create()
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with("sts_endpoint.certificate_names"), "{error}");
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use imds_agent::{
     now::Now,
-    stack::{CONNECTIONS_MAX, Spares, Stack, Transmit},
+    stack::{CONNECTIONS_MAX, Spares, Stack},
 };
 use imds_ebpf::{
     abi::TapBinding,
@@ -77,20 +77,20 @@ impl Host {
     fn handle_packet(&mut self, packet: &[u8]) -> Vec<Vec<u8>> {
         let ethertype = if self.is_ipv6 { 0x86dd } else { 0x0800 };
         let frame = eth(GATEWAY_MAC, GUEST_MAC, &[], ethertype, packet);
-        let mut sent = Sent(Vec::new());
+        let mut sent = Vec::new();
         if classify(&*frame, || Some(TapBinding::to(GUEST_MAC).with_ipv6())) == Verdict::Punt {
             self.stack
                 .handle_packet(self.now, packet, &mut self.answer, &mut sent);
             self.stack.flush(self.now, &mut sent);
         }
         self.check(&sent);
-        sent.0
+        sent
     }
 
     /// Lets time pass, and the stack's timers with it.
     fn wait(&mut self, silence: Duration) -> Vec<Vec<u8>> {
         let until = self.now.monotonic + silence;
-        let mut sent = Sent(Vec::new());
+        let mut sent = Vec::new();
         while let Some(due) = self.stack.poll_timeout().filter(|due| *due <= until) {
             // A worker's own step.
             self.pass_to(due.max(self.now.monotonic + Duration::from_millis(1)));
@@ -98,7 +98,7 @@ impl Host {
         }
         self.pass_to(until);
         self.check(&sent);
-        sent.0
+        sent
     }
 
     fn pass_to(&mut self, monotonic: Duration) {
@@ -106,23 +106,12 @@ impl Host {
         self.now.monotonic = monotonic.max(self.now.monotonic);
     }
 
-    fn check(&mut self, sent: &Sent) {
+    fn check(&mut self, sent: &[Vec<u8>]) {
         assert!(self.stack.connection_count() <= CONNECTIONS_MAX);
         self.answer.statuses.clear();
-        for packet in &sent.0 {
+        for packet in sent {
             let hop_limit = packet[if packet[0] >> 4 == 6 { 7 } else { 8 }];
             assert!(hop_limit == 64 || hop_limit == 1);
         }
-    }
-}
-
-struct Sent(Vec<Vec<u8>>);
-
-impl Transmit for Sent {
-    fn transmit<R>(&mut self, length: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
-        let mut packet = vec![0; length];
-        let result = fill(&mut packet);
-        self.0.push(packet);
-        result
     }
 }

@@ -129,10 +129,21 @@ sys.stdin.read()
         host.agent.wait_for_log(&line)?;
     }
 
+    // However often somebody tries who may not, the log gets no longer for it than twenty lines, and a few later.
+    for _ in 0..60 {
+        assert!(!as_user(reader, "reload")?.status.success());
+    }
     // Who looked at secrets is in the log, however the question is spelled.
     let path = format!("/v1/instances/{INSTANCE_ID}/metadata/latest/meta-data/?%73ecrets=true");
     assert_eq!(ask(&host.files.socket(), "GET", &path, &[], b"")?.status, 200);
     host.agent.wait_for_log(&format!("GET {path}: 200"))?;
+    let tries = host
+        .agent
+        .log
+        .iter()
+        .filter(|line| line.contains("/v1/reload: 403"));
+    let tries = tries.count();
+    assert!((10..40).contains(&tries), "{tries}");
 
     // Without groups nobody but root gets through the file's mode.
     let host = Host::new("", |_| ())?;

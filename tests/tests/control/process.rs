@@ -2,7 +2,9 @@
 
 use std::{
     fs,
-    process::{Output, Stdio},
+    net::TcpStream,
+    os::unix::net::UnixStream,
+    process::{Command, Output, Stdio},
 };
 
 use anyhow::{Result, ensure};
@@ -223,5 +225,44 @@ fn what_a_killed_agent_left_of_its_socket_is_replaced() -> Result<()> {
     assert_eq!(ask(&files.socket(), "GET", "/readyz", &[], b"")?.status, 200);
     agent.stop()?;
     ensure!(!files.socket().exists(), "a stopped agent leaves its socket");
+    Ok(())
+}
+
+#[test]
+fn want_of_descriptors_is_told_once_by_each_listener_and_outlasted() -> Result<()> {
+    let namespace = Namespace::new()?;
+    namespace.ip("address add 10.0.0.1/32 dev lo")?;
+    let config = "sts_endpoint.http = [\"10.0.0.1:8980\"]";
+    // Whose limits its own user may change.
+    let files = HostFiles::of_user("", config)?;
+    let mut agent = Agent::start(&program()?, &namespace, &files)?;
+    let pid = agent.pid()?.to_string();
+    let limit = |descriptors: &str| -> Result<()> {
+        let mut prlimit = Command::new("prlimit");
+        run(prlimit.args(["--pid", &pid, &format!("--nofile={descriptors}:")]))?;
+        Ok(())
+    };
+    limit("3")?;
+    let paths = [files.metrics(), files.socket()];
+    let _waiting = paths.map(UnixStream::connect);
+    let _waiting = namespace.enter(|| TcpStream::connect("10.0.0.1:8980"))?;
+    let listeners = ["metrics", "control socket", "security token service"];
+    for listener in listeners {
+        let told = agent.logged(&format!("{listener}: no connection can be accepted"))?;
+        ensure!(
+            told.contains("WARN") && told.contains("Too many open files"),
+            "{told}"
+        );
+    }
+    limit("1024")?;
+    for listener in listeners {
+        agent.logged(&format!("{listener}: connections are accepted again"))?;
+    }
+    ensure!(imdsctl_json(&files, "status")?.is_object());
+    let told = agent
+        .log
+        .iter()
+        .filter(|line| line.contains("no connection can be"));
+    ensure!(told.count() == listeners.len(), "{:#?}", agent.log);
     Ok(())
 }

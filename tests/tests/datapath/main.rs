@@ -6,6 +6,7 @@ mod limits;
 mod links;
 mod offloads;
 mod rings;
+mod room;
 mod takeover;
 
 use std::collections::BTreeMap;

@@ -151,7 +151,7 @@ impl Server {
     pub fn set_caller(&mut self, world: World, interface: usize) {
         let instance = world.member.instance.instance_id.clone();
         self.identities
-            .publish([(instance, signed(&world.member))].into());
+            .publish([(instance, signed(&world.member))].into_iter().collect());
         self.caller = Some((world, interface));
     }
 

@@ -3,6 +3,7 @@
 
 /// Rooms of the agent, and which others each may use.
 pub const ROOMS: &[(&str, &str)] = &[
+    ("accepting", ""),
     (
         "agent",
         "bindings config control identity_files identity_signer keys observe privilege reload service_manager worker datapath stack http imds registry credentials sts now",
@@ -13,7 +14,7 @@ pub const ROOMS: &[(&str, &str)] = &[
     ("config", "control glob imds observe registry credentials sts"),
     (
         "control",
-        "observe worker imds registry credentials unix_socket now",
+        "accepting observe worker imds registry credentials unix_socket now",
     ),
     (
         "exit_code",
@@ -25,7 +26,7 @@ pub const ROOMS: &[(&str, &str)] = &[
     ),
     (
         "observe",
-        "datapath http imds privilege registry credentials stack sts unix_socket now",
+        "accepting datapath http imds privilege registry credentials stack sts unix_socket now",
     ),
     ("datapath", ""),
     ("stack", "http now"),
@@ -40,7 +41,7 @@ pub const ROOMS: &[(&str, &str)] = &[
     ("reload", "config control"),
     ("credentials", "glob keys registry now"),
     ("service_manager", ""),
-    ("sts", "keys registry credentials"),
+    ("sts", "accepting keys registry credentials"),
     ("glob", ""),
     ("keys", ""),
     ("now", ""),
@@ -90,6 +91,7 @@ pub const CRATES: &[(&str, &[&str])] = &[
             "main.rs",
         ],
     ),
+    ("rustix", &["identity_signer.rs"]),
     ("ratatui", &["imdsctl/top/"]),
     ("roxmltree", &["sources/libvirt", "imdsctl/doctor/machine.rs"]),
     ("rtnetlink", &["datapath/"]),

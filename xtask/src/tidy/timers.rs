@@ -17,7 +17,7 @@ const TIMERS: &[(&str, usize, &str)] = &[
     (
         "agent/work.rs",
         1,
-        "the first role credentials after a start are looked for",
+        "the first role credentials after a start are waited for no longer",
     ),
     (
         "datapath/attach.rs",

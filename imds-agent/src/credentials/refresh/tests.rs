@@ -97,7 +97,7 @@ async fn follows_snapshots_and_survives_a_panicking_source() {
         Arc::clone(&published),
         3600,
     );
-    let totals = refresher.totals();
+    let (totals, rests) = (refresher.totals(), refresher.rests());
     let running = tokio::spawn(refresher.run(receiver));
     while source.fetches.load(Ordering::SeqCst) == 0 {
         tokio::task::yield_now().await;
@@ -113,7 +113,10 @@ async fn follows_snapshots_and_survives_a_panicking_source() {
     put(&mut records, Kind::Role, &role("b"));
     put(&mut records, Kind::InstanceProfile, &profile("b"));
     sender.send_replace(records.commit().unwrap());
-    served(&published, "b", "b-").await;
+    let (id, new): (InstanceId, Role) = ("i-1".parse().unwrap(), serde_json::from_str(&role("b")).unwrap());
+    while published.state(&id, &new, Timestamp::now()).is_none() {
+        rests.notified().await;
+    }
     let (instance, old) = ("i-1".parse().unwrap(), serde_json::from_str(&role("a")).unwrap());
     assert!(published.state(&instance, &old, Timestamp::now()).is_none());
 

@@ -5,7 +5,6 @@
 //! change of the record and the new signatures there is nothing, never a signature that does not verify.
 
 use std::{
-    collections::HashMap,
     fmt,
     sync::{
         Arc, OnceLock,
@@ -14,6 +13,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use rpds::HashTrieMapSync;
 
 use super::{Part, Signatures};
 use crate::registry::InstanceId;
@@ -31,10 +31,14 @@ pub struct Slot {
 /// Is told, for what concerns signatures: an instance that is to have all of them soon.
 pub type Wanted = Box<dyn Fn(&InstanceId) + Send + Sync>;
 
+/// Slots by instance. One more shares what it has with the set before it, so that taps that come one by one cost no copy of
+/// all for each.
+pub type Slots = HashTrieMapSync<InstanceId, Arc<Slot>>;
+
 /// The slots of all instances whose guests can ask.
 #[derive(Default)]
 pub struct Published {
-    slots: ArcSwap<HashMap<InstanceId, Arc<Slot>>>,
+    slots: ArcSwap<Slots>,
     wanted: OnceLock<Wanted>,
 }
 
@@ -72,7 +76,7 @@ impl Published {
     }
 
     /// Replaces the set of slots.
-    pub fn publish(&self, slots: HashMap<InstanceId, Arc<Slot>>) {
+    pub fn publish(&self, slots: Slots) {
         self.slots.store(Arc::new(slots));
     }
 

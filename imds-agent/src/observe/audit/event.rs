@@ -195,7 +195,10 @@ fn begin(name: &str, at: Timestamp, account: Option<&str>, region: Option<&str>)
 
 fn fail(event: &mut Event, code: &str, message: &str) {
     event.insert("errorCode".to_owned(), code.into());
-    event.insert("errorMessage".to_owned(), message.into());
+    event.insert(
+        "errorMessage".to_owned(),
+        clipped_to(MESSAGE_CHARACTERS_MAX, message).into(),
+    );
 }
 
 fn assumed_role(caller: &Claims, access_key_id: Option<&str>) -> Value {
@@ -213,6 +216,9 @@ fn assumed_role(caller: &Claims, access_key_id: Option<&str>) -> Value {
     })
 }
 
+/// Of an error, which may repeat what the caller said: two ARNs and a sentence, and some.
+const MESSAGE_CHARACTERS_MAX: usize = 1024;
+
 /// What may be seen of a set: CloudTrail shows the session token as well, but who reads a trail is not always trusted with it.
 fn shown(set: &RoleCredentials) -> Value {
     json!({"accessKeyId": set.access_key_id, "expiration": time(set.expiration)})
@@ -228,11 +234,15 @@ fn account_of(arn: &str) -> Option<&str> {
 
 /// What a guest says fills no disk, and does nothing to the terminal of who reads it.
 fn clipped(text: &str) -> String {
+    clipped_to(256, text)
+}
+
+fn clipped_to(characters_max: usize, text: &str) -> String {
     let plain = |letter| match letter {
         letter if is_plain(letter) => letter,
         _ => char::REPLACEMENT_CHARACTER,
     };
-    text.chars().take(256).map(plain).collect()
+    text.chars().take(characters_max).map(plain).collect()
 }
 
 #[cfg(test)]
@@ -246,5 +256,8 @@ mod tests {
             "curl/8.5 \u{fffd}2J\u{fffd}[2J\u{fffd}"
         );
         assert_eq!(clipped(&"ä".repeat(1000)), "ä".repeat(256));
+        let mut event = Event::new();
+        fail(&mut event, "AccessDenied", &"\u{202e}x".repeat(1000));
+        assert_eq!(event["errorMessage"], "\u{fffd}x".repeat(512));
     }
 }

@@ -1,5 +1,3 @@
-use std::time::Instant;
-
 use super::*;
 
 fn event(number: usize) -> Event {
@@ -32,6 +30,20 @@ fn events_are_lines_and_a_rotated_file_is_made_anew() {
     assert_eq!(lines(&path), [r#"{"eventName":3}"#]);
     assert_eq!((audit.written(), audit.lost()), (4, 0));
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
+}
+
+#[test]
+fn full_queue_is_written_before_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit.jsonl");
+    let audit = Audit::start(&path).unwrap();
+    let count = u64::try_from(QUEUE_EVENTS_MAX).unwrap() + 100;
+    for number in 0..count {
+        audit.record(event(number.try_into().unwrap()));
+    }
+    audit.flush();
+    assert_eq!(audit.written() + audit.lost(), count);
+    assert_eq!(lines(&path).len() as u64, audit.written());
 }
 
 #[test]

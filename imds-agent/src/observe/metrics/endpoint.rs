@@ -19,7 +19,10 @@ use super::{
     Metrics,
     sources::{Host, Told},
 };
-use crate::unix_socket::{BindError, UnixSocket};
+use crate::{
+    accepting::Accepting,
+    unix_socket::{BindError, UnixSocket},
+};
 
 /// Scrapers at once: a pair of Prometheus servers, a person with curl, and some.
 const CONNECTIONS_MAX: usize = 16;
@@ -138,28 +141,19 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = io::Result<S>>,
 {
-    let mut connections = JoinSet::new();
+    let (mut accepting, mut connections) = (Accepting::of("metrics"), JoinSet::new());
     loop {
         let Ok(permit) = Arc::clone(&shared.connections).acquire_owned().await else {
             return;
         };
-        let accepted = next().await;
+        let stream = accepting.next(&next).await;
         while connections.try_join_next().is_some() {}
-        match accepted {
-            Ok(stream) => {
-                let shared = Arc::clone(shared);
-                connections.spawn(async move {
-                    // Neither a deaf scraper nor one with a broken connection is anybody's business.
-                    _ = tokio::time::timeout(CONNECTION_TIME_MAX, serve(stream, &shared)).await;
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                log::warn!("metrics: {error}");
-                // Out of descriptors, mostly: there is nothing to do but wait for some.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
+        let shared = Arc::clone(shared);
+        connections.spawn(async move {
+            // Neither a deaf scraper nor one with a broken connection is anybody's business.
+            _ = tokio::time::timeout(CONNECTION_TIME_MAX, serve(stream, &shared)).await;
+            drop(permit);
+        });
     }
 }
 

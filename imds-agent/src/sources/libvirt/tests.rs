@@ -153,6 +153,9 @@ fn slips_are_told_with_the_element() {
         let error = guest(&with_metadata(inner), None).unwrap_err().to_string();
         assert!(error.contains(message), "{inner}: {error}");
     }
+    let placed = "<i:record>{\"Placement\": \"x\"}</i:record><i:region>r</i:region>";
+    let placed = guest(&with_metadata(placed), None).unwrap();
+    assert_eq!(placed.document["Placement"], "x", "which the store refuses");
     for no_domain in [
         "",
         "<network><uuid>8c4b6f00-2d5e-4f0a-9c3e-1b2a3c4d5e6f</uuid></network>",

@@ -58,8 +58,8 @@ impl Siege {
         self.hear(&sent);
     }
 
-    fn hear(&mut self, sent: &Sent) {
-        for packet in &sent.0 {
+    fn hear(&mut self, sent: &[Vec<u8>]) {
+        for packet in sent {
             self.guest.hear(packet);
         }
         assert!(self.stack.connection_count() <= CONNECTIONS_MAX);
@@ -100,7 +100,7 @@ impl Siege {
         self.stack
             .handle_packet(at(self.now), &syn.ipv4(), &mut Pattern, &mut sent);
         self.stack.flush(at(self.now), &mut sent);
-        let [syn_ack] = &*sent.0 else { return false };
+        let [syn_ack] = &*sent else { return false };
         let Some(syn_ack) = Segment::parse(syn_ack) else {
             return false;
         };
@@ -115,7 +115,7 @@ impl Siege {
         self.stack
             .handle_packet(at(self.now), &asks.ipv4(), &mut Pattern, &mut sent);
         self.stack.flush(at(self.now), &mut sent);
-        let [response] = &*sent.0 else { return false };
+        let [response] = &*sent else { return false };
         let (responses, _) = responses(&response[40..]);
         matches!(&*responses, [answered] if answered.body == patterned(100))
     }

@@ -164,7 +164,7 @@ impl Link {
                     self.poll_guest(Some(&packet), &mut guest_sent);
                 }
             }
-            for packet in guest_sent.0 {
+            for packet in guest_sent {
                 self.send(Direction::Outbound, packet);
             }
 
@@ -178,8 +178,8 @@ impl Link {
             if self.stack.poll_timeout().is_some_and(|due| due <= self.now) {
                 self.stack.handle_timeout(now, &mut Pattern, &mut sent);
             }
-            is_quiet &= sent.0.is_empty();
-            for packet in sent.0 {
+            is_quiet &= sent.is_empty();
+            for packet in sent {
                 self.seen.push(packet.clone());
                 self.send(Direction::Inbound, packet);
             }

@@ -11,8 +11,7 @@ pub fn feed(stack: &mut Stack, now: Now, packet: &[u8]) -> Vec<Segment> {
     let mut sent = Sent::default();
     stack.handle_packet(now, packet, &mut Pattern, &mut sent);
     stack.flush(now, &mut sent);
-    sent.0
-        .iter()
+    sent.iter()
         .map(|packet| Segment::parse(packet).unwrap())
         .collect()
 }
@@ -57,7 +56,7 @@ fn a_syn_right_behind_the_last_acknowledgement_of_its_ports_begins_a_connection(
     let mut sent = Sent::default();
     stack.handle_packet(now, &segment(ACK, 1001, ours, b""), &mut Pattern, &mut sent);
     let answer = feed(&mut stack, now, &syn(500_000));
-    assert!(sent.0.is_empty());
+    assert!(sent.is_empty());
     assert!(answer[0].syn && !answer[0].rst, "{answer:?}");
 }
 
