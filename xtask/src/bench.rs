@@ -25,8 +25,9 @@ mod table;
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
+use clap::ValueEnum as _;
 
-use self::report::{Circumstances, Run};
+use self::report::{Circumstances, Parts, Run};
 use crate::host_command::workspace;
 
 /// How long and how often to measure, and what.
@@ -38,18 +39,19 @@ pub struct Options {
     /// Replace the tables of README.md and docs/performance.md, and the files in docs/performance
     #[arg(long, conflicts_with = "parts")]
     write: bool,
+    /// Go on where a run of this very commit and pace was interrupted: parts that it measured are not measured again
+    #[arg(long)]
+    resume: bool,
     /// Only these parts
     #[arg(value_enum)]
     parts: Vec<Part>,
 }
 
-/// What can be measured alone.
+/// What can be measured alone, in the order of the whole run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 enum Part {
     /// P1 to P4, P13: one guest, beside nginx
     Exchanges,
-    /// Where the processor time of P2 goes
-    Profile,
     /// P5, P6: the stack and the classifier, without kernel and taps
     InProcess,
     /// P7, P8, P10, P11: a host with many instances
@@ -60,6 +62,8 @@ enum Part {
     Storm,
     /// How P1, P7 and P8 grow with the taps of a host
     Growth,
+    /// Where the processor time of P2 goes
+    Profile,
 }
 
 /// How long and how often.
@@ -126,7 +130,7 @@ pub fn run(options: &Options, agent: &Path, target: &Path) -> Result<()> {
         duration.as_secs()
     );
     let circumstances = Circumstances::now(pace, target)?;
-    let run = measure(options, &extent, agent, target)?;
+    let run = measure(options, &extent, &circumstances, agent, target)?;
     if options.write {
         report::files(&run, &circumstances, &workspace().join("docs/performance"))?;
         report::documents(&run, &circumstances)?;
@@ -136,52 +140,57 @@ pub fn run(options: &Options, agent: &Path, target: &Path) -> Result<()> {
     Ok(())
 }
 
-fn measure(options: &Options, extent: &Extent, agent: &Path, target: &Path) -> Result<Run> {
-    let mut run = Run::default();
+fn measure(
+    options: &Options,
+    extent: &Extent,
+    circumstances: &Circumstances,
+    agent: &Path,
+    target: &Path,
+) -> Result<Run> {
+    let parts = Parts::of(&target.join("bench/parts"));
+    let mut whole = Run::default();
     println!("{}", table::HEAD);
-    let mut add = |part: Part, measure: &dyn Fn(&mut Run) -> Result<()>| -> Result<()> {
-        if options.parts.is_empty() || options.parts.contains(&part) {
-            let known = run.rows.len();
-            measure(&mut run).with_context(|| format!("{part:?}"))?;
-            run.rows.iter().skip(known).for_each(|row| println!("{row}"));
+    for part in Part::value_variants() {
+        if !options.parts.is_empty() && !options.parts.contains(part) {
+            continue;
         }
-        Ok(())
-    };
-    add(Part::Exchanges, &|run| {
-        let (rows, pictures) = exchanges::run(extent.pace, agent, target)?;
-        run.rows.extend(rows);
-        run.rows.push(floor::run(extent.pace)?);
-        run.pictures.extend(pictures);
-        Ok(())
-    })?;
-    add(Part::InProcess, &|run| {
-        run.rows.push(in_process::exchange()?);
-        run.rows.extend(in_process::classifier()?);
-        Ok(())
-    })?;
-    add(Part::Fleet, &|run| {
-        run.rows.extend(fleet::run(extent.fleet, agent)?);
-        Ok(())
-    })?;
-    add(Part::Flood, &|run| {
-        run.rows.push(flood::run(extent.pace, agent)?);
-        Ok(())
-    })?;
-    add(Part::Storm, &|run| {
-        let (rows, picture) = storm::run(extent.guests_of_storm, agent, target)?;
-        run.rows.extend(rows);
-        run.pictures.push(picture);
-        Ok(())
-    })?;
-    add(Part::Growth, &|run| {
-        let pictures = growth::run(extent.pace_of_growth, extent.taps_of_growth, agent)?;
-        run.pictures.extend(pictures);
-        Ok(())
-    })?;
-    add(Part::Profile, &|run| {
-        run.profiles = profile::run(agent, target)?;
+        let name = format!("{part:?}");
+        let known = options.resume.then(|| parts.find(&name, circumstances)).flatten();
+        let run = match known {
+            Some(run) => run,
+            None => parts.keep(
+                &name,
+                circumstances,
+                measure_part(*part, extent, agent, target).context(name.clone())?,
+            )?,
+        };
+        run.rows.iter().for_each(|row| println!("{row}"));
         run.profiles.iter().for_each(|profile| println!("\n{profile}"));
-        Ok(())
-    })?;
+        whole.add(run);
+    }
+    Ok(whole)
+}
+
+fn measure_part(part: Part, extent: &Extent, agent: &Path, target: &Path) -> Result<Run> {
+    let mut run = Run::default();
+    match part {
+        Part::Exchanges => {
+            (run.rows, run.pictures) = exchanges::run(extent.pace, agent, target)?;
+            run.rows.push(floor::run(extent.pace)?);
+        }
+        Part::InProcess => {
+            run.rows.push(in_process::exchange()?);
+            run.rows.extend(in_process::classifier()?);
+        }
+        Part::Fleet => run.rows = fleet::run(extent.fleet, agent)?,
+        Part::Flood => run.rows.push(flood::run(extent.pace, agent)?),
+        Part::Storm => {
+            let (rows, picture) = storm::run(extent.guests_of_storm, agent, target)?;
+            run.rows = rows;
+            run.pictures.push(picture);
+        }
+        Part::Growth => run.pictures = growth::run(extent.pace_of_growth, extent.taps_of_growth, agent)?,
+        Part::Profile => run.profiles = profile::run(agent, target)?,
+    }
     Ok(run)
 }

@@ -1,9 +1,10 @@
 //! What is measured over a whole range rather than as one figure: a picture's lines, before anybody draws them.
 
 use imds_tests::load::Outcome;
+use serde::{Deserialize, Serialize};
 
 /// One picture.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Picture {
     /// What its file is called, without extension.
     pub name: &'static str,
@@ -18,7 +19,7 @@ pub struct Picture {
 }
 
 /// What an axis shows, and how.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Axis {
     /// What, with its unit.
     pub label: &'static str,
@@ -27,7 +28,7 @@ pub struct Axis {
 }
 
 /// How values are laid out along an axis.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Scale {
     /// From zero on.
     Linear,
@@ -40,7 +41,7 @@ pub enum Scale {
 }
 
 /// Some points that belong together.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Line {
     /// Whose they are.
     pub of: Of,
@@ -52,7 +53,7 @@ pub struct Line {
 pub type Point = (f64, f64);
 
 /// Whose a line is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Of {
     /// The agent.
     Agent,

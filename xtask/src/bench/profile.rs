@@ -14,6 +14,7 @@ use imds_tests::{
     load::{self, Load},
 };
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 use super::{
     cores::{CLIENT_CORE, pin},
@@ -29,7 +30,7 @@ const SAMPLED: Duration = Duration::from_secs(3);
 const SHARE_MIN: f64 = 0.02;
 
 /// Where one server's time goes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Profile {
     of: Of,
     /// For an exchange, in µs.

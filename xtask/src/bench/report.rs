@@ -1,9 +1,16 @@
 //! What a run leaves behind: `run.json` and the pictures, and the tables in the documents.
 
-use std::{fs, path::Path, process::Command, thread, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use imds_tests::accounting::MachineTime;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
@@ -15,7 +22,8 @@ use super::{
 use crate::host_command::{ask, workspace};
 
 /// All that was measured.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
+#[serde(bound(deserialize = "'de: 'static"))]
 pub struct Run {
     /// One figure each.
     pub rows: Vec<Row>,
@@ -25,7 +33,17 @@ pub struct Run {
     pub profiles: Vec<Profile>,
 }
 
+impl Run {
+    /// Adds what another part measured.
+    pub fn add(&mut self, part: Self) {
+        self.rows.extend(part.rows);
+        self.pictures.extend(part.pictures);
+        self.profiles.extend(part.profiles);
+    }
+}
+
 /// What it was measured on, and how.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct Circumstances {
     /// How often and how long, and with how many of everything.
     pub pace: String,
@@ -35,6 +53,53 @@ pub struct Circumstances {
     commit: String,
     /// How busy others kept the cores just before, in %.
     others_percent: f64,
+}
+
+/// The parts of a run that was interrupted, each in a file of its own.
+pub struct Parts(PathBuf);
+
+#[derive(Serialize, Deserialize)]
+#[serde(bound(deserialize = "'de: 'static"))]
+struct Kept {
+    measured: Circumstances,
+    run: Run,
+}
+
+impl Parts {
+    /// Those in this directory.
+    pub fn of(directory: &Path) -> Self {
+        Self(directory.to_owned())
+    }
+
+    /// What was measured of a part, if that was this very program on this very machine.
+    pub fn find(&self, name: &str, now: &Circumstances) -> Option<Run> {
+        let text = fs::read_to_string(self.path(name)).ok()?;
+        // Rows borrow their words, and this program ends soon.
+        let kept: Kept = serde_json::from_str(text.leak()).ok()?;
+        let others_percent = now.others_percent;
+        let measured = Circumstances {
+            others_percent,
+            ..kept.measured
+        };
+        (measured == *now && !now.is_changed()).then_some(kept.run)
+    }
+
+    /// Keeps what was measured of a part, and gives it back.
+    pub fn keep(&self, name: &str, measured: &Circumstances, run: Run) -> Result<Run> {
+        let kept = Kept {
+            measured: measured.clone(),
+            run,
+        };
+        let path = self.path(name);
+        fs::create_dir_all(&self.0)
+            .and_then(|()| fs::write(&path, serde_json::to_string(&kept)?))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(kept.run)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(format!("{name}.json"))
+    }
 }
 
 impl Circumstances {
@@ -66,9 +131,14 @@ impl Circumstances {
                 .trim()
                 .to_owned(),
             nginx: nginx.trim().rsplit('/').next().unwrap_or_default().to_owned(),
-            commit: commit.trim().to_owned() + if is_changed { " with changes" } else { "" },
+            commit: commit.trim().to_owned() + if is_changed { CHANGED } else { "" },
             others_percent: 100.0 * busy.as_secs_f64() / (second.as_secs_f64() * cores as f64),
         })
+    }
+
+    /// Whether there are changes that no commit has.
+    fn is_changed(&self) -> bool {
+        self.commit.ends_with(CHANGED)
     }
 
     fn text(&self) -> String {
@@ -86,6 +156,9 @@ impl Circumstances {
         )
     }
 }
+
+/// What the commit is called then.
+const CHANGED: &str = " with changes";
 
 /// Where the documents' tables begin and end.
 const BEGIN: &str = "<!-- performance: written by cargo xtask bench --write -->\n";
@@ -153,7 +226,10 @@ fn between_marks(document: &str, text: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::table::{Goal, Spread},
+        *,
+    };
 
     #[test]
     fn only_what_is_between_the_marks_is_replaced() -> Result<()> {
@@ -162,6 +238,50 @@ mod tests {
         assert_eq!(written, format!("before\n{BEGIN}| new |\n{END}\nafter\n"));
         assert_eq!(between_marks(&written, "| new |\n")?, written);
         assert!(between_marks("no marks", "").is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_part_is_found_again_at_its_commit_only() -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let parts = Parts::of(directory.path());
+        let now = Circumstances {
+            pace: "whole".to_owned(),
+            processor: "2 cores".to_owned(),
+            kernel: "6.18".to_owned(),
+            nginx: "1.22".to_owned(),
+            commit: "50a0bb6".to_owned(),
+            others_percent: 1.0,
+        };
+        let row = Row {
+            id: "P9",
+            figure: "p99".to_owned(),
+            unit: "µs",
+            ours: Spread::of([1.0, 2.0]),
+            peer: None,
+            goal: Goal::AtMost(2.0),
+        };
+        let run = Run {
+            rows: vec![row.clone()],
+            ..Run::default()
+        };
+        parts.keep("Flood", &now, run)?;
+        let later = Circumstances {
+            others_percent: 7.0,
+            ..now.clone()
+        };
+        let found = parts.find("Flood", &later).context("it was kept")?;
+        assert_eq!(found.rows.first().map(Row::to_string), Some(row.to_string()));
+        for other in ["fdaa3c6", "50a0bb6 with changes"] {
+            let other = Circumstances {
+                commit: other.to_owned(),
+                ..now.clone()
+            };
+            assert!(parts.find("Flood", &other).is_none());
+            let kept = parts.keep("Fleet", &other, Run::default());
+            assert!(kept.is_ok() && parts.find("Fleet", &now).is_none());
+        }
+        assert!(parts.find("Storm", &now).is_none());
         Ok(())
     }
 

@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Several measurements of one figure.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Spread {
     /// The least.
     pub least: f64,
@@ -72,7 +74,7 @@ fn grouped(text: &str) -> String {
 }
 
 /// What a figure should be.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub enum Goal {
     /// Ours over the peer's.
     RatioAtLeast(f64),
@@ -87,7 +89,7 @@ pub enum Goal {
 }
 
 /// One figure.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
     /// What goals are known by; of what is told beside them, the goal that it is told for.
     pub id: &'static str,
