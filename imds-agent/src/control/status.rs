@@ -124,7 +124,7 @@ impl Control {
             .get(tap.name.as_str())
             .map(|(member, _)| &member.instance.instance_id);
         let owner = tap.mac.and_then(|mac| snapshot.by_mac.get(&mac));
-        let mut value = json!({ "name": tap.name, "index": tap.index.0, "bound": tap.mac.is_some() });
+        let mut value = json!({ "name": tap.name, "index": tap.index.ifindex(), "bound": tap.mac.is_some() });
         if let Some(mac) = tap.mac {
             value["macAddress"] = mac.to_string().into();
         }

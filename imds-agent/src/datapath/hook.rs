@@ -166,7 +166,7 @@ impl Hook {
     pub(super) fn is_on(self, root: &Path, tap: TapIndex) -> Result<bool, HookError> {
         for direction in DIRECTIONS {
             let is_on = match self {
-                Self::Tcx => pinned_tap(&link_in(root, tap, direction))? == Some(tap),
+                Self::Tcx => pinned_ifindex(&link_in(root, tap, direction))? == Some(tap.ifindex()),
                 Self::Clsact => filters::is_on(tap, direction).map_err(HookError::Filters)?,
             };
             if !is_on {
@@ -197,13 +197,13 @@ pub(super) fn take_filters_off(tap: TapIndex) -> Result<(), HookError> {
 }
 
 fn adopt_link(program: &mut SchedClassifier, tap: TapIndex, pin: &Path) -> Result<bool, HookError> {
-    if pinned_tap(pin)? != Some(tap) {
+    if pinned_ifindex(pin)? != Some(tap.ifindex()) {
         remove_pin(pin)?;
         return Ok(false);
     }
     match update_link(program, pin) {
         // The device went away in between.
-        Err(_) if pinned_tap(pin)? != Some(tap) => {
+        Err(_) if pinned_ifindex(pin)? != Some(tap.ifindex()) => {
             remove_pin(pin)?;
             Ok(false)
         }
@@ -225,9 +225,9 @@ fn update_link(program: &mut SchedClassifier, pin: &Path) -> Result<(), HookErro
 }
 
 /// The device that the pinned link hangs on, if there is such a link and such a device.
-fn pinned_tap(pin: &Path) -> Result<Option<TapIndex>, HookError> {
-    match bpf::open_link(pin).and_then(|link| bpf::link_tap(link.as_fd())) {
-        Ok(tap) => Ok(tap),
+fn pinned_ifindex(pin: &Path) -> Result<Option<u32>, HookError> {
+    match bpf::open_link(pin).and_then(|link| bpf::link_ifindex(link.as_fd())) {
+        Ok(ifindex) => Ok(ifindex),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(HookError::PinnedLink {
             path: shown(pin),
@@ -257,7 +257,7 @@ fn attach_link(
         source,
     })?;
     // Aya attaches by name, and names move: only the link itself tells what it hangs on.
-    if pinned_tap(pin)? != Some(tap) {
+    if pinned_ifindex(pin)? != Some(tap.ifindex()) {
         detach_link(pin)?;
         return Err(HookError::Reused { tap });
     }

@@ -206,7 +206,7 @@ fn send_batch<const N: usize>(
     for (frame, ((address, slice), message)) in batch.iter().zip(headers) {
         address.sll_family = libc::AF_PACKET as u16;
         address.sll_protocol = frame.ethertype.to_be();
-        address.sll_ifindex = frame.tap.0 as i32;
+        address.sll_ifindex = frame.tap.ifindex() as i32;
         let frame = &bytes[frame.start..frame.start + frame.length];
         slice.iov_base = frame.as_ptr().cast_mut().cast();
         slice.iov_len = frame.len();

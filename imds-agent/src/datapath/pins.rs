@@ -174,10 +174,7 @@ impl Pins {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             names => names.map_err(failed("list", &directory))?,
         };
-        let tap = |name: &String| {
-            let index = name.split('-').next()?.parse().ok()?;
-            Some(TapIndex(index))
-        };
+        let tap = |name: &String| name.split('-').next()?.parse().ok();
         Ok(names.iter().filter_map(tap).collect())
     }
 

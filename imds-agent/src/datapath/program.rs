@@ -86,9 +86,9 @@ pub struct CountersError {
 pub struct Classifier {
     hook: Hook,
     ebpf: Ebpf,
-    taps: HashMap<MapData, u32, [u8; size_of::<TapBinding>()]>,
-    counters: PerCpuHashMap<MapData, u32, TapCounters>,
-    buckets: HashMap<MapData, u32, u64>,
+    taps: HashMap<MapData, u64, [u8; size_of::<TapBinding>()]>,
+    counters: PerCpuHashMap<MapData, u64, TapCounters>,
+    buckets: HashMap<MapData, u64, u64>,
     rings: Vec<PuntRing>,
     attached: BTreeSet<TapIndex>,
     pins: Pins,

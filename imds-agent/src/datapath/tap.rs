@@ -31,7 +31,7 @@ pub enum TapError {
 /// The index of the device called `name`.
 pub fn index_of(name: &str) -> Result<TapIndex, TapError> {
     match if_nametoindex(name) {
-        Ok(index) => Ok(TapIndex(index)),
+        Ok(index) => Ok(TapIndex(index.into())),
         Err(source) => Err(TapError::NoSuchName {
             name: name.to_owned(),
             source,
@@ -41,7 +41,7 @@ pub fn index_of(name: &str) -> Result<TapIndex, TapError> {
 
 /// The name of the device with index `tap`.
 pub fn name_of(tap: TapIndex) -> Result<String, TapError> {
-    match if_indextoname(tap.0) {
+    match if_indextoname(tap.ifindex()) {
         Ok(name) => Ok(name.to_string_lossy().into_owned()),
         Err(source) => Err(TapError::NoSuchIndex { tap, source }),
     }
