@@ -2,12 +2,13 @@
 
 mod assignment;
 mod changes;
+mod namespaces;
 mod parts;
 mod taps;
 mod work;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::Path,
     sync::Arc,
@@ -15,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use imds_ebpf::abi::{TapIndex, WorkerNumber};
+use imds_ebpf::abi::{NamespaceNumber, TapIndex, WorkerNumber};
 use jiff::Timestamp;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -23,7 +24,10 @@ use tokio::{
     task::JoinSet,
 };
 
-use self::work::Work;
+use self::{
+    namespaces::{Elsewhere, Notice},
+    work::Work,
+};
 use crate::{
     bindings::{Bindings, Change},
     config::{Config, Taps},
@@ -57,6 +61,7 @@ enum Event {
     Control(control::Command),
     Reload(&'static str),
     Link(LinkEvent),
+    Elsewhere(Notice),
     Registry(Arc<Snapshot>),
     RegistryEnded(io::Error),
     Ended(&'static str),
@@ -71,6 +76,9 @@ enum Event {
 struct Agent {
     taps: Taps,
     links: LinkWatch,
+    elsewhere: Elsewhere,
+    /// Namespaces whose taps were not all told since the start.
+    untold: BTreeSet<NamespaceNumber>,
     reload: Reload,
     manager: ServiceManager,
     rules: watch::Sender<Rules>,
@@ -140,7 +148,13 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
     };
     let mut classifier = Classifier::load_for(pins, config.workers())?;
     grace_periods.tell();
-    let requests = of_workers
+    let mut elsewhere = Elsewhere::start(&config.network_namespaces)?;
+    let (ways, _) = elsewhere.look(&config.network_namespaces, config.workers(), &mut classifier);
+    if config.network_namespaces.is_empty() {
+        classifier.take_off_left_behind();
+    }
+    classifier.settle_left_behind();
+    let requests: Vec<_> = of_workers
         .iter()
         .map(|facts| Arc::clone(&facts.requests))
         .collect();
@@ -163,6 +177,8 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
         bindings: Bindings::new(config.packets_per_second()),
         taps: config.taps.clone(),
         links: LinkWatch::new()?,
+        untold: elsewhere.numbers().chain([NamespaceNumber::OWN]).collect(),
+        elsewhere,
         reload: Reload::new(config.clone(), read),
         manager: ServiceManager::find(),
         rules: directory.rules(),
@@ -181,6 +197,9 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
         has_metrics_per_tap: config.has_metrics_per_tap(),
         loaded: Timestamp::now(),
     };
+    for (namespace, sockets) in ways {
+        agent.work.open_namespace(namespace, sockets);
+    }
     agent.adopt_counters();
     // All of it ends with this function.
     let mut upkeep = JoinSet::new();
@@ -215,16 +234,22 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
             event = signals.next() => event,
             () = agent.manager.watchdog() => Event::Watchdog,
             event = agent.links.next() => Event::Link(event?),
+            notice = agent.elsewhere.next() => Event::Elsewhere(notice?),
             Ok(()) = snapshots.changed() => Event::Registry(Arc::clone(&snapshots.borrow_and_update())),
             ended = &mut registry_watch => Event::RegistryEnded(ended?),
             has_ended = agent.work.changed() => if has_ended { Event::Ended("a worker") } else { Event::Look },
             Some(command) = commanded.recv() => Event::Control(command),
             Some(_) = upkeep.join_next() => Event::Ended("the upkeep of credentials"),
             Some(asked) = scrapes.recv() => Event::Asked(asked),
-            () = tokio::time::sleep(RETRY_AFTER), if !agent.refused.is_empty() => Event::Retry,
+            () = tokio::time::sleep(RETRY_AFTER), if agent.has_to_retry() => Event::Retry,
         };
         match event {
-            Event::Link(event) => agent.handle_link(event),
+            Event::Link(event) => agent.handle_link(NamespaceNumber::OWN, event),
+            Event::Elsewhere(Notice::News(news)) => agent.handle_news(news),
+            Event::Elsewhere(Notice::Look) => agent.handle_namespaces(),
+            Event::Elsewhere(Notice::Ended) => {
+                bail!("the thread that goes to other network namespaces ended")
+            }
             Event::Registry(snapshot) => agent.handle_snapshot(snapshot),
             Event::Control(command) => agent.handle_control(command),
             Event::Reload(signal) => drop(agent.reload(signal)),
@@ -233,7 +258,10 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
             }
             // What is left would serve nobody: whoever supervises the agent starts a whole one.
             Event::Ended(what) => bail!("{what} ended"),
-            Event::Retry => agent.retry(),
+            Event::Retry => {
+                agent.retry();
+                agent.handle_namespaces();
+            }
             Event::Watchdog => agent.manager.tell_alive(),
             Event::Asked(asked) => agent.tell(asked),
             Event::Look => {}
@@ -251,7 +279,7 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
 }
 
 impl Agent {
-    fn handle_link(&mut self, event: LinkEvent) {
+    fn handle_link(&mut self, namespace: NamespaceNumber, event: LinkEvent) {
         if let LinkEvent::Appeared { index, .. } | LinkEvent::Gone { index } = event {
             // What was refused is out of date.
             self.refused.remove(&index);
@@ -266,7 +294,7 @@ impl Agent {
                 let changes = self.bindings.handle_tap(index, &name, mac, &self.snapshot);
                 self.apply(changes);
             }
-            LinkEvent::Listed => self.handle_listed(),
+            LinkEvent::Listed => self.handle_listed(namespace),
             // Also one that was renamed to what is none of our business.
             LinkEvent::Appeared { index, .. } | LinkEvent::Gone { index } => {
                 let changes = self.bindings.handle_gone(index, &self.snapshot);
@@ -275,17 +303,32 @@ impl Agent {
         }
     }
 
-    /// Every tap was told: what an earlier agent left on others is taken off.
-    fn handle_listed(&mut self) {
+    /// Every tap of a namespace was told: what an earlier agent left on others is taken off.
+    fn handle_listed(&mut self, namespace: NamespaceNumber) {
         let others: Vec<_> = self
             .classifier
             .attached()
-            .filter(|tap| self.bindings.tap(*tap).is_none())
+            .filter(|tap| tap.namespace() == namespace && self.bindings.tap(*tap).is_none())
             .collect();
         self.apply(others.into_iter().map(Change::Detach));
+        if namespace == NamespaceNumber::OWN {
+            self.untold.insert(namespace);
+        }
+        self.handle_told(namespace);
+    }
+
+    /// There is nothing (more) to be told of a namespace. Once that is so everywhere, all is told.
+    fn handle_told(&mut self, namespace: NamespaceNumber) {
+        if !self.untold.remove(&namespace) || !self.untold.is_empty() {
+            return;
+        }
         self.signer.handle_listed();
         self.work.handle_listed();
         self.applied.send_replace(Some(self.snapshot.revision));
+    }
+
+    fn has_to_retry(&self) -> bool {
+        !self.refused.is_empty() || self.elsewhere.has_refused() || self.classifier.has_left_behind()
     }
 
     fn tell_status(&mut self) {
@@ -348,7 +391,9 @@ impl Agent {
             self.taps = config.taps.clone();
             // Those that are selected no more are detached then.
             self.links.tell_again();
+            self.elsewhere.tell_again();
         }
+        self.handle_namespaces();
         let changes = self.bindings.handle_snapshot(&self.snapshot);
         self.apply(changes);
         Ok(reloaded)

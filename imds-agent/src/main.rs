@@ -14,7 +14,7 @@ use imds_agent::{
     agent,
     config::{Config, ConfigError, DEFAULT_PATH, LogLevel},
     datapath::{
-        GracePeriods, attach, detach,
+        GracePeriods, Namespaces, attach, detach, namespace,
         pins::{self, Pins},
         support,
     },
@@ -116,10 +116,14 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
     match command {
         Command::Run => {
             panic::set_hook(Box::new(tell_panic));
-            ensure_host(|| privilege::ensure(config.user()))?;
+            let goes_elsewhere = !config.network_namespaces.is_empty();
+            ensure_host(|| privilege::ensure(config.user(), goes_elsewhere))?;
             support::ensure_packet_sockets()?;
             // The switch is root's.
             let grace_periods = GracePeriods::open();
+            if goes_elsewhere {
+                namespace::allow_descriptors();
+            }
             let reduced = reduce_privileges(&config)?;
             // Keys and credentials go into no core dump, and no other process reads them. Not earlier: to change the user
             // makes this what the host has it for such programs.
@@ -167,12 +171,20 @@ fn on_taps(command: OnTaps, config: &Config) -> Result<()> {
                 }
                 is_ours
             });
-            attach::ensure(root, &taps)?;
+            attach::ensure(root, &taps, &namespaces(config)?)?;
         }
-        OnTaps::Detach { all: true, .. } => detach::all(root)?,
-        OnTaps::Detach { taps, .. } => detach::these(root, &taps)?,
+        OnTaps::Detach { all: true, .. } => detach::all(root, &namespaces(config)?)?,
+        OnTaps::Detach { taps, .. } => detach::these(root, &taps, &namespaces(config)?)?,
     }
     Ok(())
+}
+
+/// The other network namespaces that are there.
+fn namespaces(config: &Config) -> Result<Namespaces> {
+    let selected = &config.network_namespaces;
+    let sightings = namespace::look(selected.directory(), |name| selected.select(name))
+        .context("cannot look for network namespaces")?;
+    Ok(Namespaces::open(sightings)?)
 }
 
 /// The file that is given, or the default one if it is there.
@@ -218,6 +230,7 @@ fn reduce_privileges(config: &Config) -> Result<privilege::Reduced> {
         pins: &config.bpf_directory,
         written: &written,
         sockets: &sockets,
+        goes_elsewhere: !config.network_namespaces.is_empty(),
     });
     Ok(reduced?)
 }

@@ -42,6 +42,7 @@ impl Agent {
             index,
             name: name.to_owned(),
             mac: binding.map(|binding| binding.mac),
+            instance: self.bindings.instance(index).cloned(),
             nobody: self.bindings.nobody(index).map(ToString::to_string),
             refused: self.refused.get(&index).cloned(),
         }

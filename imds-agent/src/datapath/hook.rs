@@ -8,7 +8,8 @@
 //! Before 6.6 a clsact filter per hook, under a priority and handle of our own: it stays by nature, and is replaced
 //! atomically by a new one under the same handle. A device that reuses an index has no such filter.
 //!
-//! An index means a device only within its network namespace: one pin directory serves one namespace.
+//! An index means a device only within its network namespace, which the calling thread has to be in: pins say which one
+//! besides, but the kernel is asked about the index alone.
 
 use std::{
     io,
@@ -123,6 +124,12 @@ pub enum HookError {
     /// A pin cannot be removed.
     #[error(transparent)]
     Pins(#[from] PinsError),
+    /// The tap's network namespace has no name any more, or is none of the agent's business.
+    #[error("its network namespace is out of sight")]
+    OutOfSight,
+    /// The tap's network namespace cannot be gone to.
+    #[error("cannot enter its network namespace")]
+    Away(#[source] io::Error),
 }
 
 impl Hook {
@@ -187,6 +194,36 @@ pub(super) fn take_off(tap: TapIndex, pins: &Pins) -> Result<(), HookError> {
         filters::remove_empty_clsact(tap).map_err(HookError::Filters)?;
     }
     Ok(())
+}
+
+/// Takes what is pinned off `tap`, wherever that is.
+pub(super) fn take_links_off(tap: TapIndex, pins: &Pins) -> Result<(), HookError> {
+    for direction in DIRECTIONS {
+        detach_link(&pins.link(tap, direction))?;
+    }
+    pins.forget_clsact(tap)?;
+    Ok(())
+}
+
+/// Removes what is pinned of `tap`, whose network namespace cannot be gone to, where the device is no more. False while something
+/// hangs on it still.
+pub(super) fn forget_if_gone(tap: TapIndex, pins: &Pins) -> Result<bool, HookError> {
+    for direction in DIRECTIONS {
+        let pin = pins.link(tap, direction);
+        match bpf::open_link(&pin).and_then(|link| bpf::is_alive(link.as_fd())) {
+            Ok(true) => return Ok(false),
+            Ok(false) => remove_pin(&pin)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => {
+                return Err(HookError::PinnedLink {
+                    path: shown(&pin),
+                    source,
+                });
+            }
+        }
+    }
+    pins.forget_clsact(tap)?;
+    Ok(true)
 }
 
 /// Takes the filters off `tap`, and nothing else.

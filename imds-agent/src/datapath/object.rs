@@ -1,12 +1,12 @@
 //! The classifier's object, which this build carries: into the kernel, onto the maps that are pinned already.
 
-use std::{error::Error as _, io, mem::size_of, path::Path, time::Duration};
+use std::{collections::BTreeSet, error::Error as _, io, mem::size_of, path::Path, time::Duration};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Map, MapError, MapInfo},
 };
-use imds_ebpf::abi::{RING_BYTES, TAPS_MAX, TapBinding, TapCounters, TapIndex, WORKERS_MAX};
+use imds_ebpf::abi::{NamespaceNumber, RING_BYTES, TAPS_MAX, TapBinding, TapCounters, TapIndex, WORKERS_MAX};
 use nix::errno::Errno;
 use thiserror::Error;
 
@@ -80,19 +80,56 @@ pub enum LoadError {
     /// A map cannot be read or written.
     #[error("cannot use the classifier's maps")]
     Maps(#[from] MapError),
+    /// It cannot be loaded for a network namespace.
+    #[error("cannot reach another network namespace")]
+    Away(#[source] io::Error),
     /// The taps that have a filter cannot be told.
     #[error("cannot list the filters of network devices")]
     Filters(#[source] io::Error),
 }
 
-/// Makes the maps, or takes the pinned ones, and readies the program for loading.
-pub(super) fn load(pins: &Pins, readers: Readers) -> Result<Ebpf, LoadError> {
+/// Where the programs read the number of their network namespace.
+const NAMESPACE: &str = "NAMESPACE";
+
+/// Loads the object, once for each network namespace.
+pub(super) struct Loader {
+    loader: EbpfLoader<'static>,
+    /// The numbers of namespaces, which the loader borrows for as long as it is. The kernel uses them again, so that there are
+    /// no more of them than there were namespaces at once.
+    numbers: BTreeSet<&'static u32>,
+}
+
+impl Loader {
+    /// Readies the object for the agent's own network namespace: makes the maps, or takes the pinned ones. The loader goes on to
+    /// those maps.
+    pub fn load(pins: &Pins, readers: Readers) -> Result<(Self, Ebpf), LoadError> {
+        let mut loader = Self {
+            loader: loader(pins, readers)?,
+            numbers: BTreeSet::new(),
+        };
+        let own = loader.loader.load(OBJECT).map_err(refused)?;
+        Ok((loader, own))
+    }
+
+    /// The same object for another namespace.
+    pub fn load_for(&mut self, NamespaceNumber(number): NamespaceNumber) -> Result<Ebpf, LoadError> {
+        let number: &'static u32 = match self.numbers.get(&number) {
+            Some(number) => number,
+            None => Box::leak(Box::new(number)),
+        };
+        self.numbers.insert(number);
+        self.loader.override_global(NAMESPACE, number, true);
+        self.loader.load(OBJECT).map_err(refused)
+    }
+}
+
+fn loader(pins: &Pins, readers: Readers) -> Result<EbpfLoader<'static>, LoadError> {
     if OBJECT.is_empty() {
         return Err(LoadError::ObjectMissing);
     }
     remove_other_layouts(pins)?;
+    // It reads the kernel's own types, which takes longer than all else, and nothing in the classifier depends on them.
     let mut loader = EbpfLoader::new();
-    // Nothing in the classifier depends on the kernel's own types.
     loader.btf(None);
     for (name, ..) in MAP_LAYOUTS {
         loader.map_pin_path(name, pins.map(name));
@@ -108,7 +145,7 @@ pub(super) fn load(pins: &Pins, readers: Readers) -> Result<Ebpf, LoadError> {
         }
         loader.map_pin_path(name, path);
     }
-    loader.load(OBJECT).map_err(refused)
+    Ok(loader)
 }
 
 /// A pinned map of another layout under this version's name is a developer's leftover; the program could not use it.

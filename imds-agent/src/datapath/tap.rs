@@ -1,6 +1,8 @@
 //! Tap devices by name and index, in the network namespace of the calling thread.
 
-use imds_ebpf::abi::TapIndex;
+use std::io;
+
+use imds_ebpf::abi::{NamespaceNumber, TapIndex};
 use nix::{
     errno::Errno,
     net::if_::{if_indextoname, if_nametoindex},
@@ -26,6 +28,22 @@ pub enum TapError {
         /// What the kernel said.
         source: Errno,
     },
+    /// The network namespace is not known.
+    #[error(
+        "there is no network namespace {namespace:?}, or `network_namespaces` in the configuration leaves it out"
+    )]
+    NoSuchNamespace {
+        /// Its name.
+        namespace: String,
+    },
+    /// The network namespace cannot be gone to.
+    #[error("cannot enter network namespace {namespace:?}")]
+    Away {
+        /// Its name.
+        namespace: String,
+        /// Why not.
+        source: io::Error,
+    },
 }
 
 /// The index of the device called `name`.
@@ -47,10 +65,22 @@ pub fn name_of(tap: TapIndex) -> Result<String, TapError> {
     }
 }
 
-/// A device as messages name it: its name when it still has one, and its index.
+/// A device of the agent's own namespace as messages name it: its name when it still has one, and its index.
 pub fn describe(tap: TapIndex) -> String {
-    match name_of(tap) {
-        Ok(name) => format!("{name} (index {tap})"),
-        Err(_) => format!("index {tap}"),
+    describe_by(tap, || None)
+}
+
+/// The same of one that may be elsewhere, where `name` asks.
+pub(super) fn describe_by(tap: TapIndex, name: impl FnOnce() -> Option<String>) -> String {
+    let name = match tap.namespace() {
+        NamespaceNumber::OWN => name_of(tap).ok(),
+        _ => name(),
+    };
+    match (name, tap.namespace()) {
+        (Some(name), _) => format!("{name} (index {})", tap.ifindex()),
+        (None, NamespaceNumber::OWN) => format!("index {tap}"),
+        (None, NamespaceNumber(number)) => {
+            format!("index {} of network namespace {number}", tap.ifindex())
+        }
     }
 }

@@ -11,6 +11,7 @@ pub const TAKEN: &[&str] = &[
     "datapath",
     "interfaces",
     "live",
+    "namespaces",
     "noticed",
     "open_vswitch",
     "privilege",

@@ -1,0 +1,370 @@
+//! Network namespaces besides the agent's own: those that come into sight are gone to, watched and served, and let go when they go.
+//!
+//! As long as the agent has hold of a namespace the kernel keeps it, and its number. So what is out of sight is let go at once. What
+//! hangs on a tap there stays on it while the tap lives, and the address is dark to its guest: somebody may have taken the name away
+//! from a machine that runs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::pending,
+    io,
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use imds_ebpf::abi::{NamespaceNumber, TapIndex};
+use tokio::{
+    runtime,
+    sync::{mpsc, oneshot, watch},
+    task::AbortHandle,
+};
+
+use super::Agent;
+use crate::{
+    bindings::Change,
+    config::NetworkNamespaces,
+    datapath::{
+        Classifier, LinkEvent, LinkWatch, MountWatch, Namespace, PacketSocket,
+        link_watch::LinkWatchError,
+        namespace::{self, NAMESPACES_MAX, Sighting, Visitor},
+    },
+    privilege::capabilities,
+};
+
+/// Events of links that wait for their turn: those of as many machines that start at once.
+const NEWS_MAX: usize = 256;
+
+/// What there is to be told.
+pub(super) enum Notice {
+    /// Namespaces may have come or gone.
+    Look,
+    /// Something happened in one.
+    News(News),
+    /// Nobody goes there any more.
+    Ended,
+}
+
+/// What a watch says, and which.
+pub(super) struct News {
+    namespace: NamespaceNumber,
+    watching: u64,
+    event: Result<LinkEvent, LinkWatchError>,
+}
+
+/// The ways of the workers to the taps of a namespace, one each.
+pub(super) type Sockets = Vec<PacketSocket>;
+
+/// The other namespaces. Without any in the configuration there is nothing here, and nothing happens.
+#[derive(Default)]
+pub(super) struct Elsewhere(Option<Watched>);
+
+struct Watched {
+    visitor: Visitor,
+    ended: oneshot::Receiver<()>,
+    mounts: MountWatch,
+    open: BTreeMap<NamespaceNumber, Open>,
+    /// Those that cannot be opened, which is tried again, and why not.
+    refused: BTreeMap<Sighting, String>,
+    sender: mpsc::Sender<News>,
+    news: mpsc::Receiver<News>,
+    /// Has every watch tell everything again.
+    again: watch::Sender<()>,
+    /// Watches that were ever begun.
+    begun: u64,
+}
+
+struct Open {
+    namespace: Arc<Namespace>,
+    /// Nothing where it broke.
+    watching: Option<Watching>,
+}
+
+/// A task that ends with this.
+struct Watching {
+    number: u64,
+    task: AbortHandle,
+}
+
+impl Elsewhere {
+    /// Starts the one thread that keeps what it takes to go elsewhere, if that is configured.
+    pub fn start(config: &NetworkNamespaces) -> Result<Self> {
+        if config.is_empty() {
+            return Ok(Self::default());
+        }
+        let (visitor, ended) = Visitor::start(capabilities::keep_for_namespaces)
+            .context("cannot start the thread that goes to other network namespaces")?;
+        visitor.ensure_permitted()?;
+        let (sender, news) = mpsc::channel(NEWS_MAX);
+        Ok(Self(Some(Watched {
+            visitor,
+            ended,
+            mounts: MountWatch::new().context("cannot watch for network namespaces")?,
+            open: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            sender,
+            news,
+            again: watch::Sender::new(()),
+            begun: 0,
+        })))
+    }
+
+    /// The next thing that there is to be told. A call that is cancelled loses nothing.
+    pub async fn next(&mut self) -> io::Result<Notice> {
+        let Some(watched) = &mut self.0 else {
+            return pending().await;
+        };
+        tokio::select! {
+            biased;
+            _ = &mut watched.ended => Ok(Notice::Ended),
+            changed = watched.mounts.changed() => changed.map(|()| Notice::Look),
+            Some(news) = watched.news.recv() => Ok(Notice::News(news)),
+        }
+    }
+
+    /// Whether there is anything that is to be tried again.
+    pub fn has_refused(&self) -> bool {
+        let is_blind = |watched: &Watched| watched.open.values().any(|open| open.watching.is_none());
+        let watched = self.0.as_ref();
+        watched.is_some_and(|watched| !watched.refused.is_empty() || is_blind(watched))
+    }
+
+    /// What a namespace is called, if the agent has hold of it.
+    pub fn name(&self, number: NamespaceNumber) -> Option<&str> {
+        let open = self.0.as_ref()?.open.get(&number)?;
+        Some(&open.namespace.sighting().name)
+    }
+
+    /// The numbers of those that the agent has hold of.
+    pub fn numbers(&self) -> impl Iterator<Item = NamespaceNumber> {
+        self.0.iter().flat_map(|watched| watched.open.keys().copied())
+    }
+
+    /// From now on every link is told once more.
+    pub fn tell_again(&self) {
+        if let Some(watched) = &self.0 {
+            watched.again.send_replace(());
+        }
+    }
+
+    /// Opens what came into sight, and returns the ways to it for so many workers; and what went out of sight. What cannot be
+    /// opened costs nobody else anything.
+    pub fn look(
+        &mut self,
+        config: &NetworkNamespaces,
+        workers: usize,
+        classifier: &mut Classifier,
+    ) -> (Vec<(NamespaceNumber, Sockets)>, Vec<Sighting>) {
+        let Some(watched) = &mut self.0 else {
+            return Default::default();
+        };
+        let sightings = match namespace::look(config.directory(), |name| config.select(name)) {
+            Ok(sightings) => sightings,
+            Err(error) => {
+                log::error!("cannot look for network namespaces: {error}");
+                return Default::default();
+            }
+        };
+        let open = watched.open.values().map(|open| open.namespace.sighting());
+        let gone: Vec<_> = open.filter(|open| !sightings.contains(open)).cloned().collect();
+        watched.refused.retain(|refused, _| sightings.contains(refused));
+        let mut ways = Vec::new();
+        for sighting in sightings {
+            // One of another name goes before its number is taken.
+            if watched.open.contains_key(&sighting.number) {
+                continue;
+            }
+            match watched.open(&sighting, workers, classifier) {
+                Ok(sockets) => ways.push((sighting.number, sockets)),
+                Err(error) => watched.refuse(sighting, format!("{error:#}")),
+            }
+        }
+        watched.watch_again();
+        (ways, gone)
+    }
+
+    /// Lets go of a namespace.
+    fn close(&mut self, number: NamespaceNumber) {
+        if let Some(watched) = &mut self.0 {
+            watched.open.remove(&number);
+        }
+    }
+
+    /// What a watch that is not out of date told.
+    fn current(&mut self, news: News) -> Option<LinkEvent> {
+        let open = self.0.as_mut()?.open.get_mut(&news.namespace)?;
+        open.watching
+            .as_ref()
+            .filter(|watching| watching.number == news.watching)?;
+        match news.event {
+            Ok(event) => Some(event),
+            Err(error) => {
+                let name = &open.namespace.sighting().name;
+                log::error!("network namespace {name}: cannot be watched: {error}");
+                open.watching = None;
+                None
+            }
+        }
+    }
+}
+
+impl Watched {
+    fn open(&mut self, sighting: &Sighting, workers: usize, classifier: &mut Classifier) -> Result<Sockets> {
+        ensure!(
+            self.open.len() < NAMESPACES_MAX,
+            "there are more than {NAMESPACES_MAX}"
+        );
+        let namespace = Arc::new(Namespace::open(sighting.clone(), &self.visitor)?);
+        let open_sockets = move || (0..workers).map(|_| PacketSocket::open()).collect();
+        let sockets: Result<Sockets, _> = namespace.visit(open_sockets)?;
+        let sockets = sockets?;
+        let links = links_in(&namespace)?;
+        classifier.open_namespace(&namespace)?;
+        let watching = Some(self.watch(&namespace, links));
+        log::info!("network namespace {}: in sight", sighting.name);
+        self.refused.remove(sighting);
+        self.open.insert(sighting.number, Open { namespace, watching });
+        Ok(sockets)
+    }
+
+    fn refuse(&mut self, sighting: Sighting, why: String) {
+        if self.refused.get(&sighting) != Some(&why) {
+            log::error!("network namespace {}: not served: {why}", sighting.name);
+            self.refused.insert(sighting, why);
+        }
+    }
+
+    /// Watches anew where a watch broke.
+    fn watch_again(&mut self) {
+        let broken = self.open.values().filter(|open| open.watching.is_none());
+        let broken: Vec<_> = broken.map(|open| Arc::clone(&open.namespace)).collect();
+        for namespace in broken {
+            let Ok(links) = links_in(&namespace) else {
+                continue;
+            };
+            let watching = self.watch(&namespace, links);
+            if let Some(open) = self.open.get_mut(&namespace.number()) {
+                open.watching = Some(watching);
+            }
+        }
+    }
+
+    fn watch(&mut self, namespace: &Namespace, mut links: LinkWatch) -> Watching {
+        self.begun += 1;
+        let (number, watching) = (namespace.number(), self.begun);
+        let name = namespace.sighting().name.clone();
+        let (sender, mut again) = (self.sender.clone(), self.again.subscribe());
+        let task = tokio::spawn(async move {
+            loop {
+                let event = tokio::select! {
+                    Ok(()) = again.changed() => {
+                        links.tell_again();
+                        continue;
+                    }
+                    event = links.next() => event,
+                };
+                let has_ended = event.is_err();
+                let news = News {
+                    namespace: number,
+                    watching,
+                    event: event.map(|event| abroad(event, number, &name)),
+                };
+                if sender.send(news).await.is_err() || has_ended {
+                    return;
+                }
+            }
+        });
+        Watching {
+            number: watching,
+            task: task.abort_handle(),
+        }
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn links_in(namespace: &Namespace) -> Result<LinkWatch> {
+    let runtime = runtime::Handle::current();
+    let links = namespace.visit(move || {
+        let _entered = runtime.enter();
+        LinkWatch::new()
+    })?;
+    Ok(links?)
+}
+
+/// What happened in another namespace, as it is told here.
+fn abroad(event: LinkEvent, namespace: NamespaceNumber, its_name: &str) -> LinkEvent {
+    let there = |index: TapIndex| TapIndex::within(namespace, index.ifindex());
+    match event {
+        LinkEvent::Appeared {
+            index,
+            name,
+            mac,
+            is_tap,
+        } => LinkEvent::Appeared {
+            index: there(index),
+            name: format!("{its_name}/{name}"),
+            mac,
+            is_tap,
+        },
+        LinkEvent::Gone { index } => LinkEvent::Gone { index: there(index) },
+        LinkEvent::Listed => LinkEvent::Listed,
+    }
+}
+
+impl Agent {
+    pub(super) fn handle_news(&mut self, news: News) {
+        let namespace = news.namespace;
+        if let Some(event) = self.elsewhere.current(news) {
+            self.handle_link(namespace, event);
+        }
+    }
+
+    /// Namespaces may have come or gone, or may be to be tried again.
+    pub(super) fn handle_namespaces(&mut self) {
+        let config = self.reload.config().network_namespaces.clone();
+        loop {
+            let workers = self.requests.len();
+            let (ways, gone) = self.elsewhere.look(&config, workers, &mut self.classifier);
+            for (number, sockets) in ways {
+                self.work.open_namespace(number, sockets);
+            }
+            for sighting in &gone {
+                self.close_namespace(sighting);
+            }
+            // A number that went may have come again by another name.
+            if gone.is_empty() {
+                break;
+            }
+        }
+        self.classifier.settle_left_behind();
+    }
+
+    fn close_namespace(&mut self, sighting: &Sighting) {
+        let number = sighting.number;
+        // One that is there and none of our business any more gets its taps back. What went may have a machine in it still.
+        let is_there = namespace::is_there(sighting);
+        if !is_there {
+            self.classifier.close_namespace(number);
+        }
+        let bound = self.bindings.taps().map(|(tap, ..)| tap);
+        let mut taps: BTreeSet<_> = bound.chain(self.classifier.attached()).collect();
+        taps.retain(|tap| tap.namespace() == number);
+        for tap in taps {
+            self.refused.remove(&tap);
+            let mut changes = self.bindings.handle_gone(tap, &self.snapshot);
+            if changes.is_empty() {
+                changes.push(Change::Detach(tap));
+            }
+            self.apply(changes);
+        }
+        self.classifier.close_namespace(number);
+        self.work.close_namespace(number);
+        self.elsewhere.close(number);
+        log::info!("network namespace {}: out of sight", sighting.name);
+        self.handle_told(number);
+    }
+}
