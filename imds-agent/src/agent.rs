@@ -9,6 +9,7 @@ mod work;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future::ready,
     io,
     path::Path,
     sync::Arc,
@@ -62,6 +63,7 @@ enum Event {
     Reload(&'static str),
     Link(LinkEvent),
     Elsewhere(Notice),
+    Open,
     Registry(Arc<Snapshot>),
     RegistryEnded(io::Error),
     Ended(&'static str),
@@ -149,11 +151,11 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
     let mut classifier = Classifier::load_for(pins, config.workers())?;
     grace_periods.tell();
     let mut elsewhere = Elsewhere::start(&config.network_namespaces)?;
-    let (ways, _) = elsewhere.look(&config.network_namespaces, config.workers(), &mut classifier);
+    elsewhere.look(&config.network_namespaces);
     if config.network_namespaces.is_empty() {
         classifier.take_off_left_behind();
     }
-    classifier.settle_left_behind();
+    classifier.settle_left_behind(&elsewhere.waiting());
     let requests: Vec<_> = of_workers
         .iter()
         .map(|facts| Arc::clone(&facts.requests))
@@ -177,7 +179,11 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
         bindings: Bindings::new(config.packets_per_second()),
         taps: config.taps.clone(),
         links: LinkWatch::new()?,
-        untold: elsewhere.numbers().chain([NamespaceNumber::OWN]).collect(),
+        untold: elsewhere
+            .waiting()
+            .into_iter()
+            .chain([NamespaceNumber::OWN])
+            .collect(),
         elsewhere,
         reload: Reload::new(config.clone(), read),
         manager: ServiceManager::find(),
@@ -197,10 +203,7 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
         has_metrics_per_tap: config.has_metrics_per_tap(),
         loaded: Timestamp::now(),
     };
-    for (namespace, sockets) in ways {
-        agent.work.open_namespace(namespace, sockets);
-    }
-    agent.adopt_counters();
+    agent.adopt_counters_in(NamespaceNumber::OWN);
     // All of it ends with this function.
     let mut upkeep = JoinSet::new();
     if let Some(endpoint) = endpoint {
@@ -241,12 +244,14 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
             Some(command) = commanded.recv() => Event::Control(command),
             Some(_) = upkeep.join_next() => Event::Ended("the upkeep of credentials"),
             Some(asked) = scrapes.recv() => Event::Asked(asked),
+            () = ready(()), if !agent.elsewhere.waiting().is_empty() => Event::Open,
             () = tokio::time::sleep(RETRY_AFTER), if agent.has_to_retry() => Event::Retry,
         };
         match event {
             Event::Link(event) => agent.handle_link(NamespaceNumber::OWN, event),
             Event::Elsewhere(Notice::News(news)) => agent.handle_news(news),
             Event::Elsewhere(Notice::Look) => agent.handle_namespaces(),
+            Event::Open => agent.open_namespace(),
             Event::Elsewhere(Notice::Ended) => {
                 bail!("the thread that goes to other network namespaces ended")
             }
@@ -312,6 +317,8 @@ impl Agent {
             .collect();
         self.apply(others.into_iter().map(Change::Detach));
         if namespace == NamespaceNumber::OWN {
+            self.signer.handle_listed();
+            self.work.handle_listed();
             self.untold.insert(namespace);
         }
         self.handle_told(namespace);
@@ -319,16 +326,15 @@ impl Agent {
 
     /// There is nothing (more) to be told of a namespace. Once that is so everywhere, all is told.
     fn handle_told(&mut self, namespace: NamespaceNumber) {
-        if !self.untold.remove(&namespace) || !self.untold.is_empty() {
-            return;
+        if self.untold.remove(&namespace) && self.untold.is_empty() {
+            self.applied.send_replace(Some(self.snapshot.revision));
         }
-        self.signer.handle_listed();
-        self.work.handle_listed();
-        self.applied.send_replace(Some(self.snapshot.revision));
     }
 
     fn has_to_retry(&self) -> bool {
-        !self.refused.is_empty() || self.elsewhere.has_refused() || self.classifier.has_left_behind()
+        !self.refused.is_empty()
+            || self.elsewhere.has_refused()
+            || self.classifier.left_behind().next().is_some()
     }
 
     fn tell_status(&mut self) {
@@ -337,8 +343,10 @@ impl Agent {
     }
 
     fn begin_if_ready(&mut self) -> Result<()> {
-        let (snapshot, facts) = (&self.snapshot, &self.facts);
-        let begun = self.work.begin_if(|| has_first_sets(snapshot, facts));
+        let (snapshot, facts, untold) = (&self.snapshot, &self.facts, &self.untold);
+        let begun = self
+            .work
+            .begin_if(|| untold.is_empty() && has_first_sets(snapshot, facts));
         if begun.context("cannot start a worker")? {
             log::info!(
                 "ready: {} instances, {} taps",
@@ -429,7 +437,8 @@ impl Agent {
 
 /// Where the last agent assigned the taps that it bound.
 fn assigned(classifier: &Classifier) -> Vec<(TapIndex, WorkerNumber)> {
-    let assigned = classifier.attached().filter_map(|tap| {
+    let taps = classifier.attached().chain(classifier.left_behind());
+    let assigned = taps.filter_map(|tap| {
         let binding = classifier.binding(tap).ok()??;
         Some((tap, binding.worker))
     });

@@ -63,6 +63,8 @@ struct Watched {
     ended: oneshot::Receiver<()>,
     mounts: MountWatch,
     open: BTreeMap<NamespaceNumber, Open>,
+    /// Those that are to be opened. One at a time: the kernel takes some ten milliseconds to verify the programs for each.
+    waiting: BTreeSet<Sighting>,
     /// Those that cannot be opened, which is tried again, and why not.
     refused: BTreeMap<Sighting, String>,
     sender: mpsc::Sender<News>,
@@ -100,6 +102,7 @@ impl Elsewhere {
             ended,
             mounts: MountWatch::new().context("cannot watch for network namespaces")?,
             open: BTreeMap::new(),
+            waiting: BTreeSet::new(),
             refused: BTreeMap::new(),
             sender,
             news,
@@ -134,9 +137,10 @@ impl Elsewhere {
         Some(&open.namespace.sighting().name)
     }
 
-    /// The numbers of those that the agent has hold of.
-    pub fn numbers(&self) -> impl Iterator<Item = NamespaceNumber> {
-        self.0.iter().flat_map(|watched| watched.open.keys().copied())
+    /// The numbers of those that are to be opened.
+    pub fn waiting(&self) -> BTreeSet<NamespaceNumber> {
+        let waiting = self.0.iter().flat_map(|watched| &watched.waiting);
+        waiting.map(|sighting| sighting.number).collect()
     }
 
     /// From now on every link is told once more.
@@ -146,40 +150,49 @@ impl Elsewhere {
         }
     }
 
-    /// Opens what came into sight, and returns the ways to it for so many workers; and what went out of sight. What cannot be
-    /// opened costs nobody else anything.
-    pub fn look(
-        &mut self,
-        config: &NetworkNamespaces,
-        workers: usize,
-        classifier: &mut Classifier,
-    ) -> (Vec<(NamespaceNumber, Sockets)>, Vec<Sighting>) {
+    /// Looks what came into sight, which is to be opened now, and returns what went out of sight.
+    pub fn look(&mut self, config: &NetworkNamespaces) -> Vec<Sighting> {
         let Some(watched) = &mut self.0 else {
-            return Default::default();
+            return Vec::new();
         };
         let sightings = match namespace::look(config.directory(), |name| config.select(name)) {
             Ok(sightings) => sightings,
             Err(error) => {
                 log::error!("cannot look for network namespaces: {error}");
-                return Default::default();
+                return Vec::new();
             }
         };
-        let open = watched.open.values().map(|open| open.namespace.sighting());
-        let gone: Vec<_> = open.filter(|open| !sightings.contains(open)).cloned().collect();
+        watched.watch_again();
         watched.refused.retain(|refused, _| sightings.contains(refused));
-        let mut ways = Vec::new();
-        for sighting in sightings {
-            // One of another name goes before its number is taken.
-            if watched.open.contains_key(&sighting.number) {
-                continue;
-            }
-            match watched.open(&sighting, workers, classifier) {
-                Ok(sockets) => ways.push((sighting.number, sockets)),
-                Err(error) => watched.refuse(sighting, format!("{error:#}")),
+        let is_open = |sighting: &Sighting| {
+            let open = watched.open.get(&sighting.number);
+            open.is_some_and(|open| open.namespace.sighting() == sighting)
+        };
+        let waiting = sightings.iter().filter(|sighting| !is_open(sighting));
+        watched.waiting = waiting.cloned().collect();
+        let open = watched.open.values().map(|open| open.namespace.sighting());
+        open.filter(|open| !sightings.contains(open)).cloned().collect()
+    }
+
+    /// Opens one of those that came into sight: which, and the ways to it for so many workers. What cannot be opened costs nobody
+    /// else anything.
+    fn open_next(
+        &mut self,
+        workers: usize,
+        classifier: &mut Classifier,
+    ) -> Option<(NamespaceNumber, Option<Sockets>)> {
+        let watched = self.0.as_mut()?;
+        let sighting = watched.waiting.pop_first()?;
+        let number = sighting.number;
+        match watched.open(&sighting, workers, classifier) {
+            Ok(sockets) => Some((number, Some(sockets))),
+            Err(error) => {
+                if namespace::is_there(&sighting) {
+                    watched.refuse(sighting, format!("{error:#}"));
+                }
+                Some((number, None))
             }
         }
-        watched.watch_again();
-        (ways, gone)
     }
 
     /// Lets go of a namespace.
@@ -325,22 +338,24 @@ impl Agent {
 
     /// Namespaces may have come or gone, or may be to be tried again.
     pub(super) fn handle_namespaces(&mut self) {
-        let config = self.reload.config().network_namespaces.clone();
-        loop {
-            let workers = self.requests.len();
-            let (ways, gone) = self.elsewhere.look(&config, workers, &mut self.classifier);
-            for (number, sockets) in ways {
-                self.work.open_namespace(number, sockets);
-            }
-            for sighting in &gone {
-                self.close_namespace(sighting);
-            }
-            // A number that went may have come again by another name.
-            if gone.is_empty() {
-                break;
-            }
+        let config = &self.reload.config().network_namespaces;
+        for sighting in self.elsewhere.look(config) {
+            self.close_namespace(&sighting);
         }
-        self.classifier.settle_left_behind();
+        self.classifier.settle_left_behind(&self.elsewhere.waiting());
+    }
+
+    /// The next namespace that came into sight has its turn.
+    pub(super) fn open_namespace(&mut self) {
+        let workers = self.requests.len();
+        match self.elsewhere.open_next(workers, &mut self.classifier) {
+            Some((number, Some(sockets))) => {
+                self.work.open_namespace(number, sockets);
+                self.adopt_counters_in(number);
+            }
+            Some((number, None)) => self.handle_told(number),
+            None => {}
+        }
     }
 
     fn close_namespace(&mut self, sighting: &Sighting) {

@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 
 use super::tap::{self, TapError};
 
-/// Namespaces that an agent serves at once: each costs it two programs and a few sockets, some 200 KiB altogether, and one tap in each is
+/// Namespaces that an agent serves at once: each costs it six descriptors, some 150 KiB and two programs, and one tap in each is
 /// a quarter of the taps that the classifier's maps have room for.
 pub const NAMESPACES_MAX: usize = 4096;
 

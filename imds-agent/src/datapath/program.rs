@@ -190,13 +190,16 @@ impl Classifier {
     }
 
     /// The taps of other network namespaces on which the classifier was left, and may hang still.
-    pub fn has_left_behind(&self) -> bool {
-        !self.left_behind.is_empty()
+    pub fn left_behind(&self) -> impl Iterator<Item = TapIndex> {
+        self.left_behind.iter().copied()
     }
 
-    /// Clears away what is pinned of taps that were left behind and are no more. What there is of the others is nobody's.
-    pub fn settle_left_behind(&mut self) {
-        for tap in self.left_behind.clone() {
+    /// Clears away what is pinned of taps that were left behind and are no more, but for those in namespaces that will be opened.
+    /// What there is of the others is nobody's.
+    pub fn settle_left_behind(&mut self, waiting: &BTreeSet<NamespaceNumber>) {
+        let mut left_behind = self.left_behind.clone();
+        left_behind.retain(|tap| !waiting.contains(&tap.namespace()));
+        for tap in left_behind {
             let settled = self.forget(tap).map_err(TapOperationError::from);
             match settled.and_then(|()| Ok(hook::forget_if_gone(tap, &self.pins)?)) {
                 Ok(true) => drop(self.left_behind.remove(&tap)),
