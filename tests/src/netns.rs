@@ -41,6 +41,12 @@ impl Namespace {
         Ok(Self(namespace))
     }
 
+    /// One that has a name.
+    pub fn named(path: &Path) -> Result<Self> {
+        let namespace = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        Ok(Self(namespace))
+    }
+
     /// Runs `work` on a thread inside the namespace: sockets it opens stay in there.
     pub fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         thread::scope(|scope| {

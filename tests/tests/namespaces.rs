@@ -2,7 +2,13 @@
 //! index, and with the same MAC in their guests, as Firecracker's clones have them.
 
 use std::{
-    collections::BTreeSet, fs, net::TcpStream, os::unix::fs::MetadataExt as _, process::Output, sync::Arc,
+    collections::BTreeSet,
+    fs,
+    net::TcpStream,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    process::{Output, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,7 +19,7 @@ use imds_ebpf::abi::{ABI_VERSION, NamespaceNumber, Reason, TapCounters, TapIndex
 use imds_tests::{
     agent::{Agent, HostFiles},
     client::{get, text, token, wait_for},
-    control::imdsctl_json,
+    control::ask,
     frames::GUEST_MAC,
     host::{ADDRESS, program},
     kernel_guest::KernelGuest,
@@ -23,6 +29,8 @@ use imds_tests::{
     scrape::Scrape,
     tap::Tap,
 };
+use nix::mount::{MsFlags, mount};
+use serde_json::Value;
 
 /// Every tap's index, in whichever namespace.
 const INDEX: TapIndex = TapIndex(77);
@@ -123,6 +131,13 @@ impl Host {
     }
 }
 
+/// What the control socket answers.
+fn told(files: &HostFiles, method: &str, path: &str) -> Result<Value> {
+    let response = ask(&files.socket(), method, path, &[], b"")?;
+    ensure!(response.status == 200, "{path}: {}", response.head);
+    Ok(serde_json::from_slice(&response.body)?)
+}
+
 fn config(names: &Names, pattern: &str, extra: &str) -> String {
     let directory = names.directory().display();
     format!("network_namespaces = [\"{directory}/{pattern}\"]\n{extra}")
@@ -208,8 +223,8 @@ fn clones_are_each_their_own_instance() -> Result<()> {
     ensure!(id == "i-own", "{id}");
 
     // Operators see which is which.
-    let status = imdsctl_json(&host.files, "status")?;
-    let told = |name: &str| {
+    let status = told(&host.files, "GET", "/v1/status")?;
+    let owner = |name: &str| {
         let taps = status["taps"].as_array().into_iter().flatten();
         let mut taps = taps.filter(|tap| tap["name"] == name);
         taps.next().map(|tap| tap["instanceId"].clone())
@@ -219,9 +234,9 @@ fn clones_are_each_their_own_instance() -> Result<()> {
         ("fc-1/tap0", "i-fc-1"),
         ("fc-3/tap0", "i-fc-3"),
     ] {
-        ensure!(told(tap) == Some(id.into()), "{tap}: {status:#}");
+        ensure!(owner(tap) == Some(id.into()), "{tap}: {status:#}");
     }
-    let list = imdsctl_json(&host.files, "instance list")?;
+    let list = told(&host.files, "GET", "/v1/instances")?;
     let instances = list["instances"].as_array().context("a list")?;
     ensure!(instances.len() == 4);
     for instance in instances {
@@ -383,12 +398,12 @@ fn nothing_leaks_into_the_network_of_another_namespace() -> Result<()> {
     let files = &host.files;
     let text = fs::read_to_string(files.config())?;
     fs::write(files.config(), text.replace("/*\"]", "/other-*\"]"))?;
-    let reloaded = imdsctl_json(files, "reload")?;
+    let reloaded = told(files, "POST", "/v1/reload")?;
     ensure!(reloaded["changed"][0] == "network_namespaces", "{reloaded}");
     ensure!(leaks.falls_through()?, "the classifier is still there");
     ensure!(host.pinned()?.is_empty());
     fs::write(files.config(), text)?;
-    imdsctl_json(files, "reload")?;
+    told(files, "POST", "/v1/reload")?;
     agent.wait_for_log("tap fc-1/guest: bound to")?;
     leaks.send().context("selected again")?;
     agent.stop()?;
@@ -502,5 +517,55 @@ fn what_it_takes_is_said_in_one_sentence() -> Result<()> {
         "{said}"
     );
     ensure!(output.status.code() == Some(4), "{}", output.status);
+    Ok(())
+}
+
+/// `docs/hypervisors.md` has it, with the jailer as the command.
+#[test]
+fn the_script_for_namespaces_makes_an_instance() -> Result<()> {
+    const SCRIPT: &str = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../docs/examples/hypervisors/netns.sh"
+    );
+    let _names = Names::new()?;
+    // `ip netns` has its directory in here, and the machine keeps its own.
+    mount(
+        Some("tmpfs"),
+        "/run",
+        Some("tmpfs"),
+        MsFlags::empty(),
+        None::<&str>,
+    )?;
+    let files = HostFiles::new("network_namespaces = [\"fc-*\"]")?;
+    let namespace = Namespace::new()?;
+    let mut agent = Agent::start(&program()?, &namespace, &files)?;
+    let programs = program()?;
+    let programs = programs.parent().context("a directory")?.display().to_string();
+    let mut script = namespace
+        .command("sh")
+        .args([SCRIPT, "fc-1", "cat"])
+        .env("PATH", format!("{programs}:{}", std::env::var("PATH")?))
+        .env("IMDS_STATE", files.state())
+        .env("IMDS_CONFIG", files.config())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    agent.wait_for_log("tap fc-1/tap0: bound to")?;
+    let there = Namespace::named(Path::new("/run/netns/fc-1"))?;
+    let tap = Arc::new(there.enter(|| Tap::new("tap0"))?);
+    let guest = KernelGuest::new(tap, "06:00:ac:10:00:02".parse()?, "10.0.0.2/24")?;
+    let id = guest
+        .namespace
+        .enter(|| text(&token()?, "meta-data/instance-id"))?;
+    ensure!(id == "i-fc-1", "{id}");
+    drop((guest, there));
+    // The machine ends, and nothing of it is left.
+    drop(script.stdin.take());
+    ensure!(script.wait()?.success());
+    agent.wait_for_log("network namespace fc-1: out of sight")?;
+    let links = || Ok(fs::read_dir(files.pins().join("links"))?.count());
+    wait_for("pins", links, |links| *links == 0)?;
+    ensure!(fs::read_dir(files.state().join("instances"))?.count() == 0);
+    ensure!(fs::read_dir("/run/netns")?.count() == 0);
     Ok(())
 }

@@ -93,6 +93,38 @@ fn package_is_installed_upgraded_removed_and_purged() -> Result<()> {
     )?;
     machine.run("rm -r /run/systemd/system/imds-agent.service.d && systemctl daemon-reload")?;
 
+    // A tap in another network namespace: the unit as it is says what it lacks, and has it by the drop-in. (Where systemd is not
+    // in a container it has mounts shared by itself.)
+    machine.run("mount --make-rshared / && cp /etc/imds-agent/config.toml /root/before.toml")?;
+    machine.run(
+        "sed -i 's/^network_namespaces = .*/network_namespaces = [\"fc-*\"]/' /etc/imds-agent/config.toml && \
+         ! systemctl restart imds-agent && \
+         journalctl --unit imds-agent --grep 'CAP_SYS_ADMIN is missing, which `network_namespaces`'",
+    )?;
+    machine.run(
+        "install -D -m 644 /usr/share/doc/imds-agent/examples/hypervisors/network-namespaces.conf \
+             /etc/systemd/system/imds-agent.service.d/network-namespaces.conf && \
+         systemctl daemon-reload && systemctl restart imds-agent",
+    )?;
+    machine.run("ip netns add fc-1 && ip -n fc-1 tuntap add mode tap name tap0")?;
+    let told = || {
+        Ok(machine
+            .run("journalctl --unit imds-agent --grep 'tap fc-1/tap0: bound to nobody'")
+            .ok())
+    };
+    wait_for("the tap in the namespace", told, Option::is_some)?;
+    machine.run("imds-agent attach fc-1/tap0 && ip netns delete fc-1")?;
+    let told = || {
+        Ok(machine
+            .run("journalctl --unit imds-agent --grep 'network namespace fc-1: out of sight'")
+            .ok())
+    };
+    wait_for("the end of the namespace", told, Option::is_some)?;
+    machine.run(
+        "rm -r /etc/systemd/system/imds-agent.service.d && mv /root/before.toml /etc/imds-agent/config.toml && \
+         systemctl daemon-reload && systemctl restart imds-agent",
+    )?;
+
     let process = property("MainPID")?;
     machine.run("dpkg --install /media/host/new.deb")?;
     assert_ne!(property("MainPID")?, process);

@@ -36,6 +36,10 @@ pub const SKIPPED: &[(&str, &str)] = &[
         "no agent starts on an emulated processor within the time that a client has",
     ),
     (
+        "the_script_for_namespaces_makes_an_instance",
+        "its script is with the sources",
+    ),
+    (
         "two_hundred_requests_at_once_are_all_answered",
         "clients this slow are idle for so long that others get their room",
     ),
