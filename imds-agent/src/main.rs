@@ -171,20 +171,38 @@ fn on_taps(command: OnTaps, config: &Config) -> Result<()> {
                 }
                 is_ours
             });
-            attach::ensure(root, &taps, &namespaces(config)?)?;
+            attach::ensure(root, &taps, &namespaces_of(&taps, config)?)?;
         }
-        OnTaps::Detach { all: true, .. } => detach::all(root, &namespaces(config)?)?,
-        OnTaps::Detach { taps, .. } => detach::these(root, &taps, &namespaces(config)?)?,
+        OnTaps::Detach { all: true, .. } => {
+            let namespaces = namespaces(config, |_| true).unwrap_or_else(|error| {
+                // What is pinned comes off all the same.
+                log::warn!("{error:#}");
+                Namespaces::default()
+            });
+            detach::all(root, &namespaces)?;
+        }
+        OnTaps::Detach { taps, .. } => detach::these(root, &taps, &namespaces_of(&taps, config)?)?,
     }
     Ok(())
 }
 
-/// The other network namespaces that are there.
-fn namespaces(config: &Config) -> Result<Namespaces> {
+/// The other network namespaces that these taps are in.
+fn namespaces_of(taps: &[String], config: &Config) -> Result<Namespaces> {
+    let named: Vec<_> = taps.iter().filter_map(|tap| tap.split_once('/')).collect();
+    namespaces(config, |name| {
+        named.iter().any(|(namespace, _)| *namespace == name)
+    })
+}
+
+/// The other network namespaces that are there, and wanted.
+fn namespaces(config: &Config, is_wanted: impl Fn(&str) -> bool) -> Result<Namespaces> {
     let selected = &config.network_namespaces;
-    let sightings = namespace::look(selected.directory(), |name| selected.select(name))
-        .context("cannot look for network namespaces")?;
-    Ok(Namespaces::open(sightings)?)
+    let sightings = namespace::look(selected.directory(), |name| {
+        selected.select(name) && is_wanted(name)
+    });
+    Ok(Namespaces::open(
+        sightings.context("cannot look for network namespaces")?,
+    )?)
 }
 
 /// The file that is given, or the default one if it is there.

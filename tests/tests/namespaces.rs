@@ -13,7 +13,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Map, MapData, PerCpuHashMap};
+use aya::{
+    maps::{Map, MapData, PerCpuHashMap},
+    util::KernelVersion,
+};
 use imds_agent::datapath::Counters;
 use imds_ebpf::abi::{ABI_VERSION, NamespaceNumber, Reason, TapCounters, TapIndex};
 use imds_tests::{
@@ -503,20 +506,37 @@ fn nobody_is_told_by_a_taps_own_mac() -> Result<()> {
 #[test]
 fn what_it_takes_is_said_in_one_sentence() -> Result<()> {
     let host = Host::new("")?;
-    let mut command = host.namespace.command("setpriv");
-    command
-        .args(["--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"])
-        .arg(program()?)
-        .args(["run", "--config"])
-        .arg(host.files.config());
-    let output = command.output()?;
-    let said = String::from_utf8(output.stderr)?;
+    let without = |words: &[&str]| -> Result<(Option<i32>, String)> {
+        let mut command = host.namespace.command("setpriv");
+        command
+            .args(["--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"])
+            .arg(program()?)
+            .args(words)
+            .arg("--config")
+            .arg(host.files.config());
+        let output = command.output()?;
+        Ok((output.status.code(), String::from_utf8(output.stderr)?))
+    };
+    let (code, said) = without(&["run"])?;
     ensure!(
         said.starts_with("imds-agent: CAP_SYS_ADMIN is missing, which `network_namespaces`")
             && said.lines().count() == 1,
         "{said}"
     );
-    ensure!(output.status.code() == Some(4), "{}", output.status);
+    ensure!(code == Some(4), "{code:?}");
+
+    // An operator's commands as well, but for what is not elsewhere; and what is pinned comes off in any case.
+    let namespace = host.named("fc-1")?;
+    let leaks = namespace.enter(Leaks::new)?;
+    let (code, said) = without(&["attach", "fc-1/guest"])?;
+    ensure!(code == Some(4) && said.contains("takes CAP_SYS_ADMIN"), "{said}");
+    host.run(&["attach", "fc-1/guest"])?;
+    ensure!(!leaks.falls_through()?);
+    if KernelVersion::current()? >= KernelVersion::new(6, 6, 0) {
+        let (code, said) = without(&["detach", "--all"])?;
+        ensure!(code == Some(0), "{said}");
+        ensure!(leaks.falls_through()?, "the classifier is still there");
+    }
     Ok(())
 }
 

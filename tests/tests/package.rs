@@ -95,7 +95,7 @@ fn package_is_installed_upgraded_removed_and_purged() -> Result<()> {
 
     // A tap in another network namespace: the unit as it is says what it lacks, and has it by the drop-in. (Where systemd is not
     // in a container it has mounts shared by itself.)
-    machine.run("mount --make-rshared / && cp /etc/imds-agent/config.toml /root/before.toml")?;
+    machine.run("mount --make-rshared / && cp /etc/imds-agent/config.toml /tmp/before.toml")?;
     machine.run(
         "sed -i 's/^network_namespaces = .*/network_namespaces = [\"fc-*\"]/' /etc/imds-agent/config.toml && \
          ! systemctl restart imds-agent && \
@@ -121,7 +121,7 @@ fn package_is_installed_upgraded_removed_and_purged() -> Result<()> {
     };
     wait_for("the end of the namespace", told, Option::is_some)?;
     machine.run(
-        "rm -r /etc/systemd/system/imds-agent.service.d && mv /root/before.toml /etc/imds-agent/config.toml && \
+        "rm -r /etc/systemd/system/imds-agent.service.d && mv /tmp/before.toml /etc/imds-agent/config.toml && \
          systemctl daemon-reload && systemctl restart imds-agent",
     )?;
 

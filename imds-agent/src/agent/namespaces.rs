@@ -342,7 +342,15 @@ impl Agent {
         for sighting in self.elsewhere.look(config) {
             self.close_namespace(&sighting);
         }
-        self.classifier.settle_left_behind(&self.elsewhere.waiting());
+        let waiting = self.elsewhere.waiting();
+        // What went before it had its turn will not be told.
+        for number in self.untold.clone() {
+            let is_known = waiting.contains(&number) || self.elsewhere.name(number).is_some();
+            if number != NamespaceNumber::OWN && !is_known {
+                self.handle_told(number);
+            }
+        }
+        self.classifier.settle_left_behind(&waiting);
     }
 
     /// The next namespace that came into sight has its turn.

@@ -249,12 +249,13 @@ impl Namespace {
 pub struct Namespaces(BTreeMap<NamespaceNumber, Arc<Namespace>>);
 
 impl Namespaces {
-    /// Takes hold of those that were seen; of one that cannot be gone to that is told.
-    pub fn open(sightings: Vec<Sighting>) -> io::Result<Self> {
+    /// Takes hold of those that were seen. One that cannot be gone to is told of and left out.
+    pub fn open(sightings: Vec<Sighting>) -> Result<Self, VisitError> {
         if sightings.is_empty() {
             return Ok(Self::default());
         }
-        let (visitor, _) = Visitor::start(|| ())?;
+        let (visitor, _) = Visitor::start(|| ()).map_err(VisitError)?;
+        visitor.ensure_permitted()?;
         let open = |sighting: Sighting| {
             let name = sighting.name.clone();
             match Namespace::open(sighting, &visitor) {
