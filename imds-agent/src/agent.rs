@@ -63,7 +63,7 @@ enum Event {
     Reload(&'static str),
     Link(LinkEvent),
     Elsewhere(Notice),
-    Open,
+    CatchUp,
     Registry(Arc<Snapshot>),
     RegistryEnded(io::Error),
     Ended(&'static str),
@@ -237,21 +237,22 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
             event = signals.next() => event,
             () = agent.manager.watchdog() => Event::Watchdog,
             event = agent.links.next() => Event::Link(event?),
-            notice = agent.elsewhere.next() => Event::Elsewhere(notice?),
             Ok(()) = snapshots.changed() => Event::Registry(Arc::clone(&snapshots.borrow_and_update())),
             ended = &mut registry_watch => Event::RegistryEnded(ended?),
             has_ended = agent.work.changed() => if has_ended { Event::Ended("a worker") } else { Event::Look },
             Some(command) = commanded.recv() => Event::Control(command),
             Some(_) = upkeep.join_next() => Event::Ended("the upkeep of credentials"),
             Some(asked) = scrapes.recv() => Event::Asked(asked),
-            () = ready(()), if !agent.elsewhere.waiting().is_empty() => Event::Open,
+            // Hundreds at once keep nobody above from anything.
+            notice = agent.elsewhere.next() => Event::Elsewhere(notice?),
+            () = ready(()), if agent.is_behind() => Event::CatchUp,
             () = tokio::time::sleep(RETRY_AFTER), if agent.has_to_retry() => Event::Retry,
         };
         match event {
             Event::Link(event) => agent.handle_link(NamespaceNumber::OWN, event),
             Event::Elsewhere(Notice::News(news)) => agent.handle_news(news),
             Event::Elsewhere(Notice::Look) => agent.handle_namespaces(),
-            Event::Open => agent.open_namespace(),
+            Event::CatchUp => agent.catch_up(),
             Event::Elsewhere(Notice::Ended) => {
                 bail!("the thread that goes to other network namespaces ended")
             }

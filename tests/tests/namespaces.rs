@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     maps::{Map, MapData, PerCpuHashMap},
+    programs::{SchedClassifier, TcAttachType},
     util::KernelVersion,
 };
 use imds_agent::datapath::Counters;
@@ -176,10 +177,28 @@ impl Machine {
         guest.enter(|| TcpStream::connect_timeout(&address, timeout).is_ok())
     }
 
+    /// The programs on its tap, where the kernel says that.
+    fn programs(&self) -> Result<Option<[u32; 2]>> {
+        if !has_tcx()? {
+            return Ok(None);
+        }
+        self.namespace.enter(|| {
+            let id = |hook| -> Result<u32> {
+                let (_, programs) = SchedClassifier::query_tcx("tap0", hook)?;
+                Ok(programs.first().context("a program")?.id())
+            };
+            Ok(Some([id(TcAttachType::Ingress)?, id(TcAttachType::Egress)?]))
+        })
+    }
+
     /// As the classifier keys it.
     fn tap(&self) -> Result<TapIndex> {
         tap_in(&self.namespace, INDEX)
     }
+}
+
+fn has_tcx() -> Result<bool> {
+    Ok(KernelVersion::current()? >= KernelVersion::new(6, 6, 0))
 }
 
 /// A device of a namespace as the classifier keys it.
@@ -323,6 +342,8 @@ fn killed_agent_leaves_a_dark_address_and_the_next_one_goes_on() -> Result<()> {
     agent.kill()?;
     ensure!(!clones[1].is_answered(), "without an agent it is answered");
     let pinned = host.pinned()?;
+    let programs = || clones[1].programs();
+    let earlier = programs()?;
 
     let mut agent = host.start()?;
     ensure!(host.pinned()? == pinned, "they are not the same pins");
@@ -333,6 +354,12 @@ fn killed_agent_leaves_a_dark_address_and_the_next_one_goes_on() -> Result<()> {
     ensure!(clones[0].status(&tokens[1])? == 401);
     let after = host.counters(clones[1].tap()?)?;
     ensure!(after.punted > before.punted, "{before} then {after}");
+    // The programs are its own before long, in the same links.
+    if let Some(earlier) = earlier {
+        wait_for("programs", programs, |programs| *programs != Some(earlier))?;
+        ensure!(host.pinned()? == pinned, "they are not the same pins");
+        ensure!(clones[0].instance_id(&tokens[0])? == "i-1");
+    }
 
     // One that goes while no agent is there is cleared away by the next.
     agent.kill()?;
@@ -532,7 +559,7 @@ fn what_it_takes_is_said_in_one_sentence() -> Result<()> {
     ensure!(code == Some(4) && said.contains("takes CAP_SYS_ADMIN"), "{said}");
     host.run(&["attach", "fc-1/guest"])?;
     ensure!(!leaks.falls_through()?);
-    if KernelVersion::current()? >= KernelVersion::new(6, 6, 0) {
+    if has_tcx()? {
         let (code, said) = without(&["detach", "--all"])?;
         ensure!(code == Some(0), "{said}");
         ensure!(leaks.falls_through()?, "the classifier is still there");

@@ -63,7 +63,7 @@ struct Watched {
     ended: oneshot::Receiver<()>,
     mounts: MountWatch,
     open: BTreeMap<NamespaceNumber, Open>,
-    /// Those that are to be opened. One at a time: the kernel takes some ten milliseconds to verify the programs for each.
+    /// Those that are to be opened, one at a time.
     waiting: BTreeSet<Sighting>,
     /// Those that cannot be opened, which is tried again, and why not.
     refused: BTreeMap<Sighting, String>,
@@ -135,6 +135,11 @@ impl Elsewhere {
     pub fn name(&self, number: NamespaceNumber) -> Option<&str> {
         let open = self.0.as_ref()?.open.get(&number)?;
         Some(&open.namespace.sighting().name)
+    }
+
+    /// Whether there are any that are to be opened.
+    fn is_behind(&self) -> bool {
+        self.0.as_ref().is_some_and(|watched| !watched.waiting.is_empty())
     }
 
     /// The numbers of those that are to be opened.
@@ -353,8 +358,16 @@ impl Agent {
         self.classifier.settle_left_behind(&waiting);
     }
 
-    /// The next namespace that came into sight has its turn.
-    pub(super) fn open_namespace(&mut self) {
+    /// Whether there is anything left that takes its time.
+    pub(super) fn is_behind(&self) -> bool {
+        self.elsewhere.is_behind() || self.classifier.has_stale()
+    }
+
+    /// The next namespace that came into sight has its turn, and then the next tap on which an earlier agent's programs go on.
+    pub(super) fn catch_up(&mut self) {
+        if !self.elsewhere.is_behind() {
+            return self.classifier.refresh_next();
+        }
         let workers = self.requests.len();
         match self.elsewhere.open_next(workers, &mut self.classifier) {
             Some((number, Some(sockets))) => {

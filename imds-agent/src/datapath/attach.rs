@@ -121,7 +121,7 @@ fn attach_to(
 ) -> Result<(), EnsureError> {
     let needed: BTreeSet<_> = taps.iter().map(|tap| tap.namespace()).collect();
     for namespace in needed.iter().filter_map(|number| namespaces.get(*number)) {
-        classifier.load_post(namespace)?;
+        classifier.add_post(namespace)?;
     }
     Ok(taps.iter().try_for_each(|tap| classifier.attach(*tap))?)
 }

@@ -52,16 +52,16 @@ pub fn these(root: &Path, names: &[String], namespaces: &Namespaces) -> Result<(
 /// hangs on by what is pinned; and removes every trace of it below `root`, and `root`.
 pub fn all(root: &Path, namespaces: &Namespaces) -> Result<(), DetachError> {
     match Pins::open_existing(root)? {
-        Some(pins) => all_of(Arc::new(pins), namespaces),
+        Some(pins) => all_of(&Arc::new(pins), namespaces),
         None => take_all_off(with_filters(namespaces)?, None, namespaces),
     }
 }
 
-pub(super) fn all_of(pins: Arc<Pins>, namespaces: &Namespaces) -> Result<(), DetachError> {
+pub(super) fn all_of(pins: &Arc<Pins>, namespaces: &Namespaces) -> Result<(), DetachError> {
     let mut taps = pins.links()?;
     taps.append(&mut pins.noted_clsacts()?);
     taps.append(&mut with_filters(namespaces)?);
-    take_all_off(taps, Some(&pins), namespaces)?;
+    take_all_off(taps, Some(pins), namespaces)?;
     Ok(pins.remove_all()?)
 }
 

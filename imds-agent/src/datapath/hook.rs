@@ -127,6 +127,9 @@ pub enum HookError {
     /// The tap's network namespace has no name any more, or is none of the agent's business.
     #[error("its network namespace is out of sight")]
     OutOfSight,
+    /// The classifier cannot be loaded for the tap's network namespace.
+    #[error("cannot load the classifier for its network namespace")]
+    Load(#[source] Box<LoadError>),
     /// The tap's network namespace cannot be gone to.
     #[error("cannot enter its network namespace")]
     Away(#[source] io::Error),

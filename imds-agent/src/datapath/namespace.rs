@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 
 use super::tap::{self, TapError};
 
-/// Namespaces that an agent serves at once: each costs it six descriptors, some 150 KiB and two programs, and one tap in each is
+/// Namespaces that an agent serves at once: each costs it six descriptors, some 110 KiB and two programs, and one tap in each is
 /// a quarter of the taps that the classifier's maps have room for.
 pub const NAMESPACES_MAX: usize = 4096;
 
@@ -134,11 +134,6 @@ impl Visitor {
         went.map_err(VisitError)
     }
 
-    /// Has something done at home that takes what only this thread may, and waits for it.
-    pub fn run<R: Send + 'static>(&self, work: impl FnOnce() -> R + Send + 'static) -> io::Result<R> {
-        self.send(|_| Ok(work()))
-    }
-
     fn visit<R: Send + 'static>(
         &self,
         namespace: &Arc<File>,
@@ -205,11 +200,6 @@ impl Namespace {
     /// Where it was seen.
     pub fn sighting(&self) -> &Sighting {
         &self.sighting
-    }
-
-    /// Who goes there.
-    pub(super) fn visitor(&self) -> &Visitor {
-        &self.visitor
     }
 
     /// Has something done in there, and waits for it.

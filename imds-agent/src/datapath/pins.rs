@@ -134,6 +134,11 @@ impl Pins {
         }
     }
 
+    /// The directory.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Where the map called `name` is pinned.
     pub fn map(&self, name: &str) -> PathBuf {
         self.root.join(version_name()).join(name)

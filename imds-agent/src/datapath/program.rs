@@ -12,7 +12,7 @@ use std::{
     mem::size_of,
     os::fd::BorrowedFd,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -27,11 +27,14 @@ use imds_ebpf::{
 use nix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 
+mod elsewhere;
+
+use self::elsewhere::Post;
 pub use super::object::LoadError;
 use super::{
     Counters, DetachError, Hook, PuntRing, detach, filters,
     hook::{self, Direction, HookError},
-    namespace::{Namespace, Namespaces},
+    namespace::Namespaces,
     object::{self, Loader, Readers},
     pins::{Pins, PinsError},
     programs::Programs,
@@ -96,13 +99,9 @@ pub struct Classifier {
     attached: BTreeSet<TapIndex>,
     /// Taps of other network namespaces, out of sight, on which it may hang.
     left_behind: BTreeSet<TapIndex>,
+    /// Attached taps of other network namespaces on which an earlier agent's programs go on, until there is time to replace them.
+    stale: BTreeSet<TapIndex>,
     pins: Arc<Pins>,
-}
-
-/// What another network namespace's taps have. Nobody waits for the lock: it lends the programs to the thread that goes there.
-struct Post {
-    namespace: Arc<Namespace>,
-    programs: Arc<Mutex<Programs>>,
 }
 
 impl Classifier {
@@ -149,74 +148,9 @@ impl Classifier {
             rings,
             attached: BTreeSet::new(),
             left_behind: BTreeSet::new(),
+            stale: BTreeSet::new(),
             pins: Arc::new(pins),
         })
-    }
-
-    /// Loads the classifier for the taps of another network namespace as well, and adopts what an earlier agent left there.
-    pub fn open_namespace(&mut self, namespace: &Arc<Namespace>) -> Result<(), LoadError> {
-        let candidates = self.load_post(namespace)?;
-        for tap in candidates {
-            self.left_behind.remove(&tap);
-            self.adopt_or_note(tap);
-        }
-        Ok(())
-    }
-
-    /// The same, and leaves alone what an earlier agent left. Returns the taps of which anything may be left.
-    pub(super) fn load_post(&mut self, namespace: &Arc<Namespace>) -> Result<BTreeSet<TapIndex>, LoadError> {
-        let (loader, hook, number) = (Arc::clone(&self.loader), self.hook(), namespace.number());
-        let load = move || Programs::load(lock(&loader).load_for(number)?, hook);
-        let programs = namespace.visitor().run(load).map_err(LoadError::Away)??;
-        let mut candidates: BTreeSet<_> = self.left_behind.iter().copied().collect();
-        candidates.retain(|tap| tap.namespace() == number);
-        if hook == Hook::Clsact {
-            let taps = namespace.visit(filters::taps).map_err(LoadError::Away)?;
-            let taps = taps.map_err(LoadError::Filters)?.into_iter();
-            candidates.extend(taps.map(|tap| TapIndex::within(number, tap.ifindex())));
-        }
-        let post = Post {
-            namespace: Arc::clone(namespace),
-            programs: Arc::new(Mutex::new(programs)),
-        };
-        self.posts.insert(number, post);
-        Ok(candidates)
-    }
-
-    /// Lets go of another network namespace, which may be no more. What hangs on its taps from here on stays until they are
-    /// detached, and then for as long as the kernel has them: nobody gets there any more to take it off where it takes that.
-    pub fn close_namespace(&mut self, number: NamespaceNumber) {
-        self.posts.remove(&number);
-    }
-
-    /// The taps of other network namespaces on which the classifier was left, and may hang still.
-    pub fn left_behind(&self) -> impl Iterator<Item = TapIndex> {
-        self.left_behind.iter().copied()
-    }
-
-    /// Clears away what is pinned of taps that were left behind and are no more, but for those in namespaces that will be opened.
-    /// What there is of the others is nobody's.
-    pub fn settle_left_behind(&mut self, waiting: &BTreeSet<NamespaceNumber>) {
-        let mut left_behind = self.left_behind.clone();
-        left_behind.retain(|tap| !waiting.contains(&tap.namespace()));
-        for tap in left_behind {
-            let settled = self.forget(tap).map_err(TapOperationError::from);
-            match settled.and_then(|()| Ok(hook::forget_if_gone(tap, &self.pins)?)) {
-                Ok(true) => drop(self.left_behind.remove(&tap)),
-                Ok(false) => {}
-                Err(error) => log::debug!("cannot clear away what is left of tap {tap}: {error}"),
-            }
-        }
-    }
-
-    /// Takes the classifier off all taps that were left behind, as far as it hangs on them by what is pinned.
-    pub fn take_off_left_behind(&mut self) {
-        for tap in std::mem::take(&mut self.left_behind) {
-            let forgotten = self.forget(tap).map_err(TapOperationError::from);
-            if let Err(error) = forgotten.and_then(|()| Ok(hook::take_links_off(tap, &self.pins)?)) {
-                log::warn!("cannot take the classifier off tap {tap}: {error}");
-            }
-        }
     }
 
     pub(super) fn give_to_owner(&self) -> Result<(), PinsError> {
@@ -297,7 +231,7 @@ impl Classifier {
     pub fn detach_all(self) -> Result<(), DetachError> {
         let posts = self.posts.values();
         let namespaces = Namespaces::of(posts.map(|post| Arc::clone(&post.namespace)));
-        detach::all_of(self.pins, &namespaces)
+        detach::all_of(&self.pins, &namespaces)
     }
 
     /// What happened to a tap's metadata frames since it was attached.
@@ -384,6 +318,10 @@ impl Classifier {
     }
 
     fn try_attach(&mut self, tap: TapIndex) -> Result<(), TapOperationError> {
+        if self.stale.contains(&tap) && self.goes_on(tap) {
+            return Ok(());
+        }
+        self.stale.remove(&tap);
         self.count_from_now(tap, KEEP_COUNTING)?;
         if !self.adopt_hook(tap, Direction::Outbound)? {
             self.forget(tap)?;
@@ -400,6 +338,7 @@ impl Classifier {
             taken => taken?,
         }
         self.attached.remove(&tap);
+        self.stale.remove(&tap);
         Ok(self.forget(tap)?)
     }
 
@@ -421,9 +360,7 @@ impl Classifier {
             return work(&mut self.programs, &self.pins);
         }
         let post = self.posts.get(&tap.namespace()).ok_or(HookError::OutOfSight)?;
-        let (programs, pins) = (Arc::clone(&post.programs), Arc::clone(&self.pins));
-        let done = post.namespace.visit(move || work(&mut lock(&programs), &pins));
-        done.map_err(HookError::Away)?
+        post.visit(&self.loader, self.hook(), &self.pins, work)
     }
 
     /// A tap as messages name it.
@@ -470,12 +407,6 @@ impl fmt::Debug for Classifier {
 fn monotonic_ns() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// A lock is only ever held by the one thread that goes to other namespaces; one that panicked has left nothing half done that the
-/// next errand does not look at first.
-fn lock<T>(lent: &Mutex<T>) -> MutexGuard<'_, T> {
-    lent.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// `BPF_NOEXIST`: an entry that is there already stays.
