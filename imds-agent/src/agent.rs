@@ -152,9 +152,8 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
     grace_periods.tell();
     let mut elsewhere = Elsewhere::start(&config.network_namespaces)?;
     elsewhere.look(&config.network_namespaces);
-    if config.network_namespaces.is_empty() {
-        classifier.take_off_left_behind();
-    }
+    let unselected = namespaces::unselected(&config.network_namespaces);
+    classifier.take_off_left_behind(unselected);
     classifier.settle_left_behind(&elsewhere.waiting());
     let requests: Vec<_> = of_workers
         .iter()

@@ -9,7 +9,7 @@ record="$state/instances/$namespace.json"
 
 ip netns add "$namespace"
 trap 'rm -f "$record"; ip netns delete "$namespace"' EXIT
-ip -n "$namespace" tuntap add mode tap name tap0
+ip -n "$namespace" tuntap add mode tap ${IMDS_TAP_USER:+user "$IMDS_TAP_USER"} name tap0
 ip -n "$namespace" link set tap0 up
 
 # The MAC is the one in the snapshot that all of them are clones of.

@@ -313,6 +313,15 @@ fn links_in(namespace: &Namespace) -> Result<LinkWatch> {
     Ok(links?)
 }
 
+/// Tells the namespaces that are none of the agent's business: all, where it has none, and those that are there and not selected. One
+/// that is not there may have a machine in it.
+pub(super) fn unselected(config: &NetworkNamespaces) -> impl Fn(NamespaceNumber) -> bool {
+    let others = namespace::look(config.directory(), |name| !config.select(name)).unwrap_or_default();
+    let others: BTreeSet<_> = others.into_iter().map(|sighting| sighting.number).collect();
+    let has_none = config.is_empty();
+    move |number| has_none || others.contains(&number)
+}
+
 /// What happened in another namespace, as it is told here.
 fn abroad(event: LinkEvent, namespace: NamespaceNumber, its_name: &str) -> LinkEvent {
     let there = |index: TapIndex| TapIndex::within(namespace, index.ifindex());

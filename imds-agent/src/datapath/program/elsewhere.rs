@@ -127,9 +127,13 @@ impl Classifier {
         }
     }
 
-    /// Takes the classifier off all taps that were left behind, as far as it hangs on them by what is pinned.
-    pub fn take_off_left_behind(&mut self) {
-        for tap in std::mem::take(&mut self.left_behind) {
+    /// Takes the classifier off those of the taps that were left behind, as far as it hangs on them by what is pinned, whose namespaces
+    /// are none of the agent's business any more.
+    pub fn take_off_left_behind(&mut self, is_unselected: impl Fn(NamespaceNumber) -> bool) {
+        let mut left_behind = self.left_behind.clone();
+        left_behind.retain(|tap| is_unselected(tap.namespace()));
+        for tap in left_behind {
+            self.left_behind.remove(&tap);
             let forgotten = self.forget(tap).map_err(TapOperationError::from);
             if let Err(error) = forgotten.and_then(|()| Ok(hook::take_links_off(tap, &self.pins)?)) {
                 log::warn!("cannot take the classifier off tap {tap}: {error}");
