@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     fs,
     net::TcpStream,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, symlink},
     path::Path,
     process::{Output, Stdio},
     sync::Arc,
@@ -547,6 +547,32 @@ fn nobody_is_told_by_a_taps_own_mac() -> Result<()> {
     let mut agent = host.start()?;
     agent.logged("tap fc-1/tap0: bound to nobody")?;
     ensure!(!clone.is_answered());
+    Ok(())
+}
+
+#[test]
+fn what_is_no_network_namespace_costs_nobody_anything() -> Result<()> {
+    let host = Host::new("")?;
+    let directory = host.names.directory();
+    fs::write(directory.join("a-file"), "")?;
+    symlink("/proc/self/ns/net", directory.join("a-link"))?;
+    let other = Namespace::named(Path::new("/proc/self/ns/uts"))?;
+    host.names.give("another-kind", &other)?;
+    // Of two names the first.
+    let machine = host.machine("fc-1")?;
+    host.names.give("fc-2", &machine.namespace)?;
+    host.put("i-1", "fc-1/tap0")?;
+    let mut agent = host.start()?;
+    agent.logged("network namespace another-kind: not served: it cannot be entered")?;
+    agent.logged("tap fc-1/tap0: bound to")?;
+    ensure!(machine.instance_id(&machine.token()?)? == "i-1");
+    let told = ["a-file", "a-link", "fc-2"].map(|name| format!("network namespace {name}:"));
+    let told = |line: &String| told.iter().any(|told| line.contains(told));
+    ensure!(!agent.log.iter().any(told), "{:#?}", agent.log);
+
+    host.names.take("fc-1")?;
+    agent.wait_for_log("tap fc-2/tap0: bound to nobody")?;
+    ensure!(!machine.is_answered());
     Ok(())
 }
 

@@ -231,7 +231,8 @@ impl Watched {
             self.open.len() < NAMESPACES_MAX,
             "there are more than {NAMESPACES_MAX}"
         );
-        let namespace = Arc::new(Namespace::open(sighting.clone(), &self.visitor)?);
+        let namespace = Namespace::open(sighting.clone(), &self.visitor).context("it cannot be entered")?;
+        let namespace = Arc::new(namespace);
         let open_sockets = move || (0..workers).map(|_| PacketSocket::open()).collect();
         let sockets: Result<Sockets, _> = namespace.visit(open_sockets)?;
         let sockets = sockets?;
