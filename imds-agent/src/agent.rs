@@ -2,12 +2,14 @@
 
 mod assignment;
 mod changes;
+mod namespaces;
 mod parts;
 mod taps;
 mod work;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    future::ready,
     io,
     path::Path,
     sync::Arc,
@@ -15,7 +17,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use imds_ebpf::abi::{TapIndex, WorkerNumber};
+use imds_ebpf::abi::{NamespaceNumber, TapIndex, WorkerNumber};
 use jiff::Timestamp;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -24,7 +26,10 @@ use tokio::{
     time::MissedTickBehavior,
 };
 
-use self::work::Work;
+use self::{
+    namespaces::{Elsewhere, Notice},
+    work::Work,
+};
 use crate::{
     bindings::{Bindings, Change},
     config::{Config, Taps},
@@ -58,6 +63,8 @@ enum Event {
     Control(control::Command),
     Reload(&'static str),
     Link(LinkEvent),
+    Elsewhere(Notice),
+    CatchUp,
     Registry(Arc<Snapshot>),
     RegistryEnded(io::Error),
     Ended(&'static str),
@@ -72,6 +79,9 @@ enum Event {
 struct Agent {
     taps: Taps,
     links: LinkWatch,
+    elsewhere: Elsewhere,
+    /// Namespaces whose taps were not all told since the start.
+    untold: BTreeSet<NamespaceNumber>,
     reload: Reload,
     manager: ServiceManager,
     rules: watch::Sender<Rules>,
@@ -110,6 +120,11 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
     // Before the records are read: what the loader takes for a moment, some 17 MB to read the kernel's types, is theirs afterwards.
     let mut classifier = Classifier::load_for(pins, config.workers())?;
     grace_periods.tell();
+    let mut elsewhere = Elsewhere::start(&config.network_namespaces)?;
+    elsewhere.look(&config.network_namespaces);
+    let unselected = namespaces::unselected(&config.network_namespaces);
+    classifier.take_off_left_behind(unselected);
+    classifier.settle_left_behind(&elsewhere.waiting());
     let directory = Directory::open(&config.state_directory, config.rules())?;
     let mut snapshots = directory.snapshots();
     let audit = match config.audit_file() {
@@ -142,7 +157,7 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
         }
         None => None,
     };
-    let requests = of_workers
+    let requests: Vec<_> = of_workers
         .iter()
         .map(|facts| Arc::clone(&facts.requests))
         .collect();
@@ -165,6 +180,12 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
         bindings: Bindings::new(config.packets_per_second()),
         taps: config.taps.clone(),
         links: LinkWatch::new()?,
+        untold: elsewhere
+            .waiting()
+            .into_iter()
+            .chain([NamespaceNumber::OWN])
+            .collect(),
+        elsewhere,
         reload: Reload::new(config.clone(), read),
         manager: ServiceManager::find(),
         rules: directory.rules(),
@@ -183,7 +204,7 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
         has_metrics_per_tap: config.has_metrics_per_tap(),
         loaded: Timestamp::now(),
     };
-    agent.adopt_counters();
+    agent.adopt_counters_in(NamespaceNumber::OWN);
     // All of it ends with this function.
     let mut upkeep = JoinSet::new();
     if let Some(endpoint) = endpoint {
@@ -225,10 +246,19 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
             Some(command) = commanded.recv() => Event::Control(command),
             Some(_) = upkeep.join_next() => Event::Ended("the upkeep of credentials"),
             Some(asked) = scrapes.recv() => Event::Asked(asked),
-            _ = retries.tick(), if !agent.refused.is_empty() => Event::Retry,
+            _ = retries.tick(), if agent.has_to_retry() => Event::Retry,
+            // Hundreds at once keep nobody above from anything.
+            notice = agent.elsewhere.next() => Event::Elsewhere(notice?),
+            () = ready(()), if agent.is_behind() => Event::CatchUp,
         };
         match event {
-            Event::Link(event) => agent.handle_link(event),
+            Event::Link(event) => agent.handle_link(NamespaceNumber::OWN, event),
+            Event::Elsewhere(Notice::News(news)) => agent.handle_news(news),
+            Event::Elsewhere(Notice::Look) => agent.handle_namespaces(),
+            Event::CatchUp => agent.catch_up(),
+            Event::Elsewhere(Notice::Ended) => {
+                bail!("the thread that goes to other network namespaces ended")
+            }
             Event::Registry(snapshot) => agent.handle_snapshot(snapshot),
             Event::Control(command) => agent.handle_control(command),
             Event::Reload(signal) => drop(agent.reload(signal)),
@@ -237,7 +267,10 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
             }
             // What is left would serve nobody: whoever supervises the agent starts a whole one.
             Event::Ended(what) => bail!("{what} ended"),
-            Event::Retry => agent.retry(),
+            Event::Retry => {
+                agent.retry();
+                agent.handle_namespaces();
+            }
             Event::Watchdog => agent.manager.tell_alive(),
             Event::Asked(asked) => agent.tell(asked),
             Event::Look => {}
@@ -255,7 +288,7 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
 }
 
 impl Agent {
-    fn handle_link(&mut self, event: LinkEvent) {
+    fn handle_link(&mut self, namespace: NamespaceNumber, event: LinkEvent) {
         let refused = match event {
             LinkEvent::Appeared { index, .. } | LinkEvent::Gone { index } => Some(index),
             LinkEvent::Listed => None,
@@ -271,7 +304,7 @@ impl Agent {
                 let changes = self.bindings.handle_tap(index, &name, mac, &self.snapshot);
                 self.apply(changes);
             }
-            LinkEvent::Listed => self.handle_listed(),
+            LinkEvent::Listed => self.handle_listed(namespace),
             // Also one that was renamed to what is none of our business.
             LinkEvent::Appeared { index, .. } | LinkEvent::Gone { index } => {
                 let changes = self.bindings.handle_gone(index, &self.snapshot);
@@ -284,17 +317,33 @@ impl Agent {
         }
     }
 
-    /// Every tap was told: what an earlier agent left on others is taken off.
-    fn handle_listed(&mut self) {
+    /// Every tap of a namespace was told: what an earlier agent left on others is taken off.
+    fn handle_listed(&mut self, namespace: NamespaceNumber) {
         let others: Vec<_> = self
             .classifier
             .attached()
-            .filter(|tap| self.bindings.tap(*tap).is_none())
+            .filter(|tap| tap.namespace() == namespace && self.bindings.tap(*tap).is_none())
             .collect();
         self.apply(others.into_iter().map(Change::Detach));
-        self.signer.handle_listed();
-        self.work.handle_listed();
-        self.applied.send_replace(Some(self.snapshot.revision));
+        if namespace == NamespaceNumber::OWN {
+            self.signer.handle_listed();
+            self.work.handle_listed();
+            self.untold.insert(namespace);
+        }
+        self.handle_told(namespace);
+    }
+
+    /// There is nothing (more) to be told of a namespace. Once that is so everywhere, all is told.
+    fn handle_told(&mut self, namespace: NamespaceNumber) {
+        if self.untold.remove(&namespace) && self.untold.is_empty() {
+            self.applied.send_replace(Some(self.snapshot.revision));
+        }
+    }
+
+    fn has_to_retry(&self) -> bool {
+        !self.refused.is_empty()
+            || self.elsewhere.has_refused()
+            || self.classifier.left_behind().next().is_some()
     }
 
     fn tell_status(&mut self) {
@@ -303,8 +352,10 @@ impl Agent {
     }
 
     fn begin_if_ready(&mut self) -> Result<()> {
-        let (snapshot, facts) = (&self.snapshot, &self.facts);
-        let begun = self.work.begin_if(|| has_first_sets(snapshot, facts));
+        let (snapshot, facts, untold) = (&self.snapshot, &self.facts, &self.untold);
+        let begun = self
+            .work
+            .begin_if(|| untold.is_empty() && has_first_sets(snapshot, facts));
         if begun.context("cannot start a worker")? {
             log::info!(
                 "ready: {} instances, {} taps",
@@ -357,7 +408,9 @@ impl Agent {
             self.taps = config.taps.clone();
             // Those that are selected no more are detached then.
             self.links.tell_again();
+            self.elsewhere.tell_again();
         }
+        self.handle_namespaces();
         let changes = self.bindings.handle_snapshot(&self.snapshot);
         self.apply(changes);
         Ok(reloaded)
@@ -393,7 +446,8 @@ impl Agent {
 
 /// Where the last agent assigned the taps that it bound.
 fn assigned(classifier: &Classifier) -> Vec<(TapIndex, WorkerNumber)> {
-    let assigned = classifier.attached().filter_map(|tap| {
+    let taps = classifier.attached().chain(classifier.left_behind());
+    let assigned = taps.filter_map(|tap| {
         let binding = classifier.binding(tap).ok()??;
         Some((tap, binding.worker))
     });

@@ -3,7 +3,8 @@
 //! Does no IO: events go in, [`Change`]s for the classifier and the workers come out. A tap is bound
 //! 1. to the interface whose record names it (`Tap`), and to no other;
 //! 2. else by the convention of libvirt's bridges, which make a tap's own MAC of its guest's: `fe` and the last five octets.
-//!    So it is bound to the one interface with these octets, if its record names no tap and no other tap shows them.
+//!    So it is bound to the one interface with these octets, if its record names no tap and no other tap shows them. In other
+//!    network namespaces than the agent's own nobody keeps to that, and clones have each other's MACs: there names alone bind.
 //!
 //! The tap's own MAC is the host's side of the cable, which nothing in the guest can change. A tap that neither rule binds
 //! is attached all the same, and so is dark: nothing for the metadata address leaves it.
@@ -15,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-use imds_ebpf::abi::{MacAddr, PACKETS_PER_SECOND, TapBinding, TapIndex};
+use imds_ebpf::abi::{MacAddr, NamespaceNumber, PACKETS_PER_SECOND, TapBinding, TapIndex};
 
 pub use self::nobody::Nobody;
 use crate::registry::{
@@ -116,7 +117,10 @@ impl Bindings {
         mac: Option<MacAddr>,
         snapshot: &Snapshot,
     ) -> Vec<Change> {
-        let shows = mac.filter(|mac| mac.0[0] == CONVENTION_OCTET).map(mac_tail);
+        let is_own = index.namespace() == NamespaceNumber::OWN;
+        let shows = mac
+            .filter(|mac| is_own && mac.0[0] == CONVENTION_OCTET)
+            .map(mac_tail);
         let bound = self.taps.get_mut(&index).and_then(|tap| tap.bound.take());
         let mut affected = self.hide(index);
         let tap = Tap {
@@ -189,6 +193,12 @@ impl Bindings {
     /// The same of one tap, if it is known.
     pub fn tap(&self, index: TapIndex) -> Option<(TapIndex, &str, Option<TapBinding>)> {
         self.taps.get(&index).map(|tap| tap.told(index))
+    }
+
+    /// Whose a tap is, if it is anybody's.
+    pub fn instance(&self, index: TapIndex) -> Option<&InstanceId> {
+        let bound = self.taps.get(&index)?.bound.as_ref()?.as_ref().ok()?;
+        Some(&bound.instance)
     }
 
     /// Why a tap is bound to nobody, if it is.

@@ -3,6 +3,7 @@
 mod control;
 mod credentials;
 mod metrics;
+mod network_namespaces;
 #[cfg(test)]
 mod reference;
 mod sts_endpoint;
@@ -16,8 +17,8 @@ use std::{
 use imds_ebpf::abi::{PACKETS_PER_SECOND, WORKERS_MAX};
 use serde::{Deserialize, Deserializer, de};
 
-pub use self::taps::Taps;
 use self::{control::Control, credentials::Credentials, metrics::Metrics, sts_endpoint::StsEndpoint};
+pub use self::{network_namespaces::NetworkNamespaces, taps::Taps};
 use crate::{
     control::{self as operators, Reloaded},
     credentials::sources,
@@ -55,6 +56,8 @@ pub struct Config {
     pub bpf_directory: PathBuf,
     /// On which taps the classifier is attached.
     pub taps: Taps,
+    /// In which other network namespaces there are taps.
+    pub network_namespaces: NetworkNamespaces,
     /// Threads that serve guests.
     #[serde(deserialize_with = "within::<_, 1, { WORKERS_MAX as u64 }>")]
     workers: u64,
@@ -141,15 +144,19 @@ impl Config {
         }
     }
 
-    /// The defaults with the `bpf_directory` of a file that is invalid otherwise, as far as that can be made out: for what has
-    /// to work with such a file, too.
+    /// The defaults with the `bpf_directory` and the `network_namespaces` of a file that is invalid otherwise, as far as they can be
+    /// made out: for what has to work with such a file, too.
     pub fn with_pins_of(path: &Path) -> Self {
         let text = std::fs::read_to_string(path).unwrap_or_default();
         let table: Option<toml::Table> = text.parse().ok();
-        let directory = table.and_then(|table| Some(PathBuf::from(table.get("bpf_directory")?.as_str()?)));
+        let field = |name: &str| table.as_ref()?.get(name).cloned();
+        let directory = field("bpf_directory").and_then(|value| Some(PathBuf::from(value.as_str()?)));
         let mut config = Self::default();
         if let Some(directory) = directory.filter(|directory| directory.is_absolute()) {
             config.bpf_directory = directory;
+        }
+        if let Some(namespaces) = field("network_namespaces").and_then(|value| value.try_into().ok()) {
+            config.network_namespaces = namespaces;
         }
         config
     }
@@ -227,9 +234,13 @@ impl Config {
 
     /// What differs in `new`: the fields that a running agent can put in force, and those that wait for its restart.
     pub fn changes(&self, new: &Self) -> Reloaded {
+        let namespaces_differ = self.network_namespaces != new.network_namespaces;
+        // It takes a capability that was given up.
+        let namespaces_begin = self.network_namespaces.is_empty();
         let live = [
             ("log_level", self.log_level != new.log_level),
             ("taps", self.taps != new.taps),
+            ("network_namespaces", namespaces_differ && !namespaces_begin),
             (
                 "packets_per_second",
                 self.packets_per_second != new.packets_per_second,
@@ -241,6 +252,7 @@ impl Config {
             ("metadata_options", self.metadata_options != new.metadata_options),
         ];
         let fixed = [
+            ("network_namespaces", namespaces_differ && namespaces_begin),
             ("user", self.user != new.user),
             ("state_directory", self.state_directory != new.state_directory),
             ("bpf_directory", self.bpf_directory != new.bpf_directory),
@@ -271,9 +283,15 @@ impl Config {
     /// This configuration with those fields of `new` that a running agent can put in force.
     #[must_use]
     pub fn with_live_fields_of(self, new: Self) -> Self {
+        let network_namespaces = if self.network_namespaces.is_empty() {
+            self.network_namespaces.clone()
+        } else {
+            new.network_namespaces
+        };
         Self {
             log_level: new.log_level,
             taps: new.taps,
+            network_namespaces,
             packets_per_second: new.packets_per_second,
             user_data_bytes_max: new.user_data_bytes_max,
             metadata_options: new.metadata_options,
@@ -348,6 +366,7 @@ impl Default for Config {
             state_directory: "/var/lib/imds-agent".into(),
             bpf_directory: "/sys/fs/bpf/imds-agent".into(),
             taps: Taps::default(),
+            network_namespaces: NetworkNamespaces::default(),
             workers: WORKERS,
             packets_per_second: PACKETS_PER_SECOND.into(),
             requests_per_second: REQUESTS_PER_SECOND.into(),

@@ -9,7 +9,8 @@ use crate::{
     config::ConfigError,
     control::ControlError,
     datapath::{
-        LoadError, attach::EnsureError, inject::InjectorError, pins::PinsError, support::SupportError,
+        LoadError, attach::EnsureError, inject::InjectorError, namespace::VisitError, pins::PinsError,
+        support::SupportError,
     },
     privilege::PrivilegeError,
     registry::CreateError,
@@ -46,7 +47,7 @@ fn of_part(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if error.is::<CreateError>() {
         return Some(STATE_DIRECTORY);
     }
-    if error.is::<InjectorError>() {
+    if error.is::<InjectorError>() || error.is::<VisitError>() {
         return Some(PERMISSION);
     }
     if let Some(error) = error.downcast_ref() {
@@ -67,6 +68,7 @@ fn of_part(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             PrivilegeError::OtherUser { .. }
             | PrivilegeError::Change { .. }
             | PrivilegeError::Missing { .. }
+            | PrivilegeError::MissingForNamespaces
             | PrivilegeError::Capabilities(_)
             | PrivilegeError::NoNewPrivileges(_)
             | PrivilegeError::Owner { .. }

@@ -7,9 +7,9 @@
 //!                    │      Drop(reason)   counted per tap and reason
 //!                    │      Hairpin        ARP and NDP for the IMDS address, answered in the kernel
 //!                    ▼      Punt           copied into the ring, then consumed
-//!       datapath/punt.rs            frame + tap ifindex + verified MAC            kernel → agent
+//!       datapath/punt.rs            frame + tap + verified MAC                    kernel → agent
 //!                    ▼
-//!       worker.rs                   (ifindex, MAC) → interface → instance          who is asking
+//!       worker.rs                   (tap, MAC) → interface → instance              who is asking
 //!                    ▼
 //!       stack/                      one smoltcp IP stack per interface             packets ↔ streams
 //!                    ▼

@@ -14,7 +14,7 @@ use imds_agent::{
     agent, allocator,
     config::{Config, ConfigError, DEFAULT_PATH, LogLevel},
     datapath::{
-        GracePeriods, attach, detach,
+        GracePeriods, Namespaces, attach, detach, namespace,
         pins::{self, Pins},
         support,
     },
@@ -117,10 +117,14 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
         Command::Run => {
             panic::set_hook(Box::new(tell_panic));
             allocator::share_one_heap();
-            ensure_host(|| privilege::ensure(config.user()))?;
+            let goes_elsewhere = !config.network_namespaces.is_empty();
+            ensure_host(|| privilege::ensure(config.user(), goes_elsewhere))?;
             support::ensure_packet_sockets()?;
             // The switch is root's.
             let grace_periods = GracePeriods::open();
+            if goes_elsewhere {
+                namespace::allow_descriptors();
+            }
             let reduced = reduce_privileges(&config)?;
             // Keys and credentials go into no core dump, and no other process reads them. Not earlier: to change the user
             // makes this what the host has it for such programs.
@@ -168,12 +172,38 @@ fn on_taps(command: OnTaps, config: &Config) -> Result<()> {
                 }
                 is_ours
             });
-            attach::ensure(root, &taps)?;
+            attach::ensure(root, &taps, &namespaces_of(&taps, config)?)?;
         }
-        OnTaps::Detach { all: true, .. } => detach::all(root)?,
-        OnTaps::Detach { taps, .. } => detach::these(root, &taps)?,
+        OnTaps::Detach { all: true, .. } => {
+            let namespaces = namespaces(config, |_| true).unwrap_or_else(|error| {
+                // What is pinned comes off all the same.
+                log::warn!("{error:#}");
+                Namespaces::default()
+            });
+            detach::all(root, &namespaces)?;
+        }
+        OnTaps::Detach { taps, .. } => detach::these(root, &taps, &namespaces_of(&taps, config)?)?,
     }
     Ok(())
+}
+
+/// The other network namespaces that these taps are in.
+fn namespaces_of(taps: &[String], config: &Config) -> Result<Namespaces> {
+    let named: Vec<_> = taps.iter().filter_map(|tap| tap.split_once('/')).collect();
+    namespaces(config, |name| {
+        named.iter().any(|(namespace, _)| *namespace == name)
+    })
+}
+
+/// The other network namespaces that are there, and wanted.
+fn namespaces(config: &Config, is_wanted: impl Fn(&str) -> bool) -> Result<Namespaces> {
+    let selected = &config.network_namespaces;
+    let sightings = namespace::look(selected.directory(), |name| {
+        selected.select(name) && is_wanted(name)
+    });
+    Ok(Namespaces::open(
+        sightings.context("cannot look for network namespaces")?,
+    )?)
 }
 
 /// The file that is given, or the default one if it is there.
@@ -219,6 +249,7 @@ fn reduce_privileges(config: &Config) -> Result<privilege::Reduced> {
         pins: &config.bpf_directory,
         written: &written,
         sockets: &sockets,
+        goes_elsewhere: !config.network_namespaces.is_empty(),
     });
     Ok(reduced?)
 }

@@ -6,7 +6,8 @@
 //! 1. [`reduce`], before there is a second thread: the process becomes its own user, keeps the capabilities that opening
 //!    takes, and can never gain another one, by no program that it runs.
 //! 2. [`capabilities::keep_for_serving`], on the main thread, once everything is open: two capabilities are left there.
-//! 3. [`capabilities::give_up`], on every other thread, as it starts: none.
+//! 3. [`capabilities::give_up`], on every other thread, as it starts: none. [`capabilities::keep_for_namespaces`] on one that there is
+//!    only where other network namespaces are configured: what going there takes.
 //! 4. [`sandbox::confine`], on the threads that a guest's bytes reach: besides, no files, no sockets, no programs.
 
 pub mod capabilities;
@@ -42,6 +43,8 @@ pub struct Settings<'a> {
     pub written: &'a [&'a Path],
     /// Sockets that it makes, in directories that others come through.
     pub sockets: &'a [&'a Path],
+    /// Whether it goes to other network namespaces.
+    pub goes_elsewhere: bool,
 }
 
 /// The agent cannot be what it is to be.
@@ -86,6 +89,13 @@ pub enum PrivilegeError {
         /// The capability.
         missing: caps::Capability,
     },
+    /// The capability that other network namespaces take.
+    #[error(
+        "CAP_SYS_ADMIN is missing, which `network_namespaces` in the configuration takes: start the agent as root, or give \
+         its user the ambient capabilities {}",
+        capabilities::names(&capabilities::needed(true))
+    )]
+    MissingForNamespaces,
     /// The kernel refuses to take capabilities away.
     #[error("cannot give capabilities up: {0}")]
     Capabilities(caps::errors::CapsError),
@@ -129,10 +139,11 @@ pub struct Reduced {
     _held: Option<OwnedFd>,
 }
 
-/// Whether the process can become `user` and has what starting takes. Changes nothing.
-pub fn ensure(user: Option<&str>) -> Result<(), PrivilegeError> {
+/// Whether the process can become `user` and has what starting takes, and going to other network namespaces if it does. Changes
+/// nothing.
+pub fn ensure(user: Option<&str>, goes_elsewhere: bool) -> Result<(), PrivilegeError> {
     to_become(user)?;
-    capabilities::ensure(&capabilities::NEEDED)
+    capabilities::ensure(&capabilities::needed(goes_elsewhere))
 }
 
 /// Makes the process what `settings` say, with the capabilities that opening takes and no others. To be called before a
@@ -156,7 +167,8 @@ pub fn reduce(settings: &Settings<'_>) -> Result<Reduced, PrivilegeError> {
     } else {
         None
     };
-    capabilities::keep_for_opening(|| if is_other { user.become_it() } else { Ok(()) })?;
+    let become_user = || if is_other { user.become_it() } else { Ok(()) };
+    capabilities::keep_for_opening(settings.goes_elsewhere, become_user)?;
     prctl::set_no_new_privs().map_err(PrivilegeError::NoNewPrivileges)?;
     // What a killed agent left of a socket is replaced, whosever it was.
     let directories = settings.sockets.iter().filter_map(|socket| socket.parent());

@@ -21,13 +21,13 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use imds_ebpf::abi::TapIndex;
+use imds_ebpf::abi::{NamespaceNumber, TapIndex};
 use tokio::sync::oneshot;
 
 pub use self::{answer::Facts, request_rate::RequestsLeft, usage::Usage};
 use self::{interfaces::Interfaces, panics::TooOften};
 use crate::{
-    datapath::{Alarm, Injector, PuntRing},
+    datapath::{Alarm, Injector, PacketSocket, PuntRing},
     imds::Imds,
     now::Now,
     privilege::sandbox::{ConfineError, confine},
@@ -62,6 +62,10 @@ pub enum Command {
     Serve(TapIndex, InstanceId),
     /// The tap is nobody's.
     Forget(TapIndex),
+    /// Where frames for the taps of another network namespace go from now on.
+    OpenNamespace(NamespaceNumber, PacketSocket),
+    /// There are no such taps any more.
+    CloseNamespace(NamespaceNumber),
     /// Tell what taps use of their limits.
     TellUsage(oneshot::Sender<Usage>),
     /// End.
@@ -273,6 +277,8 @@ fn obey_all(inbox: &Receiver<Command>, interfaces: &mut Interfaces, clock: &Cloc
         match inbox.try_recv() {
             Ok(Command::Serve(tap, instance)) => interfaces.serve(tap, instance),
             Ok(Command::Forget(tap)) => interfaces.forget(tap),
+            Ok(Command::OpenNamespace(namespace, socket)) => interfaces.open_namespace(namespace, socket),
+            Ok(Command::CloseNamespace(namespace)) => interfaces.close_namespace(namespace),
             Ok(Command::TellUsage(asker)) => {
                 // Who no longer waits is told nothing.
                 let _ = asker.send(interfaces.usage(clock.now()));

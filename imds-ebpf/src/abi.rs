@@ -6,7 +6,7 @@
 use core::{fmt, str::FromStr};
 
 /// Version of every layout in this file. Pinned maps of another version are never adopted.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// The IPv4 address of the instance metadata service (EC2 user guide, "Access instance metadata").
 pub const IMDS_IPV4: [u8; 4] = [169, 254, 169, 254];
@@ -30,10 +30,17 @@ pub const INJECT_MARK: u32 = 0xa9fe_a9fe;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct MacAddr(pub [u8; 6]);
 
-/// The kernel's interface index of a tap, unique within one network namespace.
+/// A network namespace: zero is the agent's own, any other number the inode that the kernel knows it by, which no two living
+/// namespaces share.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Debug)]
+pub struct NamespaceNumber(pub u32);
+
+/// A tap: the kernel's interface index, which is unique within one network namespace, and above its 32 bits the
+/// [`NamespaceNumber`]. So a tap of the agent's own namespace is its interface index and nothing else.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct TapIndex(pub u32);
+pub struct TapIndex(pub u64);
 
 /// One of an agent's workers, counted from zero, and the ring that it reads.
 #[repr(transparent)]
@@ -48,7 +55,7 @@ pub struct TapBinding {
     pub mac: MacAddr,
     /// What else is served: [`SERVES_IPV6`], or nothing.
     pub flags: u8,
-    /// Whose ring its frames are punted into. Agents that had one worker left a zero here, which means the same.
+    /// Whose ring its frames are punted into.
     pub worker: WorkerNumber,
     /// Nanoseconds after which the tap may have another frame served. Zero sets no limit.
     pub frame_interval_ns: u32,
@@ -67,11 +74,9 @@ pub struct PuntHeader {
     /// The tap that the frame came from.
     pub tap: TapIndex,
     /// Bytes of frame that follow; the rest of the record is unused.
-    pub frame_length: u32,
+    pub frame_length: u16,
     /// The frame's source MAC, which is the tap's bound one.
     pub mac: MacAddr,
-    /// Explicit padding.
-    pub reserved: [u8; 2],
 }
 
 /// Bytes of [`PuntHeader`] in front of the frame.
@@ -169,6 +174,28 @@ pub const HAIRPINNED_SLOT: u32 = 62;
 /// Frames that pass are nobody's business and are not counted.
 pub type TapCounters = [u64; COUNTERS];
 
+impl NamespaceNumber {
+    /// The agent's own network namespace.
+    pub const OWN: Self = Self(0);
+}
+
+impl TapIndex {
+    /// The device with this interface index in a network namespace.
+    pub const fn within(namespace: NamespaceNumber, ifindex: u32) -> Self {
+        Self((namespace.0 as u64) << 32 | ifindex as u64)
+    }
+
+    /// Where it is.
+    pub const fn namespace(self) -> NamespaceNumber {
+        NamespaceNumber((self.0 >> 32) as u32)
+    }
+
+    /// What it is called by in there.
+    pub const fn ifindex(self) -> u32 {
+        self.0 as u32
+    }
+}
+
 impl TapBinding {
     /// Binds `mac`, on the IPv4 address only, at [`PACKETS_PER_SECOND`] and to the first worker.
     pub const fn to(mac: MacAddr) -> Self {
@@ -239,15 +266,13 @@ impl PuntHeader {
         let (&tap, rest) = rest.split_first_chunk()?;
         let (&frame_length, rest) = rest.split_first_chunk()?;
         let (&mac, rest) = rest.split_first_chunk()?;
-        let (&reserved, rest) = rest.split_first_chunk()?;
         let header = Self {
             arrived_ns: u64::from_ne_bytes(arrived_ns),
-            tap: TapIndex(u32::from_ne_bytes(tap)),
-            frame_length: u32::from_ne_bytes(frame_length),
+            tap: TapIndex(u64::from_ne_bytes(tap)),
+            frame_length: u16::from_ne_bytes(frame_length),
             mac: MacAddr(mac),
-            reserved,
         };
-        Some((header, rest.get(..usize::try_from(header.frame_length).ok()?)?))
+        Some((header, rest.get(..usize::from(header.frame_length))?))
     }
 }
 
@@ -316,7 +341,26 @@ impl fmt::Debug for MacAddr {
 
 impl fmt::Display for TapIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
+        match self.namespace() {
+            NamespaceNumber::OWN => write!(f, "{}", self.ifindex()),
+            NamespaceNumber(namespace) => write!(f, "{namespace}_{}", self.ifindex()),
+        }
+    }
+}
+
+/// The text is not what [`TapIndex`] prints.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TapIndexError;
+
+impl FromStr for TapIndex {
+    type Err = TapIndexError;
+
+    fn from_str(text: &str) -> Result<Self, TapIndexError> {
+        let (namespace, ifindex) = text.split_once('_').unwrap_or(("0", text));
+        match (namespace.parse(), ifindex.parse()) {
+            (Ok(namespace), Ok(ifindex)) => Ok(Self::within(NamespaceNumber(namespace), ifindex)),
+            _ => Err(TapIndexError),
+        }
     }
 }
 
@@ -390,15 +434,6 @@ mod tests {
         );
     }
 
-    /// As agents wrote it that had one worker: the same bytes, so that their taps stay bound over an upgrade.
-    #[test]
-    fn binding_of_an_older_agent_is_the_first_workers() {
-        let older = [2, 0, 0xa9, 0xfe, 0xa9, 0xfe, SERVES_IPV6, 0, 0, 0, 0, 0];
-        let binding = TapBinding::to(IMDS_MAC).with_ipv6().with_packets_per_second(0);
-        assert_eq!(binding.worker, WorkerNumber(0));
-        assert_eq!(TapBinding::from_bytes(older), binding);
-    }
-
     #[test]
     fn interval_keeps_to_the_rate() {
         let interval = |rate| {
@@ -424,17 +459,44 @@ mod tests {
     }
 
     #[test]
+    fn tap_is_its_index_here_and_a_pair_elsewhere() {
+        extern crate std;
+        use std::string::ToString as _;
+        let (here, there) = (TapIndex(7), TapIndex::within(NamespaceNumber(u32::MAX), 7));
+        assert_eq!((here.namespace(), here.ifindex()), (NamespaceNumber::OWN, 7));
+        assert_eq!(
+            (there.namespace(), there.ifindex()),
+            (NamespaceNumber(u32::MAX), 7)
+        );
+        assert_eq!(
+            (here.to_string(), there.to_string()),
+            ("7".into(), "4294967295_7".into())
+        );
+        for tap in [here, there] {
+            assert_eq!(tap.to_string().parse(), Ok(tap));
+        }
+        for text in ["", "_", "7_", "_7", "1_2_3", "x", "7-inbound"] {
+            assert_eq!(text.parse::<TapIndex>(), Err(TapIndexError), "{text}");
+        }
+    }
+
+    #[test]
+    fn frames_of_every_record_have_a_length() {
+        assert!(LARGE_FRAME_MAX <= u16::MAX as usize);
+    }
+
+    #[test]
     fn record_is_taken_apart_as_it_is_laid_out() {
         assert_eq!(core::mem::offset_of!(PuntHeader, tap), 8);
-        assert_eq!(core::mem::offset_of!(PuntHeader, frame_length), 12);
-        assert_eq!(core::mem::offset_of!(PuntHeader, mac), 16);
+        assert_eq!(core::mem::offset_of!(PuntHeader, frame_length), 16);
+        assert_eq!(core::mem::offset_of!(PuntHeader, mac), 18);
         assert_eq!(PUNT_HEADER_BYTES, 24);
 
         let mut record = [0; PUNT_HEADER_BYTES + 4];
         record[..8].copy_from_slice(&7u64.to_ne_bytes());
-        record[8..12].copy_from_slice(&8u32.to_ne_bytes());
-        record[12..16].copy_from_slice(&3u32.to_ne_bytes());
-        record[16..22].copy_from_slice(&IMDS_MAC.0);
+        record[8..16].copy_from_slice(&8u64.to_ne_bytes());
+        record[16..18].copy_from_slice(&3u16.to_ne_bytes());
+        record[18..24].copy_from_slice(&IMDS_MAC.0);
         record[24..].copy_from_slice(b"abcd");
         let (header, frame) = PuntHeader::split(&record).unwrap();
         assert_eq!(
@@ -447,7 +509,7 @@ mod tests {
     #[test]
     fn record_shorter_than_it_says_is_refused() {
         let mut record = [0; PUNT_HEADER_BYTES + 4];
-        record[12..16].copy_from_slice(&5u32.to_ne_bytes());
+        record[16..18].copy_from_slice(&5u16.to_ne_bytes());
         assert_eq!(PuntHeader::split(&record), None);
         assert_eq!(PuntHeader::split(&record[..PUNT_HEADER_BYTES - 1]), None);
     }

@@ -52,14 +52,13 @@ static BUCKETS: HashMap<TapIndex, u64> = HashMap::with_max_entries(TAPS_MAX, BPF
 #[classifier]
 pub fn imds_outbound(context: TcContext) -> i32 {
     let skb = Skb::of(&context);
-    let tap = skb.tap();
     let (mut interval_ns, mut worker) = (0, WorkerNumber(0));
     let verdict = classify(&skb, || {
-        let binding = binding(tap)?;
+        let binding = binding(skb.tap())?;
         (interval_ns, worker) = (binding.frame_interval_ns, binding.worker);
         Some(binding)
     });
-    let within_rate = || take_tokens(tap, tokens(skb.length()), interval_ns);
+    let within_rate = || take_tokens(skb.tap(), tokens(skb.length()), interval_ns);
     let outcome = match verdict {
         Verdict::Pass => return TC_ACT_UNSPEC,
         Verdict::Drop(reason) => Err(reason),
@@ -77,7 +76,7 @@ pub fn imds_outbound(context: TcContext) -> i32 {
         Ok(outcome) => outcome,
         Err(reason) => (TC_ACT_SHOT, reason as u32),
     };
-    count(tap, slot);
+    count(skb.tap(), slot);
     action
 }
 

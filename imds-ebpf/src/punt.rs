@@ -48,9 +48,8 @@ fn copy<const N: usize>(skb: &Skb<'_>, ring: &RingBuf, length: usize) -> Result<
         (&raw mut (*room).header).write(PuntHeader {
             arrived_ns: bpf_ktime_get_ns(),
             tap: skb.tap(),
-            frame_length: length as u32,
+            frame_length: length as u16,
             mac,
-            reserved: [0; 2],
         });
         // The verifier takes no length that might be zero, and sees no further than these lines. Left to itself, the
         // compiler compares one copy of the length and hands over another, of which the verifier of 6.1 then knows

@@ -3,15 +3,20 @@
 use core::{mem::MaybeUninit, ptr};
 
 use aya_ebpf::{
-    EbpfContext,
+    EbpfContext, Global,
     bindings::__sk_buff,
     helpers::{bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes},
     programs::TcContext,
 };
 use imds_ebpf::{
-    abi::{INJECT_MARK, Reason, TapIndex},
+    abi::{INJECT_MARK, NamespaceNumber, Reason, TapIndex},
     classify::Frame,
 };
+
+/// The network namespace whose taps this copy of the programs hangs on, which nothing in a frame's context tells: the agent loads
+/// a copy for each namespace and writes its number in here.
+#[unsafe(no_mangle)]
+static NAMESPACE: Global<u32> = Global::new(NamespaceNumber::OWN.0);
 
 /// A frame on one of a tap's hooks.
 pub struct Skb<'a> {
@@ -28,7 +33,7 @@ impl<'a> Skb<'a> {
     /// The tap that the frame came in by, or is to leave by.
     #[inline(always)]
     pub fn tap(&self) -> TapIndex {
-        TapIndex(self.fields().ifindex)
+        TapIndex::within(NamespaceNumber(NAMESPACE.load()), self.fields().ifindex)
     }
 
     /// Copies the first `length` bytes to `room`.
@@ -67,7 +72,7 @@ impl<'a> Skb<'a> {
             .map_err(|_| Reason::HairpinFailed)?;
         self.context.set_mark(INJECT_MARK);
         // SAFETY: a helper without memory arguments.
-        let action = unsafe { bpf_redirect(self.tap().0, 0) };
+        let action = unsafe { bpf_redirect(self.fields().ifindex, 0) };
         i32::try_from(action).map_err(|_| Reason::HairpinFailed)
     }
 

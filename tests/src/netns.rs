@@ -1,16 +1,22 @@
-//! Network namespaces that a test makes for itself. They go when the last descriptor is closed, also when a test fails.
+//! Network namespaces that a test makes for itself. They go when the last descriptor is closed, also when a test fails; and so do
+//! the names that it gives them.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     net::{SocketAddr, TcpStream},
-    os::fd::AsRawFd as _,
+    os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
+    path::Path,
     process::{Child, Command},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, setns, unshare},
+};
+use tempfile::TempDir;
 
 /// One network namespace without a name.
 #[derive(Debug)]
@@ -32,6 +38,12 @@ impl Namespace {
     pub fn of_process(process: u32) -> Result<Self> {
         let path = format!("/proc/{process}/ns/net");
         let namespace = File::open(&path).with_context(|| format!("cannot open {path}"))?;
+        Ok(Self(namespace))
+    }
+
+    /// One that has a name.
+    pub fn named(path: &Path) -> Result<Self> {
+        let namespace = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
         Ok(Self(namespace))
     }
 
@@ -100,5 +112,59 @@ impl Namespace {
             errors.trim()
         );
         Ok(String::from_utf8(output.stdout)?)
+    }
+}
+
+/// A directory in which network namespaces have names, as `ip netns` gives them: seen by the calling thread, and by threads and
+/// programs that it starts from now on. The names are mounts in a mount namespace of theirs, and end with it.
+#[derive(Debug)]
+pub struct Names(TempDir);
+
+impl Names {
+    /// Without names yet.
+    pub fn new() -> Result<Self> {
+        unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace: root is needed")?;
+        let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)?;
+        let directory = tempfile::tempdir()?;
+        // An agent of any user comes through.
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
+        Ok(Self(directory))
+    }
+
+    /// Where they are.
+    pub fn directory(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Gives a namespace a name: makes a file, and mounts the namespace on it.
+    pub fn give(&self, name: &str, namespace: &Namespace) -> Result<()> {
+        let file = self.0.path().join(name);
+        File::create(&file)?;
+        let source = namespace.path();
+        mount(
+            Some(source.as_str()),
+            &file,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .with_context(|| format!("cannot mount a network namespace on {}", file.display()))
+    }
+
+    /// Takes a name away.
+    pub fn take(&self, name: &str) -> Result<()> {
+        let file = self.0.path().join(name);
+        umount2(&file, MntFlags::MNT_DETACH)?;
+        Ok(fs::remove_file(&file)?)
+    }
+}
+
+impl Drop for Names {
+    fn drop(&mut self) {
+        for name in fs::read_dir(self.0.path()).into_iter().flatten().flatten() {
+            // Otherwise the directory would not go.
+            let _ = umount2(&name.path(), MntFlags::MNT_DETACH);
+        }
     }
 }

@@ -74,7 +74,7 @@ impl Tap {
         options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
         let open_queue = |number| {
             let queue = options.open("/dev/net/tun").context("/dev/net/tun")?;
-            if let (0, Some(TapIndex(mut index))) = (number, index) {
+            if let (0, Some(mut index)) = (number, index.map(TapIndex::ifindex)) {
                 ioctl(&queue, libc::TUNSETIFINDEX, &mut index).context("TUNSETIFINDEX")?;
             }
             let mut request = interface_request(name)?;
@@ -91,7 +91,7 @@ impl Tap {
         };
         let queues = (0..queues).map(open_queue).collect::<anyhow::Result<_>>()?;
         set_up(name)?;
-        let index = TapIndex(if_nametoindex(name)?);
+        let index = TapIndex(if_nametoindex(name)?.into());
         wait_for_queue(index)?;
         Ok(Self {
             queues,
@@ -188,7 +188,7 @@ pub fn bridge(name: &str, ports: &[TapIndex]) -> anyhow::Result<()> {
     let mut request = interface_request(name)?;
     ioctl(&control, SIOCBRADDBR, &mut request.ifr_name).context("SIOCBRADDBR")?;
     for port in ports {
-        request.ifr_ifru.ifru_ifindex = port.0 as i32;
+        request.ifr_ifru.ifru_ifindex = port.ifindex() as i32;
         ioctl(&control, SIOCBRADDIF, &mut request).context("SIOCBRADDIF")?;
     }
     set_up(name)

@@ -13,6 +13,9 @@ use imds_tests::{
 
 const ID: &str = "i-0123456789abcdef0";
 
+/// A root without documents has none of the package's either.
+const NAMESPACES: &str = include_str!("../../docs/examples/hypervisors/network-namespaces.conf");
+
 /// All files of the machine that a package or its service could leave behind, with owner and mode.
 const LIST: &str = "find /etc /usr /var /run/imds-agent /sys/fs/bpf /sys/kernel/rcu_expedited -xdev \\( -path /var/lib/dpkg -o -path /var/log/journal \
                     -o -path /var/lib/systemd -o -path /var/cache -o -path /var/log/dpkg.log \\) -prune -o -printf '%p %u %m\\n' 2>/dev/null | sort; getent passwd";
@@ -92,6 +95,40 @@ fn package_is_installed_upgraded_removed_and_purged() -> Result<()> {
         |id| id.as_deref() == Some(ID),
     )?;
     machine.run("rm -r /run/systemd/system/imds-agent.service.d && systemctl daemon-reload")?;
+
+    // A tap in another network namespace: the unit as it is says what it lacks, and has it by the drop-in. (Where systemd is not
+    // in a container it has mounts shared by itself.)
+    machine.run("mount --make-rshared / && cp /etc/imds-agent/config.toml /tmp/before.toml")?;
+    machine.run(
+        "sed -i 's/^network_namespaces = .*/network_namespaces = [\"fc-*\"]/' /etc/imds-agent/config.toml && \
+         ! systemctl restart imds-agent && \
+         journalctl --unit imds-agent --grep 'CAP_SYS_ADMIN is missing, which `network_namespaces`'",
+    )?;
+    fs::write(shared.path().join("network-namespaces.conf"), NAMESPACES)?;
+    machine.run(
+        "install -D -m 644 /media/host/network-namespaces.conf \
+             /etc/systemd/system/imds-agent.service.d/network-namespaces.conf && \
+         systemctl daemon-reload && systemctl restart imds-agent",
+    )?;
+    machine.run("mkdir /dev/net && mknod /dev/net/tun c 10 200")?;
+    machine.run("ip netns add fc-1 && ip -n fc-1 tuntap add mode tap name tap0")?;
+    let told = || {
+        Ok(machine
+            .run("journalctl --unit imds-agent --grep 'tap fc-1/tap0: bound to nobody'")
+            .ok())
+    };
+    wait_for("the tap in the namespace", told, Option::is_some)?;
+    machine.run("imds-agent attach fc-1/tap0 && ip netns delete fc-1")?;
+    let told = || {
+        Ok(machine
+            .run("journalctl --unit imds-agent --grep 'network namespace fc-1: out of sight'")
+            .ok())
+    };
+    wait_for("the end of the namespace", told, Option::is_some)?;
+    machine.run(
+        "rm -r /etc/systemd/system/imds-agent.service.d && mv /tmp/before.toml /etc/imds-agent/config.toml && \
+         systemctl daemon-reload && systemctl restart imds-agent",
+    )?;
 
     let process = property("MainPID")?;
     machine.run("dpkg --install /media/host/new.deb")?;

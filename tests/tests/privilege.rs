@@ -16,7 +16,7 @@ use imds_tests::{
     client::{get, text, token, wait_for},
     host::{ADDRESS, INSTANCE_ID, program},
     kernel_guest::KernelGuest,
-    netns::Namespace,
+    netns::{Names, Namespace},
     records::{self, ROLE},
     tap::Tap,
 };
@@ -138,11 +138,18 @@ const WORKER: &str = "imds-worker-";
 
 /// Every thread of an agent that serves has what it needs and no more.
 fn is_reduced(agent: &Agent, user: u32, bounding: u64) -> Result<()> {
+    is_reduced_but_for(agent, user, bounding, None)
+}
+
+/// The same with one kind of thread more, which has so much more.
+fn is_reduced_but_for(agent: &Agent, user: u32, bounding: u64, one: Option<(&str, u64)>) -> Result<()> {
     let threads = threads(agent)?;
     let kinds = threads
         .iter()
         .map(|thread| thread.name.trim_end_matches(char::is_numeric));
     let mut names: Vec<_> = kinds.collect();
+    names.retain(|name| one.is_none_or(|(one, _)| *name != one));
+    assert_eq!(names.len() + one.iter().len(), threads.len());
     names.sort_unstable();
     names.dedup();
     assert_eq!(
@@ -158,10 +165,10 @@ fn is_reduced(agent: &Agent, user: u32, bounding: u64) -> Result<()> {
         "a new kind of thread: what may it do?"
     );
     for thread in &threads {
-        let effective = if thread.name == "imds-agent" {
-            CAP_BPF_AND_NET_ADMIN
-        } else {
-            0
+        let effective = match one {
+            Some((name, capabilities)) if thread.name == name => capabilities,
+            _ if thread.name == "imds-agent" => CAP_BPF_AND_NET_ADMIN,
+            _ => 0,
         };
         let sets = [
             ("Amb", 0),
@@ -305,6 +312,54 @@ fn every_capability_that_is_asked_for_is_needed_and_named_when_it_is_missing() -
         assert!(said.starts_with(&expected) && said.lines().count() == 1, "{said}");
     }
     Ok(())
+}
+
+/// One thread goes to other network namespaces, and no other has the capability for it.
+#[test]
+fn only_who_goes_to_other_namespaces_may() -> Result<()> {
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    const PERFMON_AND_NET_RAW: u64 = 1 << 38 | 1 << 13;
+    let names = Names::new()?;
+    let configured = format!("network_namespaces = [\"{}/*\"]", names.directory().display());
+    let stage = Stage::new(USER, &configured)?;
+    let there = Namespace::new()?;
+    names.give("fc-1", &there)?;
+    let tap = Arc::new(there.enter(|| Tap::new("tap0"))?);
+    let record = records::instance("i-there", records::guest_mac(2), "fc-1/tap0", ADDRESS);
+    stage.files.put("instances", "there", &record)?;
+    let guest = KernelGuest::new(tap, records::guest_mac(2), &format!("{ADDRESS}/24"))?;
+    let user = user()?;
+    let capabilities = CAP_SYS_ADMIN | CAP_BPF_AND_NET_ADMIN | PERFMON_AND_NET_RAW;
+    let one = Some(("imds-namespaces", capabilities));
+
+    let agent = stage.start()?;
+    serves(&stage)?;
+    let is_there = || {
+        let id = text(&token()?, "meta-data/instance-id")?;
+        ensure!(id == "i-there", "{id}");
+        Ok(())
+    };
+    guest.namespace.enter(is_there)?;
+    is_reduced_but_for(&agent, user.uid.as_raw(), 0, one)?;
+    agent.kill()?;
+
+    // As a unit starts it. What is the user's already stays so.
+    const NEEDED: &str = "+bpf,+perfmon,+net_admin,+net_raw,+sys_admin";
+    let mut command = stage.namespace.command("setpriv");
+    command.args([
+        "--reuid",
+        USER,
+        "--regid",
+        &user.gid.to_string(),
+        "--clear-groups",
+    ]);
+    command.args(["--inh-caps", NEEDED, "--ambient-caps", NEEDED]);
+    command
+        .args(["--bounding-set", &format!("-all,{NEEDED}")])
+        .arg(program()?);
+    let agent = Agent::start_by(command, &stage.files)?;
+    guest.namespace.enter(is_there)?;
+    is_reduced_but_for(&agent, user.uid.as_raw(), capabilities, one)
 }
 
 #[test]

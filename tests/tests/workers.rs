@@ -70,7 +70,7 @@ impl Host {
     /// Whose the guests' taps are, in their order.
     fn workers(&self) -> Result<Vec<u8>> {
         let pin = self.files.pins().join(format!("v{ABI_VERSION}/TAPS"));
-        let taps: HashMap<MapData, u32, [u8; size_of::<TapBinding>()]> =
+        let taps: HashMap<MapData, u64, [u8; size_of::<TapBinding>()]> =
             Map::HashMap(MapData::from_pin(pin)?).try_into()?;
         let worker = |guest: &Guest| {
             let WorkerNumber(worker) = TapBinding::from_bytes(taps.get(&guest.tap.index().0, 0)?).worker;
@@ -92,7 +92,7 @@ impl Host {
     /// How many frames of a guest were punted.
     fn punted(&self, guest: &Guest) -> Result<u64> {
         let pin = self.files.pins().join(format!("v{ABI_VERSION}/COUNTERS"));
-        let counters: PerCpuHashMap<MapData, u32, TapCounters> =
+        let counters: PerCpuHashMap<MapData, u64, TapCounters> =
             Map::PerCpuHashMap(MapData::from_pin(pin)?).try_into()?;
         Ok(Counters::sum(&counters.get(&guest.tap.index().0, 0)?).punted)
     }

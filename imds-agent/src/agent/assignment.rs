@@ -81,7 +81,7 @@ impl Assignment {
 mod tests {
     use super::*;
 
-    fn assign(assignment: &mut Assignment, taps: impl IntoIterator<Item = u32>) -> Vec<u8> {
+    fn assign(assignment: &mut Assignment, taps: impl IntoIterator<Item = u64>) -> Vec<u8> {
         let assigned = taps.into_iter().map(|tap| assignment.assign(TapIndex(tap)).0);
         assigned.collect()
     }

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use imds_ebpf::abi::{TapBinding, TapIndex};
 
 use super::{Agent, RETRY_AFTER};
-use crate::{bindings::Change, datapath};
+use crate::bindings::Change;
 
 impl Agent {
     /// Carries changes out. One that the kernel refuses costs its tap the service, and nobody else anything: until all that
@@ -94,7 +94,7 @@ impl Agent {
                 }
                 self.classifier.detach(tap)?;
                 self.frames.forget(tap);
-                log::info!("tap {tap}: detached");
+                log::info!("tap {}: detached", self.index(tap));
             }
         }
         Ok(())
@@ -104,14 +104,22 @@ impl Agent {
     /// another device may have got the index. Once the classifier is attached that is told for certain, because a device
     /// that takes the index over from here on comes without the classifier, and nothing is served on it.
     fn expect_name(&self, tap: TapIndex) -> Result<()> {
-        let (known, name) = (self.name(tap), datapath::tap::name_of(tap)?);
+        let (known, name) = (self.name(tap), self.classifier.name_of(tap)?);
         ensure!(name == known, "tap {known} (index {tap}) is called {name} by now");
         Ok(())
     }
 
     pub(super) fn name(&self, tap: TapIndex) -> String {
         let name = self.bindings.name(tap);
-        name.map_or_else(|| tap.to_string(), str::to_owned)
+        name.map_or_else(|| self.index(tap), str::to_owned)
+    }
+
+    /// A tap without a name (any more).
+    fn index(&self, tap: TapIndex) -> String {
+        match self.elsewhere.name(tap.namespace()) {
+            Some(namespace) => format!("{namespace}/#{}", tap.ifindex()),
+            None => tap.to_string(),
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use imds_ebpf::abi::{BURST_TOKENS, TapBinding, TapIndex};
+use imds_ebpf::abi::{BURST_TOKENS, NamespaceNumber, TapBinding, TapIndex};
 use tokio::sync::oneshot;
 
 use super::Agent;
@@ -42,14 +42,16 @@ impl Agent {
             index,
             name: name.to_owned(),
             mac: binding.map(|binding| binding.mac),
+            instance: self.bindings.instance(index).cloned(),
             nobody: self.bindings.nobody(index).map(ToString::to_string),
             refused: self.refused.get(&index).cloned(),
         }
     }
 
     /// What an earlier agent saw happen on taps is not counted as ours.
-    pub(super) fn adopt_counters(&mut self) {
-        for tap in self.classifier.attached() {
+    pub(super) fn adopt_counters_in(&mut self, namespace: NamespaceNumber) {
+        let attached = self.classifier.attached();
+        for tap in attached.filter(|tap| tap.namespace() == namespace) {
             if let Ok(counters) = self.classifier.counters(tap) {
                 self.frames.adopt(tap, counters);
             }

@@ -10,13 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use imds_ebpf::abi::{TapIndex, WorkerNumber};
+use imds_ebpf::abi::{NamespaceNumber, TapIndex, WorkerNumber};
 use tokio::{
     sync::{Notify, oneshot},
     time::timeout_at,
 };
 
-use super::assignment::Assignment;
+use super::{assignment::Assignment, namespaces::Sockets};
 use crate::{
     registry::InstanceId,
     worker::{Command, Ended, Handle, Usage, Worker},
@@ -71,6 +71,21 @@ impl Work {
     pub fn forget(&mut self, tap: TapIndex) {
         if let Some(worker) = self.assignment.release(tap) {
             self.tell(worker, Command::Forget(tap));
+        }
+    }
+
+    /// Gives each worker its way to the taps of another network namespace.
+    pub fn open_namespace(&mut self, namespace: NamespaceNumber, sockets: Sockets) {
+        for (worker, socket) in (0..).map(WorkerNumber).zip(sockets) {
+            self.tell(worker, Command::OpenNamespace(namespace, socket));
+        }
+    }
+
+    /// Has all workers let go of it.
+    pub fn close_namespace(&mut self, namespace: NamespaceNumber) {
+        let workers = self.handles.len().max(self.waiting.len());
+        for worker in (0..).map(WorkerNumber).take(workers) {
+            self.tell(worker, Command::CloseNamespace(namespace));
         }
     }
 

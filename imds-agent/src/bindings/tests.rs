@@ -16,7 +16,7 @@ fn bound(last: u8) -> TapBinding {
 
 /// The instance that [`snapshot`] puts on a tap.
 fn on(tap: &str) -> InstanceId {
-    format!("i-{tap}").parse().unwrap()
+    format!("i-{tap}").replace('/', "-").parse().unwrap()
 }
 
 /// A registry in which each tap name carries the interface with the MAC.
@@ -305,5 +305,34 @@ fn two_taps_that_show_the_same_are_bound_to_nobody_until_one_goes() {
             Change::Unbind(TWO, Nobody::Unnamed),
             Change::Bind(ONE, bound(1), on("web")),
         ]
+    );
+}
+
+/// Clones have each other's MACs, and in their namespaces nobody makes a tap's own of its guest's.
+#[test]
+fn a_tap_in_another_namespace_is_bound_by_its_name_alone() {
+    let there = TapIndex::within(NamespaceNumber(9), 11);
+    let shown = MacAddr([CONVENTION_OCTET, 0, 0, 0, 0, 1]);
+    let unnamed: InstanceId = "i-unnamed".parse().unwrap();
+    let snapshot = registry(&[
+        (unnamed.clone(), mac(1), None),
+        (on("fc-1/tap0"), mac(1), Some("fc-1/tap0")),
+    ]);
+    let mut bindings = Bindings::default();
+    assert_eq!(
+        bindings.handle_tap(there, "fc-1/tap1", Some(shown), &snapshot),
+        [Change::Attach(there), Change::Unbind(there, Nobody::Unnamed)]
+    );
+    assert_eq!(
+        bindings.handle_tap(there, "fc-1/tap0", Some(shown), &snapshot),
+        [
+            Change::Attach(there),
+            Change::Bind(there, bound(1), on("fc-1/tap0"))
+        ]
+    );
+    // Nor does what they show, or what records say of them, make it ambiguous here.
+    assert_eq!(
+        bindings.handle_tap(ONE, "vnet0", Some(shown), &snapshot),
+        [Change::Attach(ONE), Change::Bind(ONE, bound(1), unnamed)]
     );
 }

@@ -71,6 +71,8 @@ const FIELDS: &[Field] = &[
     field("bpf_directory", FilePath, "\"/b\"", "Where the classifier's links and maps are pinned: a directory of a mounted bpffs."),
     field("taps", Other("text or list of texts", "`\"auto\"`, or names and patterns with `*` and `?`", &["\"tap0\"", "1"]), "[\"tap*\"]",
         "On which taps the classifier is attached; `auto` is every tap of the host."),
+    field("network_namespaces", Other("list of texts", "names and patterns of network namespaces below `/run/netns`, or absolute paths, all in one directory", &["\"one\"", "[\"a/b\"]", "[\"/a/*/b\"]", "[\"a\", \"/elsewhere/b\"]"]), "[\"fc-*\"]",
+        "In which other network namespaces there are taps, which needs `CAP_SYS_ADMIN`. Once there is one it may change without a restart."),
     field("workers", Integer(1, 8), "2", "Threads that serve guests; a tap stays with one of them."),
     field("packets_per_second", Integer(0, 1_000_000), "0", "Packets of one tap that are served in a second; 0 sets no limit."),
     field("requests_per_second", Integer(0, 1_000_000), "0", "Requests of one interface that are answered in a second, the rest is told 503; 0 sets no limit."),

@@ -17,11 +17,17 @@ pub enum Taps {
 }
 
 impl Taps {
-    /// Whether the tap of this name is the agent's business.
+    /// Whether the tap of this name is the agent's business. One in another network namespace (`namespace/tap`) is selected by its
+    /// own name, too.
     pub fn select(&self, name: &str) -> bool {
+        let tap = name.split_once('/').map_or(name, |(_, tap)| tap);
+        let is_selected = |pattern: &String| {
+            let whole = pattern.contains('/');
+            glob::matches(pattern, if whole { name } else { tap })
+        };
         match self {
             Self::Auto => true,
-            Self::Named(patterns) => patterns.iter().any(|pattern| glob::matches(pattern, name)),
+            Self::Named(patterns) => patterns.iter().any(is_selected),
         }
     }
 }

@@ -32,7 +32,8 @@ fn all_that_can_be_said() {
     let config = parse(
         r#"
         state_directory = "/s"
-        taps = ["tap*", "vnet0"]
+        taps = ["tap*", "vnet0", "fc-1/web?"]
+        network_namespaces = ["fc-*"]
         user_data_bytes_max = 65536
         packets_per_second = 0
         requests_per_second = 50
@@ -54,6 +55,7 @@ fn all_that_can_be_said() {
     assert_eq!(config.token_key_path(), Path::new("/s/keys/token"));
     assert_eq!(config.bpf_directory, Path::new("/sys/fs/bpf/imds-agent"));
     assert_eq!(log::LevelFilter::from(config.log_level), log::LevelFilter::Debug);
+    assert!(config.network_namespaces.select("fc-1") && config.taps.select("fc-1/web1"));
     assert_eq!(config.packets_per_second(), 0);
     assert_eq!(Config::default().packets_per_second(), 1024);
     assert_eq!(config.requests_per_second(), 50);
@@ -148,6 +150,17 @@ fn taps_are_selected_by_pattern() {
         [true, true, true, false, false]
     );
     assert!(!taps("[]").select("tap0"));
+    // In another network namespace a tap is selected by its own name, or by a pattern that says the namespace.
+    let elsewhere = taps(r#"["tap?", "fc-*/web*"]"#);
+    for (name, is_selected) in [
+        ("fc-1/tap0", true),
+        ("fc-1/web-1", true),
+        ("other/web-1", false),
+        ("web-1", false),
+        ("tap0/x", false),
+    ] {
+        assert_eq!(elsewhere.select(name), is_selected, "{name}");
+    }
 }
 
 #[test]

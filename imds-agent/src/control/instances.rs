@@ -44,7 +44,7 @@ pub(super) async fn list(State(control): State<Arc<Control>>, _: Asked) -> Answe
     let taps = control.taps().await?;
     let bound: Bound<'_> = taps
         .iter()
-        .filter_map(|tap| Some((tap.mac?, tap.name.as_str())))
+        .filter_map(|tap| Some(((tap.instance.as_ref()?, tap.mac?), tap.name.as_str())))
         .collect();
     let snapshot = control.facts.registry.load();
     let mut members: Vec<_> = snapshot.instances.values().collect();
@@ -151,13 +151,16 @@ pub(super) fn merge(record: &mut Map<String, Value>, field: &str, changes: Map<S
 }
 
 /// Which MAC is served on which tap, whether the record names it or its own MAC shows the guest's.
-type Bound<'a> = HashMap<MacAddr, &'a str>;
+type Bound<'a> = HashMap<(&'a InstanceId, MacAddr), &'a str>;
 
 fn summary(member: &Member, bound: &Bound<'_>) -> Value {
     let instance = &member.instance;
     let interfaces = instance.network_interfaces.iter().map(|interface| {
         let mac = interface.mac_address;
-        let (named, bound) = (interface.tap.as_deref(), bound.get(&mac).copied());
+        let (named, bound) = (
+            interface.tap.as_deref(),
+            bound.get(&(&instance.instance_id, mac)).copied(),
+        );
         let is_bound = bound.is_some() && (named.is_none() || named == bound);
         let mut value = json!({ "macAddress": mac.to_string(), "bound": is_bound });
         if let Some(tap) = named.or(bound) {

@@ -29,7 +29,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use imds_ebpf::abi::{MacAddr, TapIndex};
+use imds_ebpf::abi::{MacAddr, NamespaceNumber, TapIndex};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::timeout,
@@ -42,7 +42,7 @@ pub use self::{
 use crate::{
     imds::ExtendedCredentials,
     observe::Budget,
-    registry::{NetworkInterface, Problem, Snapshot, Store, store::StoreError},
+    registry::{InstanceId, NetworkInterface, Problem, Snapshot, Store, store::StoreError},
     worker::Facts,
 };
 
@@ -75,6 +75,8 @@ pub struct TapState {
     pub name: String,
     /// The MAC that is served on it.
     pub mac: Option<MacAddr>,
+    /// Whose that is.
+    pub instance: Option<InstanceId>,
     /// Why none is.
     pub nobody: Option<String>,
     /// What the kernel refused last, and has to be tried again.
@@ -82,9 +84,12 @@ pub struct TapState {
 }
 
 impl TapState {
-    /// Whether it is the tap of this interface, by its record's word or by the MAC that is served on it.
+    /// Whether it is the tap of this interface, by its record's word or else by the MAC that is served on it here.
     fn is_of(&self, interface: &NetworkInterface) -> bool {
-        interface.tap.as_deref() == Some(&*self.name) || self.mac == Some(interface.mac_address)
+        match interface.tap.as_deref() {
+            Some(named) => named == self.name,
+            None => self.index.namespace() == NamespaceNumber::OWN && self.mac == Some(interface.mac_address),
+        }
     }
 }
 

@@ -123,12 +123,12 @@ impl Control {
             .by_tap
             .get(tap.name.as_str())
             .map(|(member, _)| &member.instance.instance_id);
-        let owner = tap.mac.and_then(|mac| snapshot.by_mac.get(&mac));
-        let mut value = json!({ "name": tap.name, "index": tap.index.0, "bound": tap.mac.is_some() });
+        let owner = tap.instance.as_ref().and_then(|id| snapshot.instances.get(id));
+        let mut value = json!({ "name": tap.name, "index": tap.index.ifindex(), "bound": tap.mac.is_some() });
         if let Some(mac) = tap.mac {
             value["macAddress"] = mac.to_string().into();
         }
-        if let Some((member, _)) = owner {
+        if let Some(member) = owner {
             value["instanceId"] = member.instance.instance_id.as_str().into();
             if let Some(credentials) = self.credentials_of(member, Timestamp::now()) {
                 value["credentials"] = credentials;

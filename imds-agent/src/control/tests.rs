@@ -40,6 +40,7 @@ impl Host {
                     index: TapIndex(7),
                     name: "tap1".to_owned(),
                     mac: None,
+                    instance: None,
                     nobody: None,
                     refused: Some(refused),
                 };

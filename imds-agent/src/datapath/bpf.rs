@@ -15,7 +15,6 @@ use std::{
     path::Path,
 };
 
-use imds_ebpf::abi::TapIndex;
 use nix::libc;
 
 const BPF_MAP_CREATE: libc::c_long = 0;
@@ -71,32 +70,48 @@ pub fn open_link(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The device of this network namespace that a TCX link hangs on, or nothing when that device is gone: the kernel then takes
+/// The device of the calling thread's network namespace that a TCX link hangs on, or nothing when that device is gone: the kernel then takes
 /// the link off, and a later device with the same index is not on it.
 ///
 /// A device that goes to another network namespace takes the link along, and mostly its index, too, which is another
 /// device's here from then on. So it is the device that is asked who hangs on it.
-pub fn link_tap(link: BorrowedFd<'_>) -> io::Result<Option<TapIndex>> {
-    #[repr(C)]
-    #[derive(Default)]
-    struct Info {
-        link_type: u32,
-        id: u32,
-        program_id: u32,
-        padding: u32,
-        tcx_ifindex: u32,
-        tcx_attach_type: u32,
+pub fn link_ifindex(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+    let info = link_info(link)?;
+    let ifindex = info.tcx_ifindex;
+    if ifindex == 0 || !links_on(ifindex, info.tcx_attach_type)?.contains(&info.id) {
+        return Ok(None);
     }
+    Ok(Some(ifindex))
+}
+
+/// Whether a TCX link hangs on a device, in whichever network namespace that is.
+pub fn is_alive(link: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(link_info(link)?.tcx_ifindex != 0)
+}
+
+/// What the kernel says of a link (`struct bpf_link_info`).
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    link_type: u32,
+    id: u32,
+    program_id: u32,
+    padding: u32,
+    tcx_ifindex: u32,
+    tcx_attach_type: u32,
+}
+
+fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     #[repr(C)]
     struct Attributes {
         bpf_fd: RawFd,
         info_length: u32,
         info: u64,
     }
-    let mut info = Info::default();
+    let mut info = LinkInfo::default();
     let mut attributes = Attributes {
         bpf_fd: link.as_raw_fd(),
-        info_length: size_of::<Info>() as u32,
+        info_length: size_of::<LinkInfo>() as u32,
         info: &raw mut info as u64,
     };
     // SAFETY: these are the attributes of this command; the kernel writes at most `info_length` bytes to `info`.
@@ -107,15 +122,11 @@ pub fn link_tap(link: BorrowedFd<'_>) -> io::Result<Option<TapIndex>> {
             "the pinned link is of another kind than TCX",
         ));
     }
-    let tap = TapIndex(info.tcx_ifindex);
-    if info.tcx_ifindex == 0 || !links_on(tap, info.tcx_attach_type)?.contains(&info.id) {
-        return Ok(None);
-    }
-    Ok(Some(tap))
+    Ok(info)
 }
 
 /// The ids of the links on one of a device's TCX hooks. A device that is not there has none.
-fn links_on(tap: TapIndex, attach_type: u32) -> io::Result<Vec<u32>> {
+fn links_on(ifindex: u32, attach_type: u32) -> io::Result<Vec<u32>> {
     #[repr(C)]
     struct Attributes {
         ifindex: u32,
@@ -132,7 +143,7 @@ fn links_on(tap: TapIndex, attach_type: u32) -> io::Result<Vec<u32>> {
     }
     let (mut programs, mut links) = ([0_u32; TCX_PROGRAMS_MAX], [0_u32; TCX_PROGRAMS_MAX]);
     let mut attributes = Attributes {
-        ifindex: tap.0,
+        ifindex,
         attach_type,
         query_flags: 0,
         attach_flags: 0,

@@ -40,7 +40,7 @@ const EGRESS_MINOR: u16 = 0xfff3;
 pub fn taps() -> io::Result<BTreeSet<TapIndex>> {
     let mut taps = BTreeSet::new();
     for device in &if_nameindex()? {
-        let tap = TapIndex(device.index());
+        let tap = TapIndex(device.index().into());
         if filters_of(tap)?.iter().any(Filter::is_ours) {
             taps.insert(tap);
         }
@@ -59,7 +59,7 @@ pub fn remove_empty_clsact(tap: TapIndex) -> io::Result<()> {
         return Ok(());
     }
     let header = TcHeader {
-        index: tap.0.cast_signed(),
+        index: tap.ifindex().cast_signed(),
         handle: TcHandle { minor: 0, ..CLSACT },
         parent: CLSACT,
         ..TcHeader::default()
@@ -95,7 +95,7 @@ fn filters(tap: TapIndex, direction: Direction) -> io::Result<Vec<Filter>> {
         Direction::Inbound => EGRESS_MINOR,
     };
     let header = TcHeader {
-        index: tap.0.cast_signed(),
+        index: tap.ifindex().cast_signed(),
         parent: TcHandle { minor, ..CLSACT },
         ..TcHeader::default()
     };

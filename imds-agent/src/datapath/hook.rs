@@ -8,7 +8,8 @@
 //! Before 6.6 a clsact filter per hook, under a priority and handle of our own: it stays by nature, and is replaced
 //! atomically by a new one under the same handle. A device that reuses an index has no such filter.
 //!
-//! An index means a device only within its network namespace: one pin directory serves one namespace.
+//! An index means a device only within its network namespace, which the calling thread has to be in: pins say which one
+//! besides, but the kernel is asked about the index alone.
 
 use std::{
     io,
@@ -123,6 +124,15 @@ pub enum HookError {
     /// A pin cannot be removed.
     #[error(transparent)]
     Pins(#[from] PinsError),
+    /// The tap's network namespace has no name any more, or is none of the agent's business.
+    #[error("its network namespace is out of sight")]
+    OutOfSight,
+    /// The classifier cannot be loaded for the tap's network namespace.
+    #[error("cannot load the classifier for its network namespace")]
+    Load(#[source] Box<LoadError>),
+    /// The tap's network namespace cannot be gone to.
+    #[error("cannot enter its network namespace")]
+    Away(#[source] io::Error),
 }
 
 impl Hook {
@@ -166,7 +176,7 @@ impl Hook {
     pub(super) fn is_on(self, root: &Path, tap: TapIndex) -> Result<bool, HookError> {
         for direction in DIRECTIONS {
             let is_on = match self {
-                Self::Tcx => pinned_tap(&link_in(root, tap, direction))? == Some(tap),
+                Self::Tcx => pinned_ifindex(&link_in(root, tap, direction))? == Some(tap.ifindex()),
                 Self::Clsact => filters::is_on(tap, direction).map_err(HookError::Filters)?,
             };
             if !is_on {
@@ -189,6 +199,36 @@ pub(super) fn take_off(tap: TapIndex, pins: &Pins) -> Result<(), HookError> {
     Ok(())
 }
 
+/// Takes what is pinned off `tap`, wherever that is.
+pub(super) fn take_links_off(tap: TapIndex, pins: &Pins) -> Result<(), HookError> {
+    for direction in DIRECTIONS {
+        detach_link(&pins.link(tap, direction))?;
+    }
+    pins.forget_clsact(tap)?;
+    Ok(())
+}
+
+/// Removes what is pinned of `tap`, whose network namespace cannot be gone to, where the device is no more. False while something
+/// hangs on it still.
+pub(super) fn forget_if_gone(tap: TapIndex, pins: &Pins) -> Result<bool, HookError> {
+    for direction in DIRECTIONS {
+        let pin = pins.link(tap, direction);
+        match bpf::open_link(&pin).and_then(|link| bpf::is_alive(link.as_fd())) {
+            Ok(true) => return Ok(false),
+            Ok(false) => remove_pin(&pin)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => {
+                return Err(HookError::PinnedLink {
+                    path: shown(&pin),
+                    source,
+                });
+            }
+        }
+    }
+    pins.forget_clsact(tap)?;
+    Ok(true)
+}
+
 /// Takes the filters off `tap`, and nothing else.
 pub(super) fn take_filters_off(tap: TapIndex) -> Result<(), HookError> {
     DIRECTIONS
@@ -197,13 +237,13 @@ pub(super) fn take_filters_off(tap: TapIndex) -> Result<(), HookError> {
 }
 
 fn adopt_link(program: &mut SchedClassifier, tap: TapIndex, pin: &Path) -> Result<bool, HookError> {
-    if pinned_tap(pin)? != Some(tap) {
+    if pinned_ifindex(pin)? != Some(tap.ifindex()) {
         remove_pin(pin)?;
         return Ok(false);
     }
     match update_link(program, pin) {
         // The device went away in between.
-        Err(_) if pinned_tap(pin)? != Some(tap) => {
+        Err(_) if pinned_ifindex(pin)? != Some(tap.ifindex()) => {
             remove_pin(pin)?;
             Ok(false)
         }
@@ -225,9 +265,9 @@ fn update_link(program: &mut SchedClassifier, pin: &Path) -> Result<(), HookErro
 }
 
 /// The device that the pinned link hangs on, if there is such a link and such a device.
-fn pinned_tap(pin: &Path) -> Result<Option<TapIndex>, HookError> {
-    match bpf::open_link(pin).and_then(|link| bpf::link_tap(link.as_fd())) {
-        Ok(tap) => Ok(tap),
+fn pinned_ifindex(pin: &Path) -> Result<Option<u32>, HookError> {
+    match bpf::open_link(pin).and_then(|link| bpf::link_ifindex(link.as_fd())) {
+        Ok(ifindex) => Ok(ifindex),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(HookError::PinnedLink {
             path: shown(pin),
@@ -257,7 +297,7 @@ fn attach_link(
         source,
     })?;
     // Aya attaches by name, and names move: only the link itself tells what it hangs on.
-    if pinned_tap(pin)? != Some(tap) {
+    if pinned_ifindex(pin)? != Some(tap.ifindex()) {
         detach_link(pin)?;
         return Err(HookError::Reused { tap });
     }

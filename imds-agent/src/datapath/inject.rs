@@ -1,4 +1,4 @@
-//! Agent to tap: frames in batches, through one packet socket for all taps.
+//! Agent to tap: frames in batches, through one packet socket for all taps of a network namespace.
 //!
 //! Read first: packet(7). The socket's protocol is zero, so that nothing is ever received on it. Frames take the ordinary
 //! way through the tap's queueing discipline, because `PACKET_QDISC_BYPASS` would hide them from `tcpdump`. Nothing waits
@@ -14,12 +14,13 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use imds_ebpf::abi::{IMDS_MAC, INJECT_MARK, MacAddr, TapIndex};
+use imds_ebpf::abi::{IMDS_MAC, INJECT_MARK, MacAddr, NamespaceNumber, TapIndex};
 use nix::{
     errno::Errno,
     libc,
     sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt},
 };
+use rustc_hash::FxHashMap;
 use thiserror::Error;
 
 /// Frames per system call: the message headers of so many fit on the stack in seven kilobytes.
@@ -42,10 +43,27 @@ pub enum InjectorError {
     Mark(#[source] Errno),
 }
 
+/// The way to all devices of the network namespace that it was opened in, from whichever thread.
+#[derive(Debug)]
+pub struct PacketSocket(OwnedFd);
+
+impl PacketSocket {
+    /// Opens one in the network namespace of the calling thread.
+    pub fn open() -> Result<Self, InjectorError> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket =
+            socket(AddressFamily::Packet, SockType::Raw, flags, None).map_err(InjectorError::Socket)?;
+        setsockopt(&socket, sockopt::Mark, &INJECT_MARK).map_err(InjectorError::Mark)?;
+        Ok(Self(socket))
+    }
+}
+
 /// Collects inbound frames and sends them in batches.
 #[derive(Debug)]
 pub struct Injector {
-    socket: OwnedFd,
+    socket: PacketSocket,
+    /// Of other network namespaces than the agent's own.
+    others: FxHashMap<NamespaceNumber, PacketSocket>,
     /// The queued frames' bytes, one after the other.
     bytes: Vec<u8>,
     queue: Vec<Queued>,
@@ -65,25 +83,30 @@ struct Queued {
 impl Injector {
     /// Opens the socket in the network namespace of the calling thread.
     pub fn new() -> Result<Self, InjectorError> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let socket =
-            socket(AddressFamily::Packet, SockType::Raw, flags, None).map_err(InjectorError::Socket)?;
-        setsockopt(&socket, sockopt::Mark, &INJECT_MARK).map_err(InjectorError::Mark)?;
-        Ok(Self {
-            socket,
-            bytes: Vec::new(),
-            queue: Vec::new(),
-            sent: 0,
-            lost: 0,
-        })
+        Ok(Self::with_socket(PacketSocket::open()?))
     }
 
     /// One whose frames cannot be sent, for tests of who queues them.
     #[cfg(test)]
     pub fn nowhere() -> Self {
         let socket = std::os::unix::net::UnixDatagram::unbound().expect("sockets are to be had");
+        Self::with_socket(PacketSocket(socket.into()))
+    }
+
+    /// Sends to the taps of another network namespace, too, from now on.
+    pub fn open_namespace(&mut self, namespace: NamespaceNumber, socket: PacketSocket) {
+        self.others.insert(namespace, socket);
+    }
+
+    /// Lets go of another network namespace.
+    pub fn close_namespace(&mut self, namespace: NamespaceNumber) {
+        self.others.remove(&namespace);
+    }
+
+    fn with_socket(socket: PacketSocket) -> Self {
         Self {
-            socket: socket.into(),
+            socket,
+            others: FxHashMap::default(),
             bytes: Vec::new(),
             queue: Vec::new(),
             sent: 0,
@@ -148,12 +171,21 @@ impl Injector {
 
     fn send_queue(&mut self) -> io::Result<()> {
         let mut rest = &self.queue[..];
-        while !rest.is_empty() {
-            let batch = &rest[..rest.len().min(BATCH)];
-            let sent = if batch.len() <= SMALL_BATCH {
-                send_batch::<SMALL_BATCH>(self.socket.as_fd(), &self.bytes, batch)
-            } else {
-                send_batch::<BATCH>(self.socket.as_fd(), &self.bytes, batch)
+        while let Some(first) = rest.first() {
+            let namespace = first.tap.namespace();
+            let is_there = |frame: &&Queued| frame.tap.namespace() == namespace;
+            let batch = &rest[..rest.iter().take(BATCH).take_while(is_there).count()];
+            let socket = match namespace {
+                NamespaceNumber::OWN => Some(&self.socket),
+                other => self.others.get(&other),
+            };
+            let sent = match socket {
+                // Its taps are nobody's by now.
+                None => Err(Errno::ENODEV),
+                Some(PacketSocket(socket)) if batch.len() <= SMALL_BATCH => {
+                    send_batch::<SMALL_BATCH>(socket.as_fd(), &self.bytes, batch)
+                }
+                Some(PacketSocket(socket)) => send_batch::<BATCH>(socket.as_fd(), &self.bytes, batch),
             };
             let done = match sent {
                 Ok(taken) => {
@@ -162,7 +194,7 @@ impl Injector {
                 }
                 Err(Errno::EINTR) => 0,
                 // The error is the first frame's; those behind it have not been tried.
-                Err(errno) if is_of_the_tap(errno) => {
+                Err(errno) if is_of_the_tap(errno) || namespace != NamespaceNumber::OWN => {
                     self.lost += 1;
                     1
                 }
@@ -206,7 +238,7 @@ fn send_batch<const N: usize>(
     for (frame, ((address, slice), message)) in batch.iter().zip(headers) {
         address.sll_family = libc::AF_PACKET as u16;
         address.sll_protocol = frame.ethertype.to_be();
-        address.sll_ifindex = frame.tap.0 as i32;
+        address.sll_ifindex = frame.tap.ifindex() as i32;
         let frame = &bytes[frame.start..frame.start + frame.length];
         slice.iov_base = frame.as_ptr().cast_mut().cast();
         slice.iov_len = frame.len();

@@ -244,7 +244,7 @@ impl Known {
             }
             // A bridge also says "deleted" of a port that leaves it: that link lives on.
             RouteNetlinkMessage::DelLink(link) if !is_from_bridge(link) => {
-                self.gone(TapIndex(link.header.index));
+                self.gone(TapIndex(link.header.index.into()));
             }
             _ => {}
         }
@@ -283,7 +283,7 @@ fn told(link: &LinkMessage) -> Option<(TapIndex, Told)> {
         mac: mac_of(link).filter(|_| is_tap),
         is_tap,
     };
-    Some((TapIndex(link.header.index), told))
+    Some((TapIndex(link.header.index.into()), told))
 }
 
 fn is_from_bridge(link: &LinkMessage) -> bool {
@@ -303,7 +303,7 @@ pub(super) fn is_now_tap(index: TapIndex) -> Result<bool, LinkWatchError> {
     runtime.map_err(LinkWatchError::Socket)?.block_on(async {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(LinkWatchError::Socket)?;
         tokio::spawn(connection);
-        let mut links = handle.link().get().match_index(index.0).execute();
+        let mut links = handle.link().get().match_index(index.ifindex()).execute();
         let link = links.try_next().await.map_err(LinkWatchError::Ask)?;
         Ok(link.is_some_and(|link| is_tap(&link)))
     })
@@ -361,7 +361,7 @@ mod tests {
         link
     }
 
-    fn appeared(index: u32, name: &str) -> LinkEvent {
+    fn appeared(index: u64, name: &str) -> LinkEvent {
         LinkEvent::Appeared {
             index: TapIndex(index),
             name: name.to_owned(),
@@ -370,7 +370,7 @@ mod tests {
         }
     }
 
-    fn appeared_with_mac(index: u32, name: &str, mac: [u8; 6]) -> LinkEvent {
+    fn appeared_with_mac(index: u64, name: &str, mac: [u8; 6]) -> LinkEvent {
         LinkEvent::Appeared {
             index: TapIndex(index),
             name: name.to_owned(),
@@ -379,7 +379,7 @@ mod tests {
         }
     }
 
-    fn gone(index: u32) -> LinkEvent {
+    fn gone(index: u64) -> LinkEvent {
         LinkEvent::Gone {
             index: TapIndex(index),
         }

@@ -5,7 +5,8 @@
 //!
 //! Read in this order: [`support`] (what it takes), [`program`] (what the agent does with the classifier), [`attach`] and [`detach`] (what an operator
 //! does without one), [`hook`] and [`filters`] (how it hangs on a tap), [`pins`] (what outlives the agent), [`punt`],
-//! [`ring`] and [`inject`] (the frames), [`link_watch`] and [`tap`] (the devices).
+//! [`ring`] and [`inject`] (the frames), [`link_watch`] and [`tap`] (the devices), [`namespace`] and [`mount_watch`] (where they
+//! are).
 
 pub mod attach;
 mod bpf;
@@ -16,9 +17,12 @@ pub mod grace_period;
 pub mod hook;
 pub mod inject;
 pub mod link_watch;
+pub mod mount_watch;
+pub mod namespace;
 mod object;
 pub mod pins;
 pub mod program;
+mod programs;
 pub mod punt;
 mod ring;
 pub mod sleep;
@@ -29,8 +33,10 @@ pub use counters::Counters;
 pub use detach::DetachError;
 pub use grace_period::GracePeriods;
 pub use hook::{Direction, Hook};
-pub use inject::Injector;
+pub use inject::{Injector, PacketSocket};
 pub use link_watch::{LinkEvent, LinkWatch};
+pub use mount_watch::MountWatch;
+pub use namespace::{Namespace, Namespaces};
 pub use program::{Classifier, LoadError};
 pub use punt::{Punt, PuntRing};
 pub use sleep::Alarm;

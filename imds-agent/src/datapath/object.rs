@@ -1,12 +1,12 @@
 //! The classifier's object, which this build carries: into the kernel, onto the maps that are pinned already.
 
-use std::{error::Error as _, io, mem::size_of, path::Path, time::Duration};
+use std::{collections::BTreeSet, error::Error as _, io, mem::size_of, path::Path, time::Duration};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Map, MapError, MapInfo},
 };
-use imds_ebpf::abi::{RING_BYTES, TAPS_MAX, TapBinding, TapCounters, TapIndex, WORKERS_MAX};
+use imds_ebpf::abi::{NamespaceNumber, RING_BYTES, TAPS_MAX, TapBinding, TapCounters, TapIndex, WORKERS_MAX};
 use nix::errno::Errno;
 use thiserror::Error;
 
@@ -80,19 +80,66 @@ pub enum LoadError {
     /// A map cannot be read or written.
     #[error("cannot use the classifier's maps")]
     Maps(#[from] MapError),
+    /// It cannot be loaded for a network namespace.
+    #[error("cannot reach another network namespace")]
+    Away(#[source] io::Error),
     /// The taps that have a filter cannot be told.
     #[error("cannot list the filters of network devices")]
     Filters(#[source] io::Error),
 }
 
-/// Makes the maps, or takes the pinned ones, and readies the program for loading.
-pub(super) fn load(pins: &Pins, readers: Readers) -> Result<Ebpf, LoadError> {
+/// Where the programs read the number of their network namespace.
+const NAMESPACE: &str = "NAMESPACE";
+
+/// Loads the object, once for each network namespace.
+pub(super) struct Loader {
+    loader: EbpfLoader<'static>,
+    /// The numbers of namespaces, which the loader borrows for as long as it is. The kernel uses them again, so that there are
+    /// no more of them than there were namespaces at once.
+    numbers: BTreeSet<&'static u32>,
+    /// Whether a map was replaced that programs of an earlier agent's still go on with.
+    has_replaced: bool,
+}
+
+impl Loader {
+    /// Readies the object for the agent's own network namespace: makes the maps, or takes the pinned ones. The loader goes on to
+    /// those maps.
+    pub fn load(pins: &Pins, readers: Readers) -> Result<(Self, Ebpf), LoadError> {
+        let (loader, has_replaced) = loader(pins, readers)?;
+        let mut loader = Self {
+            loader,
+            numbers: BTreeSet::new(),
+            has_replaced,
+        };
+        let own = loader.loader.load(OBJECT).map_err(refused)?;
+        Ok((loader, own))
+    }
+
+    /// Whether programs that an earlier agent of this layout left go on with the same maps as those that are loaded now.
+    pub fn goes_on(&self) -> bool {
+        !self.has_replaced
+    }
+
+    /// The same object for another namespace.
+    pub fn load_for(&mut self, NamespaceNumber(number): NamespaceNumber) -> Result<Ebpf, LoadError> {
+        let number: &'static u32 = match self.numbers.get(&number) {
+            Some(number) => number,
+            None => Box::leak(Box::new(number)),
+        };
+        self.numbers.insert(number);
+        self.loader.override_global(NAMESPACE, number, true);
+        self.loader.load(OBJECT).map_err(refused)
+    }
+}
+
+/// The loader, and whether a map was replaced.
+fn loader(pins: &Pins, readers: Readers) -> Result<(EbpfLoader<'static>, bool), LoadError> {
     if OBJECT.is_empty() {
         return Err(LoadError::ObjectMissing);
     }
-    remove_other_layouts(pins)?;
+    let mut has_replaced = remove_other_layouts(pins)?;
+    // It reads the kernel's own types, which takes longer than all else, and nothing in the classifier depends on them.
     let mut loader = EbpfLoader::new();
-    // Nothing in the classifier depends on the kernel's own types.
     loader.btf(None);
     for (name, ..) in MAP_LAYOUTS {
         loader.map_pin_path(name, pins.map(name));
@@ -101,18 +148,20 @@ pub(super) fn load(pins: &Pins, readers: Readers) -> Result<Ebpf, LoadError> {
         let is_read = matches!(readers, Readers::Workers(count) if worker < count);
         let path = pins.map(name);
         if readers != Readers::Nobody {
-            remove_ring_of_other_size(&path, is_read)?;
+            has_replaced |= remove_ring_of_other_size(&path, is_read)?;
         }
         if !is_read {
             loader.map_max_entries(name, UNREAD_RING_BYTES);
         }
         loader.map_pin_path(name, path);
     }
-    loader.load(OBJECT).map_err(refused)
+    Ok((loader, has_replaced))
 }
 
-/// A pinned map of another layout under this version's name is a developer's leftover; the program could not use it.
-fn remove_other_layouts(pins: &Pins) -> Result<(), LoadError> {
+/// A pinned map of another layout under this version's name is a developer's leftover; the program could not use it. True if there
+/// was one.
+fn remove_other_layouts(pins: &Pins) -> Result<bool, LoadError> {
+    let mut has_removed = false;
     for (name, key_size, value_size, entries) in MAP_LAYOUTS {
         let path = pins.map(name);
         if !path.exists() {
@@ -130,13 +179,14 @@ fn remove_other_layouts(pins: &Pins) -> Result<(), LoadError> {
                 path.display()
             );
             remove_pin(&path)?;
+            has_removed = true;
         }
     }
-    Ok(())
+    Ok(has_removed)
 }
 
-/// A ring is as large as it has to be when it is read, and no larger than a ring can be when it is not.
-fn remove_ring_of_other_size(path: &Path, is_read: bool) -> Result<(), LoadError> {
+/// A ring is as large as it has to be when it is read, and no larger than a ring can be when it is not. True if there was another.
+fn remove_ring_of_other_size(path: &Path, is_read: bool) -> Result<bool, LoadError> {
     if path.exists() {
         let bytes = MapInfo::from_pin(path)?.max_entries();
         let fits = if is_read {
@@ -147,9 +197,10 @@ fn remove_ring_of_other_size(path: &Path, is_read: bool) -> Result<(), LoadError
         if !fits {
             log::debug!("replacing the ring of {bytes} bytes pinned at {}", path.display());
             remove_pin(path)?;
+            return Ok(true);
         }
     }
-    Ok(())
+    Ok(false)
 }
 
 /// Takes a map out of the object.

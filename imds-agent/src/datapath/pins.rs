@@ -4,7 +4,8 @@
 //! <root>/links/<ifindex>           the TCX link of a tap's outbound hook; of no version, so that a newer agent adopts an
 //!                                  older one's
 //! <root>/links/<ifindex>-inbound   that of its inbound hook
-//! <root>/clsact/<ifindex>          a directory with nothing in it: the tap's clsact queueing discipline is the agent's
+//! <root>/links/<namespace>_<ifindex>[-inbound]   those of a tap in another network namespace, which is the number of its inode
+//! <root>/clsact/[<namespace>_]<ifindex>   a directory with nothing in it: the tap's clsact queueing discipline is the agent's
 //! <root>/v<ABI_VERSION>/           the maps: TAPS, COUNTERS, BUCKETS, RING_<worker>
 //! ```
 
@@ -133,6 +134,11 @@ impl Pins {
         }
     }
 
+    /// The directory.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Where the map called `name` is pinned.
     pub fn map(&self, name: &str) -> PathBuf {
         self.root.join(version_name()).join(name)
@@ -174,10 +180,7 @@ impl Pins {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             names => names.map_err(failed("list", &directory))?,
         };
-        let tap = |name: &String| {
-            let index = name.split('-').next()?.parse().ok()?;
-            Some(TapIndex(index))
-        };
+        let tap = |name: &String| name.split('-').next()?.parse().ok();
         Ok(names.iter().filter_map(tap).collect())
     }
 
@@ -200,7 +203,7 @@ impl Pins {
     }
 
     /// Removes everything, of other versions too, and the directory. Links that are still pinned come off their taps.
-    pub fn remove_all(self) -> Result<(), PinsError> {
+    pub fn remove_all(&self) -> Result<(), PinsError> {
         for name in [LINKS, CLSACT]
             .map(str::to_owned)
             .into_iter()

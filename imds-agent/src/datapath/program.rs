@@ -7,34 +7,38 @@
 //! 3. what belongs to a tap that is gone is removed.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     mem::size_of,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::BorrowedFd,
     path::Path,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use aya::{
-    Ebpf,
     maps::{HashMap, MapData, MapError, PerCpuHashMap, PerCpuValues},
-    programs::{ProgramError, SchedClassifier},
     util::nr_cpus,
 };
 use imds_ebpf::{
-    abi::{COUNTERS, TAPS_MAX, TapBinding, TapCounters, TapIndex},
+    abi::{COUNTERS, NamespaceNumber, TAPS_MAX, TapBinding, TapCounters, TapIndex},
     bucket,
 };
 use nix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 
+mod elsewhere;
+
+use self::elsewhere::Post;
 pub use super::object::LoadError;
 use super::{
     Counters, DetachError, Hook, PuntRing, detach, filters,
-    hook::{self, DIRECTIONS, Direction, HookError},
-    object::{self, Readers, refused},
+    hook::{self, Direction, HookError},
+    namespace::Namespaces,
+    object::{self, Loader, Readers},
     pins::{Pins, PinsError},
-    tap::describe,
+    programs::Programs,
+    tap::{self, TapError},
 };
 
 /// The classifier cannot be attached, or is and has no room for what it needs to know of the tap.
@@ -100,14 +104,20 @@ pub struct CountersError {
 /// The loaded classifier. Dropping it leaves it on its taps, where metadata traffic is then dropped or piles up in the
 /// ring, and never falls through to the network.
 pub struct Classifier {
-    hook: Hook,
-    ebpf: Ebpf,
-    taps: HashMap<MapData, u32, [u8; size_of::<TapBinding>()]>,
-    counters: PerCpuHashMap<MapData, u32, TapCounters>,
-    buckets: HashMap<MapData, u32, u64>,
+    loader: Arc<Mutex<Loader>>,
+    programs: Programs,
+    /// For the taps of other network namespaces.
+    posts: BTreeMap<NamespaceNumber, Post>,
+    taps: HashMap<MapData, u64, [u8; size_of::<TapBinding>()]>,
+    counters: PerCpuHashMap<MapData, u64, TapCounters>,
+    buckets: HashMap<MapData, u64, u64>,
     rings: Vec<PuntRing>,
     attached: BTreeSet<TapIndex>,
-    pins: Pins,
+    /// Taps of other network namespaces, out of sight, on which it may hang.
+    left_behind: BTreeSet<TapIndex>,
+    /// Attached taps of other network namespaces on which an earlier agent's programs go on, until there is time to replace them.
+    stale: BTreeSet<TapIndex>,
+    pins: Arc<Pins>,
 }
 
 impl Classifier {
@@ -139,26 +149,23 @@ impl Classifier {
     }
 
     fn load_with(pins: Pins, hook: Hook, readers: Readers) -> Result<Self, LoadError> {
-        let mut ebpf = object::load(&pins, readers)?;
+        let (loader, mut ebpf) = Loader::load(&pins, readers)?;
         let taps = object::take_map(&mut ebpf, "TAPS")?.try_into()?;
         let counters = object::take_map(&mut ebpf, "COUNTERS")?.try_into()?;
         let buckets = object::take_map(&mut ebpf, "BUCKETS")?.try_into()?;
         let rings = object::take_rings(&mut ebpf, readers)?;
-        for name in DIRECTIONS.map(program_name) {
-            let program = ebpf.program_mut(name).ok_or(LoadError::Incomplete(name))?;
-            let program: &mut SchedClassifier =
-                program.try_into().map_err(|_| LoadError::Incomplete(name))?;
-            program.load().map_err(|error| refused(error.into()))?;
-        }
         Ok(Self {
-            hook,
-            ebpf,
+            loader: Arc::new(Mutex::new(loader)),
+            programs: Programs::load(ebpf, hook)?,
+            posts: BTreeMap::new(),
             taps,
             counters,
             buckets,
             rings,
             attached: BTreeSet::new(),
-            pins,
+            left_behind: BTreeSet::new(),
+            stale: BTreeSet::new(),
+            pins: Arc::new(pins),
         })
     }
 
@@ -168,7 +175,7 @@ impl Classifier {
 
     /// The kind of hook that the classifier hangs on.
     pub fn hook(&self) -> Hook {
-        self.hook
+        self.programs.hook()
     }
 
     /// The taps that the classifier hangs on, as far as it is known: one on which that failed may be among them.
@@ -181,11 +188,19 @@ impl Classifier {
         self.attached.contains(&tap)
     }
 
+    /// What a tap is called at this moment: `namespace/tap` in another network namespace.
+    pub fn name_of(&self, tap: TapIndex) -> Result<String, TapError> {
+        match self.posts.get(&tap.namespace()) {
+            Some(post) => post.namespace.name_of(tap),
+            None => tap::name_of(tap),
+        }
+    }
+
     /// Puts the classifier on a tap's hooks. Until a MAC is bound to the tap its metadata traffic is dropped. On a
     /// tap that has the classifier already nothing changes; what another device with this index left behind is removed.
     pub fn attach(&mut self, tap: TapIndex) -> Result<(), AttachError> {
         self.try_attach(tap).map_err(|source| AttachError {
-            tap: describe(tap),
+            tap: self.describe(tap),
             source,
         })
     }
@@ -194,7 +209,7 @@ impl Classifier {
     pub fn bind(&mut self, tap: TapIndex, binding: TapBinding) -> Result<(), BindError> {
         let bound = self.taps.insert(tap.0, binding.to_bytes(), 0);
         bound.map_err(|source| BindError {
-            tap: describe(tap),
+            tap: self.describe(tap),
             source,
         })
     }
@@ -202,7 +217,7 @@ impl Classifier {
     /// Has all metadata traffic on this tap dropped.
     pub fn unbind(&mut self, tap: TapIndex) -> Result<(), BindError> {
         removed(self.taps.remove(&tap.0)).map_err(|source| BindError {
-            tap: describe(tap),
+            tap: self.describe(tap),
             source,
         })
     }
@@ -213,7 +228,7 @@ impl Classifier {
             Ok(value) => Ok(Some(TapBinding::from_bytes(value))),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(source) => Err(BindError {
-                tap: describe(tap),
+                tap: self.describe(tap),
                 source,
             }),
         }
@@ -223,14 +238,16 @@ impl Classifier {
     /// guest's metadata traffic goes wherever its other traffic goes.
     pub fn detach(&mut self, tap: TapIndex) -> Result<(), DetachError> {
         self.try_detach(tap).map_err(|source| DetachError::Tap {
-            tap: describe(tap),
+            tap: self.describe(tap),
             source,
         })
     }
 
     /// Takes the classifier off all taps and removes every trace of it.
     pub fn detach_all(self) -> Result<(), DetachError> {
-        detach::all_of(self.pins)
+        let posts = self.posts.values();
+        let namespaces = Namespaces::of(posts.map(|post| Arc::clone(&post.namespace)));
+        detach::all_of(&self.pins, &namespaces)
     }
 
     /// What happened to a tap's metadata frames since it was attached.
@@ -238,7 +255,7 @@ impl Classifier {
         match self.counters.get(&tap.0, 0) {
             Ok(cpus) => Ok(Counters::sum(&cpus)),
             Err(source) => Err(CountersError {
-                tap: describe(tap),
+                tap: self.describe(tap),
                 source,
             }),
         }
@@ -251,7 +268,7 @@ impl Classifier {
             return Ok(None);
         };
         let full_ns = self.buckets.get(&tap.0, 0).map_err(|source| BindError {
-            tap: describe(tap),
+            tap: self.describe(tap),
             source,
         })?;
         Ok(bucket::left(full_ns, monotonic_ns(), binding.frame_interval_ns))
@@ -264,18 +281,17 @@ impl Classifier {
 
     /// A loaded program, for `BPF_PROG_TEST_RUN`.
     pub fn program_fd(&self, direction: Direction) -> Result<BorrowedFd<'_>, LoadError> {
-        let name = program_name(direction);
-        let program = self.ebpf.program(name).ok_or(LoadError::Incomplete(name))?;
-        Ok(program.fd().map_err(|error| refused(error.into()))?.as_fd())
+        self.programs.fd(direction)
     }
 
     /// Takes over what an earlier agent left, and clears away what its taps left. A tap on which that fails costs nobody else
     /// anything: it counts as attached, so that it is attached or detached again like all others, with an error that is told.
     fn adopt(&mut self) -> Result<(), LoadError> {
         for tap in self.candidates()? {
-            if let Err(error) = self.adopt_tap(tap) {
-                log::debug!("cannot take over tap {}: {error}", describe(tap));
-                self.attached.insert(tap);
+            if tap.namespace() == NamespaceNumber::OWN {
+                self.adopt_or_note(tap);
+            } else {
+                self.left_behind.insert(tap);
             }
         }
         if let Err(error) = self.pins.remove_other_versions() {
@@ -289,7 +305,7 @@ impl Classifier {
     fn candidates(&self) -> Result<BTreeSet<TapIndex>, LoadError> {
         let mut candidates = self.pins.links()?;
         candidates.append(&mut self.pins.noted_clsacts()?);
-        if self.hook == Hook::Clsact {
+        if self.hook() == Hook::Clsact {
             // These are no pins, and those of another version are in no map of this one.
             candidates.append(&mut filters::taps().map_err(LoadError::Filters)?);
         }
@@ -299,11 +315,18 @@ impl Classifier {
         Ok(candidates)
     }
 
+    fn adopt_or_note(&mut self, tap: TapIndex) {
+        if let Err(error) = self.adopt_tap(tap) {
+            log::debug!("cannot take over tap {}: {error}", self.describe(tap));
+            self.attached.insert(tap);
+        }
+    }
+
     fn adopt_tap(&mut self, tap: TapIndex) -> Result<(), TapOperationError> {
         // Before the program that counts there, which may be the first on these maps.
         let room = self.count_from_now(tap, KEEP_COUNTING);
         if !self.adopt_hook(tap, Direction::Outbound)? {
-            hook::take_off(tap, &self.pins)?;
+            self.on(tap, move |_, pins| hook::take_off(tap, pins))?;
             return Ok(self.forget(tap)?);
         }
         self.attached.insert(tap);
@@ -313,6 +336,10 @@ impl Classifier {
 
     /// That the maps have no room is told last: without entries the tap is dark, and without hooks it would leak.
     fn try_attach(&mut self, tap: TapIndex) -> Result<(), TapOperationError> {
+        if self.stale.contains(&tap) && self.goes_on(tap) {
+            return Ok(());
+        }
+        self.stale.remove(&tap);
         let mut room = self.count_from_now(tap, KEEP_COUNTING);
         if !self.adopt_hook(tap, Direction::Outbound)? {
             self.forget(tap)?;
@@ -325,23 +352,40 @@ impl Classifier {
     }
 
     fn try_detach(&mut self, tap: TapIndex) -> Result<(), TapOperationError> {
-        hook::take_off(tap, &self.pins)?;
+        match self.on(tap, move |_, pins| hook::take_off(tap, pins)) {
+            Err(HookError::OutOfSight) => drop(self.left_behind.insert(tap)),
+            taken => taken?,
+        }
         self.attached.remove(&tap);
+        self.stale.remove(&tap);
         Ok(self.forget(tap)?)
     }
 
-    /// Takes over what hangs on a hook already, or attaches to it.
     fn ensure_hook(&mut self, tap: TapIndex, direction: Direction) -> Result<(), HookError> {
-        if self.adopt_hook(tap, direction)? {
-            return Ok(());
-        }
-        let program = loaded(&mut self.ebpf, direction)?;
-        self.hook.attach(program, tap, direction, &self.pins)
+        self.on(tap, move |programs, pins| programs.ensure(tap, direction, pins))
     }
 
     fn adopt_hook(&mut self, tap: TapIndex, direction: Direction) -> Result<bool, HookError> {
-        let program = loaded(&mut self.ebpf, direction)?;
-        self.hook.adopt(program, tap, direction, &self.pins)
+        self.on(tap, move |programs, pins| programs.adopt(tap, direction, pins))
+    }
+
+    /// Has something done where a tap is, with the programs for there.
+    fn on<R: Send + 'static>(
+        &mut self,
+        tap: TapIndex,
+        work: impl FnOnce(&mut Programs, &Pins) -> Result<R, HookError> + Send + 'static,
+    ) -> Result<R, HookError> {
+        if tap.namespace() == NamespaceNumber::OWN {
+            return work(&mut self.programs, &self.pins);
+        }
+        let post = self.posts.get(&tap.namespace()).ok_or(HookError::OutOfSight)?;
+        post.visit(&self.loader, self.hook(), &self.pins, work)
+    }
+
+    /// A tap as messages name it.
+    fn describe(&self, tap: TapIndex) -> String {
+        let post = self.posts.get(&tap.namespace());
+        tap::describe_by(tap, || post?.namespace.name_of(tap).ok())
     }
 
     /// Makes room for a tap's counters, all zero, or leaves those that it has, and fills its bucket. A tap that has a bucket
@@ -366,12 +410,10 @@ impl Classifier {
 
 impl fmt::Debug for Classifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            hook, attached, pins, ..
-        } = self;
+        let Self { attached, pins, .. } = self;
         let mut debug = f.debug_struct("Classifier");
         debug
-            .field("hook", hook)
+            .field("hook", &self.hook())
             .field("attached", attached)
             .field("pins", pins)
             .finish_non_exhaustive()
@@ -382,19 +424,6 @@ impl fmt::Debug for Classifier {
 fn monotonic_ns() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn loaded(ebpf: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassifier, HookError> {
-    let program = ebpf.program_mut(program_name(direction));
-    let program = program.and_then(|program| program.try_into().ok());
-    program.ok_or(HookError::Program(ProgramError::NotLoaded))
-}
-
-fn program_name(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Outbound => "imds_outbound",
-        Direction::Inbound => "imds_inbound",
-    }
 }
 
 /// `BPF_NOEXIST`: an entry that is there already stays.

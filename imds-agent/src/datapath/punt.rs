@@ -133,10 +133,10 @@ mod tests {
 
     use super::*;
 
-    fn record(arrived_ns: u64, frame_length: u32) -> [u8; PUNT_HEADER_BYTES + 8] {
+    fn record(arrived_ns: u64, frame_length: u16) -> [u8; PUNT_HEADER_BYTES + 8] {
         let mut record = [0; PUNT_HEADER_BYTES + 8];
         record[..8].copy_from_slice(&arrived_ns.to_ne_bytes());
-        record[12..16].copy_from_slice(&frame_length.to_ne_bytes());
+        record[16..18].copy_from_slice(&frame_length.to_ne_bytes());
         record[PUNT_HEADER_BYTES..].copy_from_slice(b"abcdefgh");
         record
     }
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn record_that_promises_more_than_it_holds_is_malformed() {
         assert_eq!(open(&record(5, 9), Duration::ZERO), Err(Skip::Malformed));
-        assert_eq!(open(&record(5, u32::MAX), Duration::ZERO), Err(Skip::Malformed));
+        assert_eq!(open(&record(5, u16::MAX), Duration::ZERO), Err(Skip::Malformed));
         assert_eq!(open(&[], Duration::ZERO), Err(Skip::Malformed));
     }
 }

@@ -1,6 +1,8 @@
 //! Tap devices by name and index, in the network namespace of the calling thread.
 
-use imds_ebpf::abi::TapIndex;
+use std::io;
+
+use imds_ebpf::abi::{NamespaceNumber, TapIndex};
 use nix::{
     errno::Errno,
     net::if_::{if_indextoname, if_nametoindex},
@@ -26,12 +28,28 @@ pub enum TapError {
         /// What the kernel said.
         source: Errno,
     },
+    /// The network namespace is not known.
+    #[error(
+        "there is no network namespace {namespace:?}, or `network_namespaces` in the configuration leaves it out"
+    )]
+    NoSuchNamespace {
+        /// Its name.
+        namespace: String,
+    },
+    /// The network namespace cannot be gone to.
+    #[error("cannot enter network namespace {namespace:?}")]
+    Away {
+        /// Its name.
+        namespace: String,
+        /// Why not.
+        source: io::Error,
+    },
 }
 
 /// The index of the device called `name`.
 pub fn index_of(name: &str) -> Result<TapIndex, TapError> {
     match if_nametoindex(name) {
-        Ok(index) => Ok(TapIndex(index)),
+        Ok(index) => Ok(TapIndex(index.into())),
         Err(source) => Err(TapError::NoSuchName {
             name: name.to_owned(),
             source,
@@ -41,16 +59,28 @@ pub fn index_of(name: &str) -> Result<TapIndex, TapError> {
 
 /// The name of the device with index `tap`.
 pub fn name_of(tap: TapIndex) -> Result<String, TapError> {
-    match if_indextoname(tap.0) {
+    match if_indextoname(tap.ifindex()) {
         Ok(name) => Ok(name.to_string_lossy().into_owned()),
         Err(source) => Err(TapError::NoSuchIndex { tap, source }),
     }
 }
 
-/// A device as messages name it: its name when it still has one, and its index.
+/// A device of the agent's own namespace as messages name it: its name when it still has one, and its index.
 pub fn describe(tap: TapIndex) -> String {
-    match name_of(tap) {
-        Ok(name) => format!("{name} (index {tap})"),
-        Err(_) => format!("index {tap}"),
+    describe_by(tap, || None)
+}
+
+/// The same of one that may be elsewhere, where `name` asks.
+pub(super) fn describe_by(tap: TapIndex, name: impl FnOnce() -> Option<String>) -> String {
+    let name = match tap.namespace() {
+        NamespaceNumber::OWN => name_of(tap).ok(),
+        _ => name(),
+    };
+    match (name, tap.namespace()) {
+        (Some(name), _) => format!("{name} (index {})", tap.ifindex()),
+        (None, NamespaceNumber::OWN) => format!("index {tap}"),
+        (None, NamespaceNumber(number)) => {
+            format!("index {} of network namespace {number}", tap.ifindex())
+        }
     }
 }

@@ -196,10 +196,10 @@ impl Check {
                 "is zero, a multicast address or the service's own",
             );
         }
-        if interface.tap.as_deref().is_some_and(|tap| !is_device_name(tap)) {
+        if interface.tap.as_deref().is_some_and(|tap| !is_tap_name(tap)) {
             self.error(
                 format!("{field}.Tap"),
-                "is not a network device's name: 1 to 15 characters without '/', ':' and spaces",
+                "is not a network device's name (1 to 15 characters without '/', ':' and spaces), with or without a network namespace and '/' before it",
             );
         }
         let blocks = [
@@ -247,6 +247,17 @@ fn is_metadata_tag_key(key: &str) -> bool {
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b"-_+=,.@:".contains(&byte))
         && !matches!(key, "." | ".." | "_index")
+}
+
+/// A device of the agent's own network namespace, or `namespace/device`. A namespace is called by the name of a file.
+fn is_tap_name(name: &str) -> bool {
+    let Some((namespace, device)) = name.split_once('/') else {
+        return is_device_name(name);
+    };
+    let is_file_name = (1..=255).contains(&namespace.len())
+        && !matches!(namespace, "." | "..")
+        && !namespace.bytes().any(|byte| byte.is_ascii_control());
+    is_file_name && is_device_name(device)
 }
 
 /// The kernel's `dev_valid_name`.

@@ -5,7 +5,7 @@ use std::fmt;
 use imds_ebpf::abi::MacAddr;
 
 use super::{
-    instance::{Instance, InstanceId},
+    instance::{Instance, InstanceId, namespace_of},
     record::Record,
     role::{IamArn, InstanceProfile, Role},
     text::Text,
@@ -15,7 +15,8 @@ use super::{
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Claim {
     InstanceId(InstanceId),
-    Mac(MacAddr),
+    /// In a network namespace: clones of a machine have its MAC, each in one of its own.
+    Mac(MacAddr, Option<Text>),
     Tap(Text),
     /// Account and name.
     Role(Box<(String, String)>),
@@ -53,10 +54,14 @@ impl Claim {
         Self::InstanceProfile(Box::new((account, name)))
     }
 
+    pub fn mac(mac: MacAddr, tap: Option<&str>) -> Self {
+        Self::Mac(mac, tap.and_then(namespace_of).map(Text::from))
+    }
+
     pub fn of_instance(instance: &Instance) -> Vec<Self> {
         let mut claims = vec![Self::InstanceId(instance.instance_id.clone())];
         for interface in &instance.network_interfaces {
-            claims.push(Self::Mac(interface.mac_address));
+            claims.push(Self::mac(interface.mac_address, interface.tap.as_deref()));
             claims.extend(interface.tap.clone().map(Self::Tap));
         }
         claims
@@ -67,7 +72,10 @@ impl fmt::Display for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::InstanceId(id) => write!(f, "InstanceId {id}"),
-            Self::Mac(mac) => write!(f, "MacAddress {mac}"),
+            Self::Mac(mac, None) => write!(f, "MacAddress {mac}"),
+            Self::Mac(mac, Some(namespace)) => {
+                write!(f, "MacAddress {mac} in network namespace {namespace}")
+            }
             Self::Tap(tap) => write!(f, "Tap {tap}"),
             Self::Role(named) => {
                 let (account, name) = &**named;

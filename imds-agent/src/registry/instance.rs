@@ -161,7 +161,8 @@ pub struct NetworkInterface {
     pub network_interface_id: Option<InterfaceId>,
     #[serde(deserialize_with = "super::text::parse")]
     pub mac_address: MacAddr,
-    /// *Ours*: the host's tap device of this interface, when it is known beforehand.
+    /// *Ours*: the host's tap device of this interface, when it is known beforehand; `namespace/tap` in another network namespace
+    /// than the agent's own.
     pub tap: Option<Text>,
     pub owner_id: Option<Text>,
     pub subnet_id: Option<Text>,
@@ -191,6 +192,18 @@ pub struct NetworkInterface {
     /// *Ours*: the network's IPv6 blocks.
     #[serde(default)]
     pub vpc_ipv6_cidr_blocks: Box<[Text]>,
+}
+
+impl NetworkInterface {
+    /// The network namespace that its tap is in, if it is another than the agent's own.
+    pub fn namespace(&self) -> Option<&str> {
+        namespace_of(self.tap.as_deref()?)
+    }
+}
+
+/// The network namespace in a tap's name. No device has a slash in its own.
+pub fn namespace_of(tap: &str) -> Option<&str> {
+    tap.split_once('/').map(|(namespace, _)| namespace)
 }
 
 macro_rules! parts {

@@ -18,9 +18,8 @@ pub struct Snapshot {
     pub revision: u64,
     /// Instances by id.
     pub instances: HashMap<InstanceId, Arc<Member>>,
-    /// Who owns a MAC: the instance, and the index of the interface within it.
-    pub by_mac: HashMap<MacAddr, (Arc<Member>, usize)>,
-    /// Interfaces by the last five octets of their MAC, which is what some hypervisors' taps show of it.
+    /// Interfaces by the last five octets of their MAC, which is what some hypervisors' taps show of it; not those whose taps are in
+    /// other network namespaces, where nobody keeps to that.
     pub by_mac_tail: HashMap<[u8; 5], Sharing>,
     /// The interface that a tap, by name, is expected to carry, as far as records say so.
     pub by_tap: HashMap<Text, (Arc<Member>, usize)>,
@@ -63,11 +62,12 @@ impl Snapshot {
     pub fn add(&mut self, member: &Arc<Member>) {
         for (index, interface) in member.instance.network_interfaces.iter().enumerate() {
             let found = || (Arc::clone(member), index);
-            self.by_mac.insert(interface.mac_address, found());
-            self.by_mac_tail
-                .entry(mac_tail(interface.mac_address))
-                .or_default()
-                .push(found());
+            if interface.namespace().is_none() {
+                self.by_mac_tail
+                    .entry(mac_tail(interface.mac_address))
+                    .or_default()
+                    .push(found());
+            }
             if let Some(tap) = &interface.tap {
                 self.by_tap.insert(tap.clone(), found());
             }
@@ -79,7 +79,6 @@ impl Snapshot {
     /// Takes out again what [`Self::add`] entered, before another takes its places.
     pub fn remove(&mut self, member: &Arc<Member>) {
         for interface in &member.instance.network_interfaces {
-            self.by_mac.remove(&interface.mac_address);
             if let Some(tap) = &interface.tap {
                 self.by_tap.remove(tap);
             }
@@ -97,10 +96,11 @@ impl Snapshot {
         self.instances.remove(&member.instance.instance_id);
     }
 
-    /// Who owns `mac`.
-    pub fn interface(&self, mac: MacAddr) -> Option<(&Arc<Member>, &NetworkInterface)> {
-        let (member, index) = self.by_mac.get(&mac)?;
-        Some((member, member.instance.network_interfaces.get(*index)?))
+    /// The interface of `owner` that has `mac`, which others may have in other network namespaces.
+    pub fn interface(&self, owner: &InstanceId, mac: MacAddr) -> Option<(&Arc<Member>, &NetworkInterface)> {
+        let member = self.instances.get(owner)?;
+        let mut interfaces = member.instance.network_interfaces.iter();
+        Some((member, interfaces.find(|interface| interface.mac_address == mac)?))
     }
 }
 

@@ -66,7 +66,7 @@ pub struct Origin<'a> {
 /// Answers the requests that come from one MAC on one tap.
 ///
 /// The tap's binding and the registry's snapshot come here on two ways, so that for a moment one may be newer than the
-/// other. Who the MAC belongs to by the snapshot is believed only where the tap was bound to that very instance.
+/// other. Whom the tap was bound to is believed only where the MAC is that very instance's by the snapshot.
 pub struct Answer<'a> {
     facts: &'a Facts,
     imds: &'a mut Imds,
@@ -160,8 +160,7 @@ impl Service for Answer<'_> {
         let Origin { tap, mac, owner } = self.origin;
         let is_within_rate = self.buckets.take(now.monotonic, tap);
         let snapshot = self.facts.registry.load();
-        let member = snapshot.interface(mac);
-        let member = member.filter(|(member, _)| owner == Some(&member.instance.instance_id));
+        let member = owner.and_then(|owner| snapshot.interface(owner, mac));
         let outcome = match member {
             _ if !is_within_rate => imds::turn_away(member.map(|(member, _)| &**member), request, response),
             None => self.imds.respond(now, None, request, response),
@@ -234,7 +233,7 @@ mod tests {
         });
         let facts = Facts::default();
         let mut snapshot = Snapshot::default();
-        snapshot.by_mac.insert(MAC, (member, 0));
+        snapshot.add(&member);
         facts.registry.publish(snapshot);
         let keys = TokenKeys::new(TokenKey::new([0; 3], [0; 32]), Vec::new());
         let mut imds = Imds::new(Arc::new(keys), StdRng::seed_from_u64(0));

@@ -2,7 +2,7 @@
 
 use std::{collections::hash_map::Entry, io, sync::Arc, time::Duration};
 
-use imds_ebpf::abi::{MacAddr, TapIndex};
+use imds_ebpf::abi::{MacAddr, NamespaceNumber, TapIndex};
 use rand::Rng as _;
 use rustc_hash::FxHashMap;
 
@@ -14,7 +14,7 @@ use super::{
     usage::Usage,
 };
 use crate::{
-    datapath::{Injector, Punt, PuntRing, punt},
+    datapath::{Injector, PacketSocket, Punt, PuntRing, punt},
     imds::Imds,
     now::Now,
     observe::{
@@ -202,6 +202,16 @@ impl Interfaces {
             lost: self.injector.lost(),
         };
         self.report.tell(counted, self.connections);
+    }
+
+    /// Sends to the taps of another network namespace, too, from now on.
+    pub fn open_namespace(&mut self, namespace: NamespaceNumber, socket: PacketSocket) {
+        self.injector.open_namespace(namespace, socket);
+    }
+
+    /// Lets go of another network namespace.
+    pub fn close_namespace(&mut self, namespace: NamespaceNumber) {
+        self.injector.close_namespace(namespace);
     }
 
     /// Whether `tap` is anybody's.

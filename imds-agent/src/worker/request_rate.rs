@@ -153,7 +153,7 @@ mod tests {
         let mut most = 0;
         for index in 0..100_000 {
             // Each tap's bucket is full again four milliseconds later.
-            assert!(buckets.take(milliseconds(index.into()), TapIndex(index)));
+            assert!(buckets.take(milliseconds(index), TapIndex(index)));
             most = most.max(buckets.full_at.len());
         }
         assert!(most <= UNSWEPT_MAX, "{most} buckets at once");

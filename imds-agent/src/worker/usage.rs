@@ -53,11 +53,11 @@ impl Usage {
 mod tests {
     use super::*;
 
-    fn usage(tap: u32) -> Usage {
+    fn usage(tap: u64) -> Usage {
         Usage {
             requests_left: Some(RequestsLeft {
                 full: 1024,
-                taps: FxHashMap::from_iter([(TapIndex(tap), u64::from(tap))]),
+                taps: FxHashMap::from_iter([(TapIndex(tap), tap)]),
             }),
             connections: FxHashMap::from_iter([(TapIndex(tap), 1)]),
         }

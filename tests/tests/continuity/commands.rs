@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Output};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
-use imds_agent::datapath::{Classifier, Hook, detach};
+use imds_agent::datapath::{Classifier, Hook, Namespaces, detach};
 use imds_ebpf::abi::{ABI_VERSION, Reason};
 use imds_tests::{
     agent::{Agent, HostFiles},
@@ -151,7 +151,7 @@ fn detach_all_leaves_others_filters() -> Result<()> {
         drop(classifier);
         // Somebody else moves in, on one of ours.
         tc("filter add dev shared ingress protocol ip prio 7 bpf bytecode 1,6_0_0_0")?;
-        detach::all(&root)?;
+        detach::all(&root, &Namespaces::default())?;
         let after = listing(&devices, &root)?;
         ensure!(after.contains("pref 7 bpf"), "another's filter is gone:\n{after}");
         tc("qdisc del dev shared clsact")?;

@@ -214,7 +214,7 @@ fn tap_that_emigrates_is_not_taken_for_its_successor() -> Result<()> {
     agent.stop()?;
     namespace.ip(&format!("link set tap1 netns {}", abroad.path()))?;
     ensure!(
-        abroad.enter(|| if_nametoindex("tap1"))? == INDEX.0,
+        abroad.enter(|| if_nametoindex("tap1"))? == INDEX.ifindex(),
         "it has another index there"
     );
     let heir = Arc::new(namespace.enter(|| Tap::with_index("tap2", INDEX))?);

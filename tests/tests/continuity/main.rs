@@ -27,6 +27,6 @@ fn counters(files: &HostFiles, tap: TapIndex) -> Result<Counters> {
     Ok(Counters::sum(&map.get(&tap.0, 0)?))
 }
 
-fn pinned_counters(pin: &Path) -> Result<PerCpuHashMap<MapData, u32, TapCounters>> {
+fn pinned_counters(pin: &Path) -> Result<PerCpuHashMap<MapData, u64, TapCounters>> {
     Ok(Map::PerCpuHashMap(MapData::from_pin(pin)?).try_into()?)
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapInfo;
-use imds_agent::datapath::{Classifier, PuntRing, attach};
+use imds_agent::datapath::{Classifier, Namespaces, PuntRing, attach};
 use imds_ebpf::abi::{ABI_VERSION, RING_BYTES, Reason, WORKERS_MAX, WorkerNumber};
 use imds_tests::{
     frames::{Ipv4, tcp},
@@ -150,7 +150,15 @@ fn another_number_of_workers_makes_rings_anew_and_no_frame_falls_through() -> Re
 fn a_tap_that_is_attached_without_an_agent_leaves_rings_as_they_are() -> Result<()> {
     in_namespaces(|bpffs| {
         let root = bpffs.join("imds");
-        let attach = |name: &str| attach::ensure_on(&root, &[name.to_owned()], hooks()[0], PATIENCE);
+        let attach = |name: &str| {
+            attach::ensure_on(
+                &root,
+                &[name.to_owned()],
+                &Namespaces::default(),
+                hooks()[0],
+                PATIENCE,
+            )
+        };
         let (tap, _other, _third) = (Tap::new("guest")?, Tap::new("other")?, Tap::new("third")?);
         attach("other")?;
         ensure_read_by(&root, 0)?;

@@ -79,10 +79,10 @@ fn agent_tells_of_a_tap_without_room_and_serves_it_when_another_one_goes() -> an
 }
 
 /// Leaves no room in the map of buckets, with those of interfaces that no host ever has.
-fn fill(pins: &Path) -> anyhow::Result<HashMap<MapData, u32, u64>> {
+fn fill(pins: &Path) -> anyhow::Result<HashMap<MapData, u64, u64>> {
     let map = MapData::from_pin(pins.join(format!("v{ABI_VERSION}/BUCKETS")))?;
-    let mut buckets: HashMap<_, u32, u64> = Map::HashMap(map).try_into()?;
-    let mut strangers = (0..=u32::MAX).rev();
+    let mut buckets: HashMap<_, u64, u64> = Map::HashMap(map).try_into()?;
+    let mut strangers = (0..=u64::MAX).rev();
     let full = strangers.find_map(|stranger| buckets.insert(stranger, 0, 0).err());
     let is_full = matches!(&full, Some(MapError::SyscallError(error))
         if error.io_error.kind() == io::ErrorKind::ArgumentListTooLong);

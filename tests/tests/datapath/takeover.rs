@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use imds_agent::datapath::{Classifier, Direction, Hook, attach, detach, filters};
+use imds_agent::datapath::{Classifier, Direction, Hook, Namespaces, attach, detach, filters};
 use imds_ebpf::abi::ABI_VERSION;
 use imds_tests::{
     kernel::in_namespaces,
@@ -94,7 +94,7 @@ fn upgrade(root: &Path, hook: Hook) -> Result<()> {
 
     drop(classifier);
     age(root)?;
-    detach::all(root)?;
+    detach::all(root, &Namespaces::default())?;
     ensure!(!root.exists() && filters::taps()?.is_empty(), "something is left");
     ensure!(leaks.falls_through()?, "the classifier is still there");
     Ok(())
@@ -203,7 +203,7 @@ fn early(root: &Path, hook: Hook) -> Result<()> {
     // All at once, as when a host starts its guests.
     let ensure_on = |names: &[&str], agent_max| {
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
-        attach::ensure_on(root, &names, hook, agent_max)
+        attach::ensure_on(root, &names, &Namespaces::default(), hook, agent_max)
     };
     thread::scope(|scope| {
         let calls = [["guest"], ["neighbour"], ["guest"], ["neighbour"]]
@@ -254,7 +254,7 @@ fn early(root: &Path, hook: Hook) -> Result<()> {
     }
 
     drop(classifier);
-    detach::these(root, &["guest".to_owned()])?;
+    detach::these(root, &["guest".to_owned()], &Namespaces::default())?;
     ensure!(leaks.falls_through()?, "the classifier is still there");
     let classifier = Classifier::load_on(root, hook)?;
     ensure!(!classifier.attached().any(|tap| tap == leaks.tap()));

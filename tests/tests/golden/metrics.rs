@@ -24,7 +24,7 @@ No label has a value that a guest chooses, none names an instance, and *series* 
 
 - `role` is the ARN of a role. The first 100 by their ARN have series of their own, and the rest is told together as `(other)`; the
   instance identity role is one for all instances.
-- `tap` is there only with `per_tap = true`, where a host may have 16384 of them; only reasons that occurred are told.
+- `tap` (`namespace/tap` in another network namespace) is there only with `per_tap = true`, where a host may have 16384 of them; only reasons that occurred are told.
 - `limit` is `packets` or `requests`, of which a tap has a burst that fills again at its rate (`imds_limit_packets_per_second`,
   `imds_limit_requests_per_second`): 1024 packets and four seconds' worth of requests; or `connections`, of which it has
   `imds_limit_connections_per_interface`. `imdsctl status` and `imdsctl top` say which tap it is that has the least left.

@@ -199,7 +199,9 @@ fn bound(interface: &Value, status: &Value) -> Interface {
     let named = interface["Tap"].as_str();
     let tap = list(&status["taps"]).find(|tap| {
         let served = tap["macAddress"].as_str() == Some(mac.as_str());
-        named.map_or(served, |name| tap["name"] == name)
+        // In other network namespaces there are clones with the same MAC.
+        let is_here = tap["name"].as_str().is_some_and(|name| !name.contains('/'));
+        named.map_or(served && is_here, |name| tap["name"] == name)
     });
     let is_bound = tap.is_some_and(|tap| tap["macAddress"].as_str() == Some(mac.as_str()));
     let why_not = tap.filter(|_| !is_bound).map(|tap| text(tap, "reason"));

@@ -191,7 +191,10 @@ fn not_bound(facts: &Facts) -> Vec<Symptom> {
             ),
             (Some(tap), None) => (
                 format!("{mac}: the agent has no tap {tap}: the machine does not run, or taps in the configuration leaves it out"),
-                format!("ip link show {tap}; taps in /etc/imds-agent/config.toml"),
+                match tap.split_once('/') {
+                    Some((namespace, tap)) => format!("ip -n {namespace} link show {tap}; network_namespaces and taps in /etc/imds-agent/config.toml"),
+                    None => format!("ip link show {tap}; taps in /etc/imds-agent/config.toml"),
+                },
             ),
             (None, _) => (
                 format!("{mac}: the record names no tap, and none with a MAC that tells the guest's is there"),

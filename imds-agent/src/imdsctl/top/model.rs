@@ -105,7 +105,8 @@ pub struct Summary {
 #[derive(Debug)]
 pub struct Model {
     started: Instant,
-    interfaces: BTreeMap<String, Recent>,
+    /// By instance and MAC.
+    interfaces: BTreeMap<(Option<String>, String), Recent>,
     taps: Vec<Row>,
     /// What each tap had dropped, the latest at the end.
     dropped: HashMap<String, VecDeque<(Instant, u64)>>,
@@ -115,7 +116,6 @@ pub struct Model {
 /// The last seconds of one interface, the latest at the end.
 #[derive(Default, Debug)]
 struct Recent {
-    instance_id: Option<String>,
     seconds: VecDeque<(u64, Second)>,
 }
 
@@ -149,8 +149,8 @@ impl Model {
         }
         let Some(mac) = told["mac"].as_str() else { return };
         let second = self.second(now);
-        let recent = self.interfaces.entry(mac.to_owned()).or_default();
-        recent.instance_id = said(told, "instance");
+        let interface = (said(told, "instance"), mac.to_owned());
+        let recent = self.interfaces.entry(interface).or_default();
         if recent.seconds.back().is_none_or(|(is, _)| *is != second) {
             recent.seconds.push_back((second, Second::default()));
             recent.forget(second);
@@ -212,20 +212,17 @@ impl Model {
 
     /// Every tap, and every interface that had requests in the last seconds.
     pub fn rows(&self, now: Instant, sort: Sort) -> Vec<Row> {
-        let told: HashSet<_> = self
-            .taps
-            .iter()
-            .filter_map(|tap| tap.mac_address.as_ref())
-            .collect();
-        let untold = self.interfaces.iter().filter(|(mac, _)| !told.contains(mac));
-        let untold = untold.map(|(mac, recent)| Row {
-            instance_id: recent.instance_id.clone(),
+        let of = |row: &Row| Some((row.instance_id.clone(), row.mac_address.clone()?));
+        let told: HashSet<_> = self.taps.iter().filter_map(of).collect();
+        let untold = self.interfaces.keys().filter(|of| !told.contains(of));
+        let untold = untold.map(|(instance, mac)| Row {
+            instance_id: instance.clone(),
             mac_address: Some(mac.clone()),
             ..Row::default()
         });
         let mut rows: Vec<Row> = self.taps.iter().cloned().chain(untold).collect();
         for row in &mut rows {
-            let recent = row.mac_address.as_ref().and_then(|mac| self.interfaces.get(mac));
+            let recent = of(row).and_then(|of| self.interfaces.get(&of));
             if let Some(recent) = recent {
                 self.count(row, recent, now);
             }

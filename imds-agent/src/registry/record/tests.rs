@@ -195,9 +195,17 @@ fn instance_checks() {
     };
     assert_eq!(twice("MacAddress"), "NetworkInterfaces[1].MacAddress");
     assert_eq!(twice("Tap"), "NetworkInterfaces[1].Tap");
+    for right in ["tap0", "fc-1/tap0", "a network namespace of any name/tap0"] {
+        let set = |instance: &mut Value| instance["NetworkInterfaces"][0]["Tap"] = json!(right);
+        assert_eq!(findings(Kind::Instance, set), Ok(vec![]), "{right}");
+    }
     for (pointer, wrong) in [
         ("/NetworkInterfaces/0/Tap", json!("a-name-of-sixteen")),
-        ("/NetworkInterfaces/0/Tap", json!("a/b")),
+        ("/NetworkInterfaces/0/Tap", json!("a/b/c")),
+        ("/NetworkInterfaces/0/Tap", json!("/tap0")),
+        ("/NetworkInterfaces/0/Tap", json!("fc-1/")),
+        ("/NetworkInterfaces/0/Tap", json!("../tap0")),
+        ("/NetworkInterfaces/0/Tap", json!("fc-1/a-name-of-sixteen")),
         ("/NetworkInterfaces/0/SubnetIpv4CidrBlock", json!("10.0.0.0/33")),
         ("/NetworkInterfaces/0/SubnetIpv4CidrBlock", json!("fd00::/64")),
         ("/IamInstanceProfile/Arn", json!("web-servers")),

@@ -158,9 +158,10 @@ fn look(kind: Kind, path: &Path) -> Known {
         Kind::Instance => {
             let claims = list("NetworkInterfaces").flat_map(|interface| {
                 let mac = text(interface, "MacAddress").and_then(|mac| mac.parse().ok());
+                let tap = text(interface, "Tap");
                 [
-                    mac.map(Claim::Mac),
-                    text(interface, "Tap").map(|tap| Claim::Tap(tap.as_str().into())),
+                    mac.map(|mac| Claim::mac(mac, tap.as_deref())),
+                    tap.map(|tap| Claim::Tap(tap.as_str().into())),
                 ]
             });
             Known {

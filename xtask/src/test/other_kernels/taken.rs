@@ -11,6 +11,7 @@ pub const TAKEN: &[&str] = &[
     "datapath",
     "interfaces",
     "live",
+    "namespaces",
     "noticed",
     "open_vswitch",
     "privilege",
@@ -33,6 +34,10 @@ pub const SKIPPED: &[(&str, &str)] = &[
     (
         "nobody_notices",
         "no agent starts on an emulated processor within the time that a client has",
+    ),
+    (
+        "the_script_for_namespaces_makes_an_instance",
+        "its script is with the sources",
     ),
     (
         "two_hundred_requests_at_once_are_all_answered",
