@@ -326,7 +326,7 @@ impl Namespaces {
 
     /// A tap as messages name it.
     pub(super) fn describe(&self, tap: TapIndex) -> String {
-        tap::describe_by(tap, || match self.get(tap.namespace()) {
+        tap::describe(tap, || match self.get(tap.namespace()) {
             Some(namespace) => namespace.name_of(tap).ok(),
             None => None,
         })
