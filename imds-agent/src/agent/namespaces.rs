@@ -26,7 +26,7 @@ use crate::{
     datapath::{
         Classifier, LinkEvent, LinkWatch, MountWatch, Namespace, PacketSocket,
         link_watch::LinkWatchError,
-        namespace::{self, NAMESPACES_MAX, Sighting, Visitor},
+        namespace::{self, Sighting, Visitor},
     },
     privilege::capabilities,
 };
@@ -227,9 +227,10 @@ impl Elsewhere {
 
 impl Watched {
     fn open(&mut self, sighting: &Sighting, workers: usize, classifier: &mut Classifier) -> Result<Sockets> {
+        let most = namespace::most_at_once(workers);
         ensure!(
-            self.open.len() < NAMESPACES_MAX,
-            "there are more than {NAMESPACES_MAX}"
+            self.open.len() < most,
+            "there are more than {most}, which are all that the agent's limit of descriptors suffices for (4096 in any case)"
         );
         let namespace = Namespace::open(sighting.clone(), &self.visitor).context("it cannot be entered")?;
         let namespace = Arc::new(namespace);

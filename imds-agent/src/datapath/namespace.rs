@@ -28,7 +28,14 @@ use super::tap::{self, TapError};
 
 /// Namespaces that an agent serves at once: each costs it six descriptors, some 110 KiB and two programs, and one tap in each is
 /// a quarter of the taps that the classifier's maps have room for.
-pub const NAMESPACES_MAX: usize = 4096;
+const NAMESPACES_MAX: u64 = 4096;
+
+/// Descriptors that each takes, besides a packet socket for each worker: the namespace itself, its netlink socket, two programs and
+/// their types.
+const DESCRIPTORS: u64 = 5;
+
+/// Descriptors that are left to all else: the 128 connections and more of the control socket, and those of a host's other services.
+const DESCRIPTORS_OF_OTHERS: u64 = 512;
 
 /// The calling thread's own.
 const OWN: &str = "/proc/thread-self/ns/net";
@@ -100,6 +107,18 @@ pub fn allow_descriptors() {
     if let Err(errno) = limit.and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard)) {
         log::warn!("the limit of open descriptors stays as it is: {errno}");
     }
+}
+
+/// How many namespaces may be served at once by so many workers.
+pub fn most_at_once(workers: usize) -> usize {
+    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+    most_with(descriptors, workers as u64)
+}
+
+fn most_with(descriptors: u64, workers: u64) -> usize {
+    let left = descriptors.saturating_sub(DESCRIPTORS_OF_OTHERS);
+    let most = NAMESPACES_MAX.min(left / (DESCRIPTORS + workers));
+    usize::try_from(most).unwrap_or(usize::MAX)
 }
 
 /// What is done at home; it is lent the way back there.
@@ -307,9 +326,22 @@ impl Namespaces {
 
     /// A tap as messages name it.
     pub(super) fn describe(&self, tap: TapIndex) -> String {
-        tap::describe_by(tap, || match self.get(tap.namespace()) {
+        tap::describe(tap, || match self.get(tap.namespace()) {
             Some(namespace) => namespace.name_of(tap).ok(),
             None => None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespaces_leave_descriptors_to_all_else() {
+        assert_eq!(most_with(524_288, 1), 4096);
+        assert_eq!(most_with(1024, 1), 85);
+        assert_eq!(most_with(1024, 8), 39);
+        assert_eq!(most_with(256, 1), 0);
     }
 }

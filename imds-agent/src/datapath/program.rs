@@ -190,9 +190,13 @@ impl Classifier {
 
     /// What a tap is called at this moment: `namespace/tap` in another network namespace.
     pub fn name_of(&self, tap: TapIndex) -> Result<String, TapError> {
-        match self.posts.get(&tap.namespace()) {
-            Some(post) => post.namespace.name_of(tap),
-            None => tap::name_of(tap),
+        match (self.posts.get(&tap.namespace()), tap.namespace()) {
+            (Some(post), _) => post.namespace.name_of(tap),
+            (None, NamespaceNumber::OWN) => tap::name_of(tap),
+            // Here another device may have the index.
+            (None, NamespaceNumber(number)) => Err(TapError::NoSuchNamespace {
+                namespace: number.to_string(),
+            }),
         }
     }
 
@@ -385,7 +389,7 @@ impl Classifier {
     /// A tap as messages name it.
     fn describe(&self, tap: TapIndex) -> String {
         let post = self.posts.get(&tap.namespace());
-        tap::describe_by(tap, || post?.namespace.name_of(tap).ok())
+        tap::describe(tap, || post?.namespace.name_of(tap).ok())
     }
 
     /// Makes room for a tap's counters, all zero, or leaves those that it has, and fills its bucket. A tap that has a bucket

@@ -65,13 +65,8 @@ pub fn name_of(tap: TapIndex) -> Result<String, TapError> {
     }
 }
 
-/// A device of the agent's own namespace as messages name it: its name when it still has one, and its index.
-pub fn describe(tap: TapIndex) -> String {
-    describe_by(tap, || None)
-}
-
-/// The same of one that may be elsewhere, where `name` asks.
-pub(super) fn describe_by(tap: TapIndex, name: impl FnOnce() -> Option<String>) -> String {
+/// A device as messages name it: its name when it still has one, and its index. `name` asks for that of one that is elsewhere.
+pub(super) fn describe(tap: TapIndex, name: impl FnOnce() -> Option<String>) -> String {
     let name = match tap.namespace() {
         NamespaceNumber::OWN => name_of(tap).ok(),
         _ => name(),
