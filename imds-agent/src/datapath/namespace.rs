@@ -26,13 +26,13 @@ use tokio::sync::oneshot;
 
 use super::tap::{self, TapError};
 
-/// Namespaces that an agent serves at once: each costs it six descriptors, some 110 KiB and two programs, and one tap in each is
+/// Namespaces that an agent serves at once: each costs it seven descriptors, some 110 KiB and two programs, and one tap in each is
 /// a quarter of the taps that the classifier's maps have room for.
 const NAMESPACES_MAX: u64 = 4096;
 
-/// Descriptors that each takes, besides a packet socket for each worker: the namespace itself, its netlink socket, two programs and
+/// Descriptors that each takes, besides a packet socket for each worker: the namespace itself, its two netlink sockets, two programs and
 /// their types.
-const DESCRIPTORS: u64 = 5;
+const DESCRIPTORS: u64 = 6;
 
 /// Descriptors that are left to all else: the 128 connections and more of the control socket, and those of a host's other services.
 const DESCRIPTORS_OF_OTHERS: u64 = 512;
@@ -340,8 +340,8 @@ mod tests {
     #[test]
     fn namespaces_leave_descriptors_to_all_else() {
         assert_eq!(most_with(524_288, 1), 4096);
-        assert_eq!(most_with(1024, 1), 85);
-        assert_eq!(most_with(1024, 8), 39);
+        assert_eq!(most_with(1024, 1), 73);
+        assert_eq!(most_with(1024, 8), 36);
         assert_eq!(most_with(256, 1), 0);
     }
 }
