@@ -15,7 +15,7 @@ use imds_ebpf::abi::{PUNT_HEADER_BYTES, PuntHeader};
 use imds_tests::{exchange::unescape, verdicts};
 use secrecy::ExposeSecret as _;
 
-use crate::{capsules, service};
+use crate::{capsules, ring::LENGTH_AT, service};
 
 /// Inputs longer than this only slow the fuzzer down.
 const SEED_BYTES_MAX: usize = 8192;
@@ -232,13 +232,13 @@ fn records() -> Seeds {
 }
 
 fn ring() -> Seeds {
-    let record = |promised: u32, frame: &[u8]| {
+    let record = |promised: u16, frame: &[u8]| {
         let mut record = vec![0; PUNT_HEADER_BYTES];
-        record[12..16].copy_from_slice(&promised.to_ne_bytes());
+        record[LENGTH_AT..LENGTH_AT + 2].copy_from_slice(&promised.to_ne_bytes());
         record.extend(frame);
         assert_eq!(
             PuntHeader::split(&record).is_some(),
-            frame.len() >= promised as usize
+            frame.len() >= usize::from(promised)
         );
         record
     };
