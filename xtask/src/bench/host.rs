@@ -13,7 +13,7 @@ use imds_tests::{
     load::{self, Load},
     netns::Namespace,
     records,
-    tap::Tap,
+    tap::{self, Tap},
 };
 
 use super::servers::{WITHOUT_LIMITS, load_of, session_token};
@@ -40,7 +40,7 @@ pub struct Host {
     files: HostFiles,
 }
 
-/// Many taps in a network namespace of their own. They go all at once: one by one, the kernel waits some 50 ms for each.
+/// Many taps in a network namespace of their own.
 pub struct Taps {
     /// In the order of their numbers.
     pub all: Vec<Tap>,
@@ -58,12 +58,7 @@ impl Taps {
 
 impl Drop for Taps {
     fn drop(&mut self) {
-        // A link that cannot be deleted, as the loopback, would keep the others of its group.
-        for command in ["link set lo group 1", "link delete group default"] {
-            if let Err(error) = self.namespace.ip(command) {
-                println!("the taps go one by one: {error:#}");
-            }
-        }
+        tap::close_all(std::mem::take(&mut self.all));
     }
 }
 
