@@ -9,24 +9,21 @@ use imds_ebpf::abi::TapIndex;
 use nix::{errno::Errno, net::if_::if_nameindex};
 use rtnetlink::{
     packet_core::{
-        DecodeError, Emitable as _, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable,
-        NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator,
+        DecodeError, Emitable as _, NLM_F_ACK, NLM_F_DUMP, NetlinkDeserializable, NetlinkHeader,
+        NetlinkSerializable, NlasIterator,
     },
     packet_route::tc::{TcHandle, TcHeader},
-    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 
 use super::{
     Direction,
     hook::{CLSACT_HANDLE, CLSACT_PRIORITY},
+    netlink,
 };
 
 const RTM_DELQDISC: u16 = 37;
 const RTM_GETTFILTER: u16 = 46;
 const TCA_KIND: u16 = 1;
-
-/// The kernel's answers come in pieces of at most 32 KiB (`NLMSG_GOODSIZE` of a dump).
-const ANSWER_BYTES_MAX: usize = 1 << 16;
 
 /// `TC_H_CLSACT`, and the two ends of it where filters are.
 const CLSACT: TcHandle = TcHandle {
@@ -64,11 +61,11 @@ pub fn remove_empty_clsact(tap: TapIndex) -> io::Result<()> {
         parent: CLSACT,
         ..TcHeader::default()
     };
-    let removed = ask(Question {
+    let question = Question {
         kind: RTM_DELQDISC,
-        flags: NLM_F_ACK,
         header,
-    });
+    };
+    let removed = netlink::ask::<_, Filter>(question, NLM_F_ACK);
     match removed {
         Err(error) if is_absent(error.raw_os_error()) => Ok(()),
         removed => removed.map(drop),
@@ -99,12 +96,11 @@ fn filters(tap: TapIndex, direction: Direction) -> io::Result<Vec<Filter>> {
         parent: TcHandle { minor, ..CLSACT },
         ..TcHeader::default()
     };
-    let listed = ask(Question {
+    let question = Question {
         kind: RTM_GETTFILTER,
-        flags: NLM_F_DUMP,
         header,
-    });
-    match listed {
+    };
+    match netlink::ask(question, NLM_F_DUMP) {
         Err(error) if is_absent(error.raw_os_error()) => Ok(Vec::new()),
         listed => listed,
     }
@@ -125,39 +121,7 @@ impl Filter {
 
 struct Question {
     kind: u16,
-    flags: u16,
     header: TcHeader,
-}
-
-/// Asks the kernel and waits for all of its answer.
-fn ask(question: Question) -> io::Result<Vec<Filter>> {
-    let socket = Socket::new(NETLINK_ROUTE)?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let flags = NLM_F_REQUEST | question.flags;
-    let mut message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(question));
-    message.header.flags = flags;
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-    let mut filters = Vec::new();
-    bytes.reserve(ANSWER_BYTES_MAX);
-    loop {
-        bytes.clear();
-        socket.recv(&mut bytes, 0)?;
-        let mut rest = bytes.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<Filter>::deserialize(rest).map_err(io::Error::other)?;
-            match message.payload {
-                NetlinkPayload::InnerMessage(filter) => filters.push(filter),
-                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(filters),
-                _ => {}
-            }
-            let length = usize::try_from(message.header.length).map_err(io::Error::other)?;
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-    }
 }
 
 impl NetlinkSerializable for Question {

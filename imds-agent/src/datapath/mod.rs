@@ -5,7 +5,7 @@
 //!
 //! Read in this order: [`support`] (what it takes), [`program`] (what the agent does with the classifier), [`attach`] and [`detach`] (what an operator
 //! does without one), [`hook`] and [`filters`] (how it hangs on a tap), [`pins`] (what outlives the agent), [`punt`],
-//! [`ring`] and [`inject`] (the frames), [`link_watch`] and [`tap`] (the devices), [`namespace`] and [`mount_watch`] (where they
+//! [`ring`] and [`inject`] (the frames), [`link_watch`] and [`tap`] (the devices), [`netlink`] (how the kernel is asked about them), [`namespace`] and [`mount_watch`] (where they
 //! are).
 
 pub mod attach;
@@ -19,6 +19,7 @@ pub mod inject;
 pub mod link_watch;
 pub mod mount_watch;
 pub mod namespace;
+mod netlink;
 mod object;
 pub mod pins;
 pub mod program;

@@ -1,6 +1,10 @@
 //! Links come and go.
 
-use std::{collections::BTreeMap, process::Command};
+use std::{
+    collections::BTreeMap,
+    io::{Seek as _, Write as _},
+    process::Command,
+};
 
 use anyhow::{Context, bail, ensure};
 use imds_agent::datapath::{LinkEvent, LinkWatch};
@@ -13,10 +17,7 @@ use imds_tests::{
 #[test]
 fn links_are_told_as_they_come_and_go() -> anyhow::Result<()> {
     in_namespaces(|_| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        runtime.block_on(async {
+        block_on(async {
             let before = Tap::new("before")?;
             let mut watch = LinkWatch::new()?;
             let appeared = |index, name: &str, is_tap| LinkEvent::Appeared {
@@ -79,6 +80,48 @@ fn links_are_told_as_they_come_and_go() -> anyhow::Result<()> {
         })
     })?;
     Ok(())
+}
+
+/// So many changes of one tap that the kernel cannot keep what it has to tell: everything is listed once more, and what is told last is
+/// so.
+#[test]
+fn lost_notifications_are_made_up_for() -> anyhow::Result<()> {
+    const CHANGES: u32 = 20_000;
+    let mac = |number: u32| {
+        let [_, b, c, d] = number.to_be_bytes();
+        MacAddr([0xfe, 0x54, 0, b, c, d])
+    };
+    in_namespaces(|_| {
+        block_on(async {
+            let tap = Tap::new("tap0")?;
+            let mut watch = LinkWatch::new()?;
+            while told(&mut watch).await? != LinkEvent::Listed {}
+            let mut batch = tempfile::tempfile()?;
+            for number in 0..CHANGES {
+                writeln!(batch, "link set tap0 address {}", mac(number))?;
+            }
+            batch.rewind()?;
+            let mut ip = Command::new("ip");
+            ensure!(ip.args(["-batch", "-"]).stdin(batch).status()?.success());
+
+            let (mut last, mut is_listed) = (None, false);
+            while last != Some(mac(CHANGES - 1)) || !is_listed {
+                match told(&mut watch).await? {
+                    LinkEvent::Listed => is_listed = true,
+                    LinkEvent::Appeared { index, mac, .. } if index == tap.index() => last = mac,
+                    LinkEvent::Appeared { .. } => {}
+                    LinkEvent::Gone { index } => bail!("{index} is said to be gone"),
+                }
+            }
+            Ok(())
+        })
+    })?;
+    Ok(())
+}
+
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build()?.block_on(work)
 }
 
 /// The kernel chooses those.
