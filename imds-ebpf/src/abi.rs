@@ -3,9 +3,17 @@
 //! Everything here is `repr(C)` plain data, so that both sides read the same bytes. A change of layout bumps
 //! [`ABI_VERSION`], which is part of the pinned maps' path.
 
-use core::{fmt, str::FromStr};
+mod mac;
+mod reason;
+mod tap;
 
-/// Version of every layout in this file. Pinned maps of another version are never adopted.
+pub use self::{
+    mac::{MacAddr, MacAddrError},
+    reason::Reason,
+    tap::{NamespaceNumber, TapIndex, TapIndexError},
+};
+
+/// Version of every layout in this module. Pinned maps of another version are never adopted.
 pub const ABI_VERSION: u32 = 3;
 
 /// The IPv4 address of the instance metadata service (EC2 user guide, "Access instance metadata").
@@ -24,23 +32,6 @@ pub const IMDS_MAC: MacAddr = MacAddr([0x02, 0x00, 0xa9, 0xfe, 0xa9, 0xfe]);
 /// The mark (`SO_MARK`, `skb->mark`) of every frame that comes from the service itself, by which the inbound filter tells
 /// them from a forger's. It spells 169.254, twice. Marks do not travel: a frame from the network has none.
 pub const INJECT_MARK: u32 = 0xa9fe_a9fe;
-
-/// The 48-bit address of a network interface.
-#[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct MacAddr(pub [u8; 6]);
-
-/// A network namespace: zero is the agent's own, any other number the inode that the kernel knows it by, which no two living
-/// namespaces share.
-#[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Debug)]
-pub struct NamespaceNumber(pub u32);
-
-/// A tap: the kernel's interface index, which is unique within one network namespace, and above its 32 bits the
-/// [`NamespaceNumber`]. So a tap of the agent's own namespace is its interface index and nothing else.
-#[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct TapIndex(pub u64);
 
 /// One of an agent's workers, counted from zero, and the ring that it reads.
 #[repr(transparent)]
@@ -115,52 +106,6 @@ pub const LARGE_FRAME_TOKENS: u64 = 8;
 /// Taps that one host may have: what the architecture promises, and some.
 pub const TAPS_MAX: u32 = 16384;
 
-/// Why the classifier dropped a frame. Numbers are written to metrics and never reused.
-#[repr(u32)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub enum Reason {
-    /// The frame ends inside a header that is needed to tell where it goes.
-    Truncated = 1,
-    /// No MAC is bound to the tap, so nobody can be told from it.
-    TapUnbound = 2,
-    /// The source MAC is not the one bound to the tap.
-    SourceMacForged = 3,
-    /// The guest claims the metadata address as its own: as an IP source, as the sender of an ARP message, or in a neighbour
-    /// advertisement or redirect.
-    AddressClaimed = 4,
-    /// The frame is for the metadata address inside an 802.1Q or 802.1ad tag.
-    VlanTagged = 5,
-    /// The IP header is malformed: a version that is not its EtherType's, or an IPv4 header of fewer than 20 bytes.
-    MalformedIpHeader = 6,
-    /// A fragment: metadata traffic is never fragmented by a sane guest.
-    Fragment = 7,
-    /// An IP protocol other than TCP, but for ICMP's word of one of the service's own packets that expired.
-    NotTcp = 8,
-    /// A TCP port other than 80.
-    NotHttpPort = 9,
-    /// An ARP message about the address other than a well-formed request for it.
-    ArpNotRequest = 10,
-    /// Longer than [`LARGE_FRAME_MAX`]: the guest ignored the offered window.
-    FrameTooLong = 11,
-    /// The ring to the agent is full, or the frame's bytes could not be copied into it.
-    RingFull = 12,
-    /// The kernel refused to send a hairpinned reply.
-    HairpinFailed = 13,
-    /// IPv6 extension headers around metadata traffic, or more of them in a row than anyone sends: anything may stand
-    /// behind them.
-    ExtensionHeader = 14,
-    /// An NDP message about the IPv6 address other than a well-formed solicitation of it.
-    NdpNotSolicitation = 15,
-    /// The frame is for the IPv6 address, and the instance's `HttpProtocolIpv6` is disabled.
-    Ipv6Disabled = 16,
-    /// An inbound frame from elsewhere that claims to come from the metadata address, or of which that cannot be told.
-    InboundForged = 17,
-    /// The tap sent more frames to be served than it may.
-    RateLimited = 18,
-    /// The frame is for the metadata address in 802.3 with a SNAP header, or that holds something behind which anything may be.
-    SnapEncapsulated = 19,
-}
-
 /// Number of slots of a tap's counters: one per possible [`Verdict`](crate::classify::Verdict) counter, with room to grow.
 pub const COUNTERS: usize = 64;
 
@@ -173,28 +118,6 @@ pub const HAIRPINNED_SLOT: u32 = 62;
 /// Value of the `COUNTERS` map, per CPU and keyed by [`TapIndex`]: frames by reason number, and the two slots above.
 /// Frames that pass are nobody's business and are not counted.
 pub type TapCounters = [u64; COUNTERS];
-
-impl NamespaceNumber {
-    /// The agent's own network namespace.
-    pub const OWN: Self = Self(0);
-}
-
-impl TapIndex {
-    /// The device with this interface index in a network namespace.
-    pub const fn within(namespace: NamespaceNumber, ifindex: u32) -> Self {
-        Self((namespace.0 as u64) << 32 | ifindex as u64)
-    }
-
-    /// Where it is.
-    pub const fn namespace(self) -> NamespaceNumber {
-        NamespaceNumber((self.0 >> 32) as u32)
-    }
-
-    /// What it is called by in there.
-    pub const fn ifindex(self) -> u32 {
-        self.0 as u32
-    }
-}
 
 impl TapBinding {
     /// Binds `mac`, on the IPv4 address only, at [`PACKETS_PER_SECOND`] and to the first worker.
@@ -276,151 +199,9 @@ impl PuntHeader {
     }
 }
 
-impl Reason {
-    /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 19] = [
-        Self::Truncated,
-        Self::TapUnbound,
-        Self::SourceMacForged,
-        Self::AddressClaimed,
-        Self::VlanTagged,
-        Self::MalformedIpHeader,
-        Self::Fragment,
-        Self::NotTcp,
-        Self::NotHttpPort,
-        Self::ArpNotRequest,
-        Self::FrameTooLong,
-        Self::RingFull,
-        Self::HairpinFailed,
-        Self::ExtensionHeader,
-        Self::NdpNotSolicitation,
-        Self::Ipv6Disabled,
-        Self::InboundForged,
-        Self::RateLimited,
-        Self::SnapEncapsulated,
-    ];
-
-    /// The name that metrics and logs use.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Truncated => "truncated",
-            Self::TapUnbound => "tap-unbound",
-            Self::SourceMacForged => "source-mac-forged",
-            Self::AddressClaimed => "address-claimed",
-            Self::VlanTagged => "vlan-tagged",
-            Self::MalformedIpHeader => "malformed-ip-header",
-            Self::Fragment => "fragment",
-            Self::NotTcp => "not-tcp",
-            Self::NotHttpPort => "not-http-port",
-            Self::ArpNotRequest => "arp-not-request",
-            Self::FrameTooLong => "frame-too-long",
-            Self::RingFull => "ring-full",
-            Self::HairpinFailed => "hairpin-failed",
-            Self::ExtensionHeader => "extension-header",
-            Self::NdpNotSolicitation => "ndp-not-solicitation",
-            Self::Ipv6Disabled => "ipv6-disabled",
-            Self::InboundForged => "inbound-forged",
-            Self::RateLimited => "rate-limited",
-            Self::SnapEncapsulated => "snap-encapsulated",
-        }
-    }
-}
-
-impl fmt::Display for MacAddr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-impl fmt::Debug for MacAddr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl fmt::Display for TapIndex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.namespace() {
-            NamespaceNumber::OWN => write!(f, "{}", self.ifindex()),
-            NamespaceNumber(namespace) => write!(f, "{namespace}_{}", self.ifindex()),
-        }
-    }
-}
-
-/// The text is not what [`TapIndex`] prints.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct TapIndexError;
-
-impl FromStr for TapIndex {
-    type Err = TapIndexError;
-
-    fn from_str(text: &str) -> Result<Self, TapIndexError> {
-        let (namespace, ifindex) = text.split_once('_').unwrap_or(("0", text));
-        match (namespace.parse(), ifindex.parse()) {
-            (Ok(namespace), Ok(ifindex)) => Ok(Self::within(NamespaceNumber(namespace), ifindex)),
-            _ => Err(TapIndexError),
-        }
-    }
-}
-
-/// The text is not six two-digit hexadecimal octets joined by colons.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct MacAddrError;
-
-impl fmt::Display for MacAddrError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a MAC address is six two-digit hexadecimal octets joined by colons")
-    }
-}
-
-impl core::error::Error for MacAddrError {}
-
-impl FromStr for MacAddr {
-    type Err = MacAddrError;
-
-    fn from_str(text: &str) -> Result<Self, MacAddrError> {
-        let mut octets = [0; 6];
-        let mut parts = text.split(':');
-        for octet in &mut octets {
-            let part = parts.next().ok_or(MacAddrError)?;
-            if part.len() != 2 || !part.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-                return Err(MacAddrError);
-            }
-            *octet = u8::from_str_radix(part, 16).map_err(|_| MacAddrError)?;
-        }
-        match parts.next() {
-            None => Ok(Self(octets)),
-            Some(_) => Err(MacAddrError),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mac_round_trip() {
-        let mac: MacAddr = "02:0A:a9:fe:A9:01".parse().unwrap();
-        assert_eq!(mac, MacAddr([0x02, 0x0a, 0xa9, 0xfe, 0xa9, 0x01]));
-        extern crate std;
-        assert_eq!(std::string::ToString::to_string(&mac), "02:0a:a9:fe:a9:01");
-    }
-
-    #[test]
-    fn mac_refuses_other_shapes() {
-        for text in [
-            "",
-            "02:0a:a9:fe:a9",
-            "02:0a:a9:fe:a9:01:02",
-            "2:0a:a9:fe:a9:01",
-            "02-0a-a9-fe-a9-01",
-            "+2:0a:a9:fe:a9:01",
-        ] {
-            assert_eq!(text.parse::<MacAddr>(), Err(MacAddrError), "{text}");
-        }
-    }
 
     #[test]
     fn binding_round_trip() {
@@ -459,28 +240,6 @@ mod tests {
     }
 
     #[test]
-    fn tap_is_its_index_here_and_a_pair_elsewhere() {
-        extern crate std;
-        use std::string::ToString as _;
-        let (here, there) = (TapIndex(7), TapIndex::within(NamespaceNumber(u32::MAX), 7));
-        assert_eq!((here.namespace(), here.ifindex()), (NamespaceNumber::OWN, 7));
-        assert_eq!(
-            (there.namespace(), there.ifindex()),
-            (NamespaceNumber(u32::MAX), 7)
-        );
-        assert_eq!(
-            (here.to_string(), there.to_string()),
-            ("7".into(), "4294967295_7".into())
-        );
-        for tap in [here, there] {
-            assert_eq!(tap.to_string().parse(), Ok(tap));
-        }
-        for text in ["", "_", "7_", "_7", "1_2_3", "x", "7-inbound"] {
-            assert_eq!(text.parse::<TapIndex>(), Err(TapIndexError), "{text}");
-        }
-    }
-
-    #[test]
     fn frames_of_every_record_have_a_length() {
         assert!(LARGE_FRAME_MAX <= u16::MAX as usize);
     }
@@ -512,13 +271,5 @@ mod tests {
         record[16..18].copy_from_slice(&5u16.to_ne_bytes());
         assert_eq!(PuntHeader::split(&record), None);
         assert_eq!(PuntHeader::split(&record[..PUNT_HEADER_BYTES - 1]), None);
-    }
-
-    #[test]
-    fn reasons_are_numbered_as_listed_and_leave_the_two_slots_free() {
-        for (index, reason) in Reason::ALL.iter().enumerate() {
-            assert_eq!(*reason as usize, index + 1);
-            assert!((*reason as u32) < HAIRPINNED_SLOT);
-        }
     }
 }
