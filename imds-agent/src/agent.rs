@@ -120,11 +120,7 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
     // Before the records are read: what the loader takes for a moment, some 17 MB to read the kernel's types, is theirs afterwards.
     let mut classifier = Classifier::load_for(pins, config.workers())?;
     grace_periods.tell();
-    let mut elsewhere = Elsewhere::start(&config.network_namespaces)?;
-    elsewhere.look(&config.network_namespaces);
-    let unselected = namespaces::unselected(&config.network_namespaces);
-    classifier.take_off_left_behind(unselected);
-    classifier.settle_left_behind(&elsewhere.waiting());
+    let elsewhere = Elsewhere::start(&config.network_namespaces, &mut classifier)?;
     let directory = Directory::open(&config.state_directory, config.rules())?;
     let mut snapshots = directory.snapshots();
     let audit = match config.audit_file() {
@@ -328,14 +324,14 @@ impl Agent {
         if namespace == NamespaceNumber::OWN {
             self.signer.handle_listed();
             self.work.handle_listed();
-            self.untold.insert(namespace);
         }
         self.handle_told(namespace);
     }
 
     /// There is nothing (more) to be told of a namespace. Once that is so everywhere, all is told.
     fn handle_told(&mut self, namespace: NamespaceNumber) {
-        if self.untold.remove(&namespace) && self.untold.is_empty() {
+        self.untold.remove(&namespace);
+        if self.untold.is_empty() {
             self.applied.send_replace(Some(self.snapshot.revision));
         }
     }

@@ -55,7 +55,6 @@ pub(super) struct News {
 pub(super) type Sockets = Vec<PacketSocket>;
 
 /// The other namespaces. Without any in the configuration there is nothing here, and nothing happens.
-#[derive(Default)]
 pub(super) struct Elsewhere(Option<Watched>);
 
 struct Watched {
@@ -88,27 +87,14 @@ struct Watching {
 }
 
 impl Elsewhere {
-    /// Starts the one thread that keeps what it takes to go elsewhere, if that is configured.
-    pub fn start(config: &NetworkNamespaces) -> Result<Self> {
-        if config.is_empty() {
-            return Ok(Self::default());
-        }
-        let (visitor, ended) = Visitor::start(capabilities::keep_for_namespaces)
-            .context("cannot start the thread that goes to other network namespaces")?;
-        visitor.ensure_permitted()?;
-        let (sender, news) = mpsc::channel(NEWS_MAX);
-        Ok(Self(Some(Watched {
-            visitor,
-            ended,
-            mounts: MountWatch::new().context("cannot watch for network namespaces")?,
-            open: BTreeMap::new(),
-            waiting: BTreeSet::new(),
-            refused: BTreeMap::new(),
-            sender,
-            news,
-            again: watch::Sender::new(()),
-            begun: 0,
-        })))
+    /// Starts the one thread that keeps what it takes to go elsewhere, if that is configured, and looks what is in sight. What an
+    /// earlier agent left on taps that nobody will go to comes off.
+    pub fn start(config: &NetworkNamespaces, classifier: &mut Classifier) -> Result<Self> {
+        let mut elsewhere = Self((!config.is_empty()).then(Watched::start).transpose()?);
+        elsewhere.look(config);
+        classifier.take_off_left_behind(unselected(config));
+        classifier.settle_left_behind(&elsewhere.waiting());
+        Ok(elsewhere)
     }
 
     /// The next thing that there is to be told. A call that is cancelled loses nothing.
@@ -226,6 +212,25 @@ impl Elsewhere {
 }
 
 impl Watched {
+    fn start() -> Result<Self> {
+        let (visitor, ended) = Visitor::start(capabilities::keep_for_namespaces)
+            .context("cannot start the thread that goes to other network namespaces")?;
+        visitor.ensure_permitted()?;
+        let (sender, news) = mpsc::channel(NEWS_MAX);
+        Ok(Self {
+            visitor,
+            ended,
+            mounts: MountWatch::new().context("cannot watch for network namespaces")?,
+            open: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            refused: BTreeMap::new(),
+            sender,
+            news,
+            again: watch::Sender::new(()),
+            begun: 0,
+        })
+    }
+
     fn open(&mut self, sighting: &Sighting, workers: usize, classifier: &mut Classifier) -> Result<Sockets> {
         let most = namespace::most_at_once(workers);
         ensure!(
@@ -317,7 +322,7 @@ fn links_in(namespace: &Namespace) -> Result<LinkWatch> {
 
 /// Tells the namespaces that are none of the agent's business: all, where it has none, and those that are there and not selected. One
 /// that is not there may have a machine in it.
-pub(super) fn unselected(config: &NetworkNamespaces) -> impl Fn(NamespaceNumber) -> bool {
+fn unselected(config: &NetworkNamespaces) -> impl Fn(NamespaceNumber) -> bool {
     let others = namespace::look(config.directory(), |name| !config.select(name)).unwrap_or_default();
     let others: BTreeSet<_> = others.into_iter().map(|sighting| sighting.number).collect();
     let has_none = config.is_empty();
