@@ -170,6 +170,7 @@ fn a_new_tap_is_intercepted_at_once() -> Result<()> {
 /// Prints how long an agent takes to serve a thousand taps that are there when it starts; fewer where one takes long.
 #[test]
 fn a_thousand_taps_are_attached_and_bound_at_start() -> Result<()> {
+    const BOUND: &str = ": bound to 06:";
     let taps = pace::work(1000, 100);
     let namespace = Namespace::new()?;
     let files = HostFiles::new("")?;
@@ -198,11 +199,21 @@ fn a_thousand_taps_are_attached_and_bound_at_start() -> Result<()> {
     ensure!(ip.wait()?.success(), "ip failed");
     for start in ["first", "next"] {
         let begin = Instant::now();
-        let agent = Agent::start(&program()?, &namespace, &files)?;
+        let mut agent = Agent::start(&program()?, &namespace, &files)?;
         let took = begin.elapsed();
-        let bound = agent.log.iter().filter(|line| line.contains(": bound to 06:"));
-        ensure!(bound.count() == taps, "not every tap is bound");
-        println!("the {start} start with {taps} taps to ready: {took:?}");
+        let told = |agent: &Agent, what: &str| agent.log.iter().filter(|line| line.contains(what)).count();
+        let bound = told(&agent, BOUND);
+        // A kernel that clears other namespaces away may be without memory for a map's entry at that moment.
+        let refused = told(&agent, "Cannot allocate memory (os error 12); trying again");
+        ensure!(
+            bound + refused == taps,
+            "{bound} taps are bound: {:#?}",
+            agent.log
+        );
+        while told(&agent, BOUND) < taps {
+            agent.wait_for_log(BOUND)?;
+        }
+        println!("the {start} start with {taps} taps to ready: {took:?}, {refused} refused at first");
         agent.stop()?;
     }
     Ok(())

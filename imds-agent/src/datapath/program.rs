@@ -346,7 +346,8 @@ impl Classifier {
         self.stale.remove(&tap);
         let mut room = self.count_from_now(tap, KEEP_COUNTING);
         if !self.adopt_hook(tap, Direction::Outbound)? {
-            self.forget(tap)?;
+            // Another tap with this index had them. They are written over: each new one takes memory that the kernel has to find.
+            removed(self.taps.remove(&tap.0))?;
             room = self.count_from_now(tap, 0);
             self.ensure_hook(tap, Direction::Outbound)?;
         }
