@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::machine::Machine;
+use crate::registry::instance::namespace_of;
 
 /// What is known of one instance.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -200,7 +201,9 @@ fn bound(interface: &Value, status: &Value) -> Interface {
     let tap = list(&status["taps"]).find(|tap| {
         let served = tap["macAddress"].as_str() == Some(mac.as_str());
         // In other network namespaces there are clones with the same MAC.
-        let is_here = tap["name"].as_str().is_some_and(|name| !name.contains('/'));
+        let is_here = tap["name"]
+            .as_str()
+            .is_some_and(|name| namespace_of(name).is_none());
         named.map_or(served && is_here, |name| tap["name"] == name)
     });
     let is_bound = tap.is_some_and(|tap| tap["macAddress"].as_str() == Some(mac.as_str()));
