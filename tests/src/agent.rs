@@ -5,7 +5,7 @@ use std::{
     io::{BufRead as _, BufReader},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -113,6 +113,26 @@ impl HostFiles {
         let moved = config.replace(&pins(&closed), &pins(&closed.join("pins")));
         fs::write(self.config(), moved)?;
         Ok(closed)
+    }
+
+    /// Runs `imds-agent` with these words and this configuration, which must succeed: what it says. `command` starts the program.
+    pub fn run(&self, command: Command, words: &[&str]) -> Result<String> {
+        let output = self.output(command, words)?;
+        let said = String::from_utf8(output.stderr)?;
+        ensure!(output.status.success(), "{words:?}: {said}");
+        Ok(said)
+    }
+
+    /// The same, which must fail: with which code, and what it says.
+    pub fn refusal(&self, command: Command, words: &[&str]) -> Result<(Option<i32>, String)> {
+        let output = self.output(command, words)?;
+        ensure!(!output.status.success(), "{words:?} works");
+        Ok((output.status.code(), String::from_utf8(output.stderr)?))
+    }
+
+    fn output(&self, mut command: Command, words: &[&str]) -> Result<Output> {
+        command.args(words).arg("--config").arg(self.config());
+        Ok(command.stdin(Stdio::null()).output()?)
     }
 
     /// The configuration file.

@@ -6,7 +6,7 @@ use std::{
     net::TcpStream,
     os::unix::fs::{MetadataExt as _, chown},
     path::Path,
-    process::{Command, Stdio},
+    process::Command,
     sync::Arc,
 };
 
@@ -60,17 +60,35 @@ impl Stage {
         )
     }
 
+    /// The same, started by `command`.
+    fn refusal_by(&self, command: Command) -> Result<String> {
+        let (_, said) = self.files.refusal(command, &["run"])?;
+        Ok(said)
+    }
+
     /// Starts the agent where it has to fail, and returns what it says.
     fn refusal(&self) -> Result<String> {
-        let mut command = self.namespace.command(program()?);
-        let output = command
-            .arg("run")
-            .arg("--config")
-            .arg(self.files.config())
-            .output()?;
-        ensure!(!output.status.success(), "it ran");
-        Ok(String::from_utf8(output.stderr)?)
+        self.refusal_by(self.namespace.command(program()?))
     }
+}
+
+/// What the agent takes to start, as setpriv(1) has the names of capabilities.
+const NEEDED: [&str; 4] = ["bpf", "perfmon", "net_admin", "net_raw"];
+
+/// Starts `imds-agent` as [`USER`] with these ambient capabilities, as a systemd unit does.
+fn as_user(stage: &Stage, capabilities: &[&str]) -> Result<Command> {
+    let granted: String = capabilities.iter().map(|name| format!(",+{name}")).collect();
+    let ambient = granted.trim_start_matches(',');
+    let group = user()?.gid.to_string();
+    let mut command = stage.namespace.command("setpriv");
+    command
+        .args(["--reuid", USER, "--regid", &group, "--clear-groups"])
+        .args(["--bounding-set", &format!("-all{granted}")]);
+    if !ambient.is_empty() {
+        command.args(["--inh-caps", ambient, "--ambient-caps", ambient]);
+    }
+    command.arg(program()?);
+    Ok(command)
 }
 
 /// The guest gets what is its own, and so does one whose tap is new.
@@ -243,7 +261,6 @@ fn root_that_stays_root_keeps_as_little() -> Result<()> {
 
 #[test]
 fn a_user_with_ambient_capabilities_needs_no_root() -> Result<()> {
-    const NEEDED: &str = "+bpf,+perfmon,+net_admin,+net_raw";
     let stage = Stage::new(USER, "")?;
     let user = user()?;
     fs::create_dir(stage.files.pins())?;
@@ -255,19 +272,7 @@ fn a_user_with_ambient_capabilities_needs_no_root() -> Result<()> {
     ] {
         give(path, &user)?;
     }
-    let mut command = stage.namespace.command("setpriv");
-    command.args([
-        "--reuid",
-        USER,
-        "--regid",
-        &user.gid.to_string(),
-        "--clear-groups",
-    ]);
-    command.args(["--inh-caps", NEEDED, "--ambient-caps", NEEDED]);
-    command
-        .args(["--bounding-set", &format!("-all,{NEEDED}")])
-        .arg(program()?);
-    let agent = Agent::start_by(command, &stage.files)?;
+    let agent = Agent::start_by(as_user(&stage, &NEEDED)?, &stage.files)?;
     serves(&stage)?;
     is_reduced(
         &agent,
@@ -279,35 +284,9 @@ fn a_user_with_ambient_capabilities_needs_no_root() -> Result<()> {
 #[test]
 fn every_capability_that_is_asked_for_is_needed_and_named_when_it_is_missing() -> Result<()> {
     let stage = Stage::new(USER, "")?;
-    let user = user()?;
-    for missing in ["bpf", "perfmon", "net_admin", "net_raw"] {
-        let others: Vec<_> = ["bpf", "perfmon", "net_admin", "net_raw"]
-            .into_iter()
-            .filter(|capability| *capability != missing)
-            .map(|capability| format!("+{capability}"))
-            .collect();
-        let mut command = stage.namespace.command("setpriv");
-        command.args([
-            "--reuid",
-            USER,
-            "--regid",
-            &user.gid.to_string(),
-            "--clear-groups",
-        ]);
-        command
-            .args([
-                "--inh-caps",
-                &others.join(","),
-                "--ambient-caps",
-                &others.join(","),
-            ])
-            .arg(program()?);
-        let output = command
-            .arg("run")
-            .arg("--config")
-            .arg(stage.files.config())
-            .output()?;
-        let said = String::from_utf8(output.stderr)?;
+    for missing in NEEDED {
+        let others: Vec<_> = NEEDED.into_iter().filter(|name| *name != missing).collect();
+        let said = stage.refusal_by(as_user(&stage, &others)?)?;
         let expected = format!("imds-agent: CAP_{} is missing: ", missing.to_uppercase());
         assert!(said.starts_with(&expected) && said.lines().count() == 1, "{said}");
     }
@@ -344,20 +323,10 @@ fn only_who_goes_to_other_namespaces_may() -> Result<()> {
     agent.kill()?;
 
     // As a unit starts it. What is the user's already stays so.
-    const NEEDED: &str = "+bpf,+perfmon,+net_admin,+net_raw,+sys_admin";
-    let mut command = stage.namespace.command("setpriv");
-    command.args([
-        "--reuid",
-        USER,
-        "--regid",
-        &user.gid.to_string(),
-        "--clear-groups",
-    ]);
-    command.args(["--inh-caps", NEEDED, "--ambient-caps", NEEDED]);
-    command
-        .args(["--bounding-set", &format!("-all,{NEEDED}")])
-        .arg(program()?);
-    let agent = Agent::start_by(command, &stage.files)?;
+    let agent = Agent::start_by(
+        as_user(&stage, &[&NEEDED[..], &["sys_admin"]].concat())?,
+        &stage.files,
+    )?;
     guest.namespace.enter(is_there)?;
     is_reduced_but_for(&agent, user.uid.as_raw(), capabilities, one)
 }
@@ -457,37 +426,15 @@ fn a_user_that_is_not_there_is_said_in_one_sentence() -> Result<()> {
     let stage = Stage::new("imds-nobody-at-all", "")?;
     let sentence = "imds-agent: there is no user \"imds-nobody-at-all\" (`user` in the configuration): `useradd --system imds-nobody-at-all`\n";
     assert_eq!(stage.refusal()?, sentence);
-    let mut check = Command::new(program()?);
-    let output = check
-        .arg("check")
-        .arg("--config")
-        .arg(stage.files.config())
-        .stdin(Stdio::null())
-        .output()?;
-    assert_eq!(String::from_utf8(output.stderr)?, sentence);
+    let (_, said) = stage.files.refusal(Command::new(program()?), &["check"])?;
+    assert_eq!(said, sentence);
     Ok(())
 }
 
 #[test]
 fn nobody_but_root_changes_its_user() -> Result<()> {
     let stage = Stage::new("root", "")?;
-    let user = user()?;
-    let mut command = stage.namespace.command("setpriv");
-    command
-        .args([
-            "--reuid",
-            USER,
-            "--regid",
-            &user.gid.to_string(),
-            "--clear-groups",
-        ])
-        .arg(program()?);
-    let output = command
-        .arg("run")
-        .arg("--config")
-        .arg(stage.files.config())
-        .output()?;
-    let said = String::from_utf8(output.stderr)?;
+    let said = stage.refusal_by(as_user(&stage, &[])?)?;
     assert!(said.contains("cannot become \"root\""), "{said}");
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! What an operator and a hypervisor do to taps besides the agent: `imds-agent attach`, `imds-agent detach`.
 
-use std::{fs, path::Path, process::Output};
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
@@ -44,25 +44,15 @@ impl Host {
         Agent::start(&program()?, &self.namespace, &self.files)
     }
 
-    fn imds_agent(&self, words: &[&str]) -> Result<Output> {
-        let mut command = self.namespace.command(program()?);
-        command.args(words).arg("--config").arg(self.files.config());
-        Ok(command.output()?)
-    }
-
-    /// Runs a command that must succeed.
-    fn run(&self, words: &[&str]) -> Result<()> {
-        let output = self.imds_agent(words)?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{words:?}: {said}");
-        Ok(())
+    /// Runs a command that must succeed, and returns what it says.
+    fn run(&self, words: &[&str]) -> Result<String> {
+        self.files.run(self.namespace.command(program()?), words)
     }
 
     /// Runs a command that must fail, and returns what it says.
     fn refused(&self, words: &[&str]) -> Result<String> {
-        let output = self.imds_agent(words)?;
-        ensure!(!output.status.success(), "{words:?} works");
-        Ok(String::from_utf8(output.stderr)?)
+        let (_, said) = self.files.refusal(self.namespace.command(program()?), words)?;
+        Ok(said)
     }
 
     fn listing(&self) -> Result<String> {
@@ -120,12 +110,13 @@ fn detach_all_leaves_the_host_as_it_was() -> Result<()> {
     fs::rename(&newer, &older).or_else(|_| fs::create_dir(&older))?;
     let config = fs::read_to_string(host.files.config())?.replace("guest*", "nobody*");
     fs::write(host.files.config(), format!("{config}\nnonsense = true\n"))?;
-    let said = String::from_utf8(host.imds_agent(&["detach", "--all"])?.stderr)?;
+    let said = host.run(&["detach", "--all"])?;
     ensure!(said.contains("nonsense"), "{said}");
     let after = host.listing()?;
     ensure!(after == before, "before:\n{before}\nafter:\n{after}");
     ensure!(host.leaks.falls_through()?);
-    host.run(&["detach", "--all"]).context("again")
+    host.run(&["detach", "--all"]).context("again")?;
+    Ok(())
 }
 
 /// What hangs in clsact beside ours stays, and so does a clsact that was there before.
@@ -186,7 +177,8 @@ fn tap_that_is_attached_early_is_dark_until_it_is_served() -> Result<()> {
     let listing = host.listing()?;
     let is_off = listing.contains("guest ingress: 0 TCX") && !listing.contains("imds_outbound");
     ensure!(is_off, "{listing}");
-    host.run(&["detach", "--all"])
+    host.run(&["detach", "--all"])?;
+    Ok(())
 }
 
 /// Something that is no link is pinned where a tap's link should be.

@@ -461,14 +461,8 @@ fn the_endpoint_is_where_it_is_configured_and_serves_metrics_only() -> Result<()
     }
 
     // Another agent finds the socket in use, and says so.
-    let output = host
-        .namespace
-        .command(&program()?)
-        .args(["run", "--config"])
-        .arg(host.files.config())
-        .output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("is in use"), "{said}");
+    let (_, said) = host.files.refusal(host.namespace.command(program()?), &["run"])?;
+    assert!(said.contains("is in use"), "{said}");
     Scrape::of(&socket)?;
     let Host { agent, files, .. } = host;
     agent.stop()?;
