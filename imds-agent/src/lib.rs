@@ -54,6 +54,7 @@ pub mod observe;
 pub mod privilege;
 pub mod registry;
 pub mod reload;
+pub mod request_rate;
 pub mod service_manager;
 pub mod sources;
 pub mod stack;

@@ -7,7 +7,6 @@ mod answer;
 mod deadlines;
 mod interfaces;
 mod panics;
-mod request_rate;
 mod usage;
 
 use std::{
@@ -24,7 +23,7 @@ use std::{
 use imds_ebpf::abi::{NamespaceNumber, TapIndex};
 use tokio::sync::oneshot;
 
-pub use self::{answer::Facts, request_rate::RequestsLeft, usage::Usage};
+pub use self::{answer::Facts, usage::Usage};
 use self::{interfaces::Interfaces, panics::TooOften};
 use crate::{
     datapath::{Alarm, Injector, PacketSocket, PuntRing},

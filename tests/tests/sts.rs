@@ -6,7 +6,7 @@ use std::{
     net::TcpStream,
     os::unix::fs::PermissionsExt as _,
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -17,6 +17,7 @@ use imds_tests::{
     moto,
     netns::Namespace,
     records::{self, ACCOUNT},
+    scrape::Scrape,
 };
 use serde_json::{Value, json};
 
@@ -334,14 +335,74 @@ fn who_takes_all_connections_takes_nobody_elses() -> Result<()> {
         is_turned_away(last),
         "one guest has as many connections as it likes"
     );
-    let answer = host.namespace.enter(|| -> Result<String> {
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    })?;
+    let answer = host.namespace.enter(unsigned)?;
     assert!(answer.contains("MissingAuthenticationToken"), "{answer}");
+    Ok(())
+}
+
+/// The answer to a request that nobody has signed.
+fn unsigned() -> Result<String> {
+    exchange("Connection: close\r\n", 1)
+}
+
+/// What is answered to so many unsigned requests with this header on one connection, until the service ends it.
+fn exchange(header: &str, requests: usize) -> Result<String> {
+    let mut stream = TcpStream::connect("10.0.0.1:8980")?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let request = format!("GET /?Action=GetCallerIdentity HTTP/1.1\r\nHost: x\r\n{header}\r\n");
+    stream.write_all(request.repeat(requests).as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+#[test]
+fn who_asks_too_often_is_told_so_and_nobody_else_is() -> Result<()> {
+    const REQUESTS: usize = 100;
+    let (host, guest) = host_with(&format!("{CONFIG}requests_per_second = 2"))?;
+    let begin = Instant::now();
+    let answers = (0..REQUESTS).map(|_| guest.namespace.enter(unsigned));
+    let answers: Vec<_> = answers.collect::<Result<_>>()?;
+    let is_throttled =
+        |answer: &&String| answer.starts_with("HTTP/1.1 400 ") && answer.contains("<Code>Throttling</Code>");
+    let throttled = answers.iter().filter(is_throttled).count();
+    let answered = answers
+        .iter()
+        .filter(|answer| answer.contains("MissingAuthenticationToken"));
+    let answered = answered.count();
+    ensure!(answered + throttled == REQUESTS, "{answers:#?}");
+    // A burst of four seconds' worth, and what became due meanwhile.
+    let due = begin.elapsed().as_secs_f64().ceil() * 2.0;
+    ensure!(
+        answered >= 8 && answered as f64 <= 8.0 + due,
+        "{answered} of {REQUESTS}"
+    );
+
+    // To be refused again costs another connection.
+    let answer = guest.namespace.enter(|| exchange("", 16))?;
+    ensure!(answer.matches("<Code>Throttling</Code>").count() == 1, "{answer}");
+
+    let answer = host.namespace.enter(unsigned)?;
+    ensure!(answer.contains("MissingAuthenticationToken"), "{answer}");
+    // What an SDK does of itself is enough to be answered in the end.
+    let identity = python(
+        &guest,
+        "import boto3\nprint(boto3.client('sts').get_caller_identity()['Arn'])",
+    )?;
+    assert_eq!(identity.trim(), session_arn());
+
+    let scrape = Scrape::of(&host.files.metrics())?;
+    let told = scrape.value("imds_sts_throttled_total", &[]).unwrap_or_default();
+    ensure!(told >= throttled as f64, "{told} of {throttled}");
+    let in_trail = || {
+        let trail = fs::read_to_string(host.files.audit())?;
+        Ok(trail
+            .lines()
+            .filter(|line| line.contains("\"sourceIPAddress\":\"10.0.0."))
+            .count())
+    };
+    // Those that were answered, of whomever.
+    client::wait_for("the audit trail", in_trail, |events| *events >= answered + 2)?;
+    ensure!(in_trail()? < answered + 10, "{} for {answered}", in_trail()?);
     Ok(())
 }

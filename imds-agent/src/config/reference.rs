@@ -113,6 +113,7 @@ const FIELDS: &[Field] = &[
     field("sts_endpoint.certificate_file", PathOrEmpty, "\"/c\"", "The certificate that HTTPS shows, in PEM; empty makes one."),
     field("sts_endpoint.private_key_file", PathOrEmpty, "\"/k\"", "Its private key; both or neither are given."),
     field("sts_endpoint.certificate_names", TEXTS, "[\"n\"]", "Names in the certificate that the agent makes."),
+    field("sts_endpoint.requests_per_second", Integer(0, 1_000_000), "0", "Requests of one address (one IPv6 /64) that are answered in a second, after a burst of four seconds' worth; the rest is told `Throttling`; 0 sets no limit."),
     field("metrics.socket", PathOrEmpty, "\"/m\"", "A Unix socket that serves metrics; empty for none."),
     field("metrics.addresses", ADDRESSES, "[\"[::1]:1\"]", "Addresses that serve metrics, to whoever can reach them."),
     field("metrics.per_tap", Boolean, "true", "Whether each tap's frames, and what it has left of its limits, are told too: up to 23 series a tap."),

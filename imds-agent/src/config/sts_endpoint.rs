@@ -7,10 +7,13 @@ use std::{
 
 use serde::Deserialize;
 
-use super::path_or_nothing;
+use super::{path_or_nothing, within};
 use crate::sts::{self, tls::Certificate};
 
-#[derive(Clone, PartialEq, Eq, Default, Debug, Deserialize)]
+/// What relying parties, which verify what many guests have signed, ask for at their busiest.
+const REQUESTS_PER_SECOND: u64 = 100;
+
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct StsEndpoint {
     http: Vec<SocketAddr>,
@@ -20,6 +23,21 @@ pub(super) struct StsEndpoint {
     #[serde(deserialize_with = "path_or_nothing")]
     private_key_file: PathBuf,
     certificate_names: Vec<String>,
+    #[serde(deserialize_with = "within::<_, 0, 1000000>")]
+    requests_per_second: u64,
+}
+
+impl Default for StsEndpoint {
+    fn default() -> Self {
+        Self {
+            http: Vec::new(),
+            https: Vec::new(),
+            certificate_file: PathBuf::new(),
+            private_key_file: PathBuf::new(),
+            certificate_names: Vec::new(),
+            requests_per_second: REQUESTS_PER_SECOND,
+        }
+    }
 }
 
 impl StsEndpoint {
@@ -50,6 +68,7 @@ impl StsEndpoint {
             http: self.http.clone(),
             https: self.https.clone(),
             certificate,
+            requests_per_second: u32::try_from(self.requests_per_second).unwrap_or(u32::MAX),
         })
     }
 

@@ -1,6 +1,12 @@
 //! Where the security token service is to be reached: HTTP and HTTPS at configured addresses.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -18,8 +24,8 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
+    peers::Peers,
     query::{Service, Told},
-    seats::Seats,
     sigv4::Received,
     tls::{Certificate, TlsError},
     xml,
@@ -47,6 +53,8 @@ pub struct Settings {
     pub https: Vec<SocketAddr>,
     /// What HTTPS shows.
     pub certificate: Certificate,
+    /// Requests of one peer that are answered in a second. Zero sets no limit.
+    pub requests_per_second: u32,
 }
 
 /// Why there is no endpoint.
@@ -77,8 +85,8 @@ pub struct Exchange<'a> {
     pub peer: SocketAddr,
     /// What it says it is.
     pub user_agent: Option<&'a str>,
-    /// What came of it.
-    pub told: &'a Told,
+    /// What came of it; nothing where its sender asks too often.
+    pub told: Option<&'a Told>,
 }
 
 /// Is told of every exchange.
@@ -95,7 +103,8 @@ struct Shared {
     registry: Arc<registry::Published>,
     watch: Watch,
     connections: Arc<Semaphore>,
-    seats: Arc<Seats>,
+    peers: Arc<Peers>,
+    began: Instant,
 }
 
 impl Endpoint {
@@ -123,7 +132,8 @@ impl Endpoint {
                 registry,
                 watch,
                 connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
-                seats: Arc::default(),
+                peers: Arc::new(Peers::new(settings.requests_per_second)),
+                began: Instant::now(),
             }),
         })
     }
@@ -155,7 +165,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Sha
         };
         let (stream, peer) = accepting.next(|| listener.accept()).await;
         while connections.try_join_next().is_some() {}
-        let Some(seat) = shared.seats.take(peer.ip()) else {
+        let Some(seat) = shared.peers.seat(peer.ip()) else {
             log::debug!("security token service: {peer} has too many connections");
             continue;
         };
@@ -201,6 +211,24 @@ async fn respond(request: Request<Incoming>, peer: SocketAddr, shared: &Shared) 
         let body = xml::error(true, code, message, &request_id);
         response(status, body.as_bytes(), &request_id)
     };
+    let user_agent = head.headers.get(header::USER_AGENT);
+    let watch = |told| {
+        (shared.watch)(&Exchange {
+            request_id: &request_id,
+            at,
+            peer,
+            user_agent: user_agent.and_then(|value| value.to_str().ok()),
+            told,
+        });
+    };
+    if !shared.peers.may_ask(peer.ip(), shared.began.elapsed()) {
+        watch(None);
+        let mut response = refuse(400, "Throttling", "Rate exceeded");
+        // To be refused again costs another connection.
+        let close = header::HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+        return response;
+    }
     if head.uri.path() != "/" {
         return refuse(404, "InvalidAction", "There is nothing but / here.");
     }
@@ -218,14 +246,7 @@ async fn respond(request: Request<Incoming>, peer: SocketAddr, shared: &Shared) 
     let told = shared
         .service
         .respond(&received, &shared.registry.load(), at, &request_id);
-    let user_agent = head.headers.get(header::USER_AGENT);
-    (shared.watch)(&Exchange {
-        request_id: &request_id,
-        at,
-        peer,
-        user_agent: user_agent.and_then(|value| value.to_str().ok()),
-        told: &told,
-    });
+    watch(Some(&told));
     response(told.status, told.body.as_bytes(), &request_id)
 }
 

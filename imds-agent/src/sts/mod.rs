@@ -4,8 +4,8 @@
 //! holds the key, for sets that any other minted.
 
 pub mod listener;
+mod peers;
 pub mod query;
-mod seats;
 pub mod sigv4;
 pub mod tls;
 pub mod xml;

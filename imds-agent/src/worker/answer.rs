@@ -4,7 +4,6 @@ use std::{sync::Arc, time::Duration};
 
 use imds_ebpf::abi::{MacAddr, TapIndex};
 
-use super::request_rate::RequestBuckets;
 use crate::{
     credentials::{self, Asked, RoleState},
     http::{Request, Response, Service, Status},
@@ -12,6 +11,7 @@ use crate::{
     now::Now,
     observe::{Audit, Guests, Panics, Requests, Trace, Unsent, WorkerHealth, audit, trace},
     registry::{self, InstanceId},
+    request_rate::RequestBuckets,
 };
 
 /// What workers read and others publish, and where they count. Nothing in here is waited for.
@@ -70,7 +70,7 @@ pub struct Origin<'a> {
 pub struct Answer<'a> {
     facts: &'a Facts,
     imds: &'a mut Imds,
-    buckets: &'a mut RequestBuckets,
+    buckets: &'a mut RequestBuckets<TapIndex>,
     origin: Origin<'a>,
     unsent: Option<(&'a mut Unsent, Option<Duration>)>,
 }
@@ -80,7 +80,7 @@ impl<'a> Answer<'a> {
     pub fn new(
         facts: &'a Facts,
         imds: &'a mut Imds,
-        buckets: &'a mut RequestBuckets,
+        buckets: &'a mut RequestBuckets<TapIndex>,
         origin: Origin<'a>,
     ) -> Self {
         Self {
@@ -216,7 +216,7 @@ mod tests {
         status_within(&mut RequestBuckets::new(0), owner)
     }
 
-    fn status_within(buckets: &mut RequestBuckets, owner: Option<&str>) -> String {
+    fn status_within(buckets: &mut RequestBuckets<TapIndex>, owner: Option<&str>) -> String {
         let record = serde_json::json!({
             "InstanceId": "i-new",
             "NetworkInterfaces": [{ "MacAddress": MAC.to_string(), "Tap": "tap1" }],

@@ -10,7 +10,6 @@ use super::{
     answer::{Answer, Facts, Origin},
     deadlines::Deadlines,
     panics::{Convalescent, survive},
-    request_rate::RequestBuckets,
     usage::Usage,
 };
 use crate::{
@@ -22,6 +21,7 @@ use crate::{
         worker_health::{Counted, Report},
     },
     registry::InstanceId,
+    request_rate::RequestBuckets,
     stack::{Spares, Stack, Transmit},
 };
 
@@ -36,7 +36,7 @@ pub struct Interfaces {
     facts: Facts,
     imds: Imds,
     injector: Injector,
-    buckets: RequestBuckets,
+    buckets: RequestBuckets<TapIndex>,
     spares: Spares,
     /// Only of taps with connections: an idle instance has nothing here.
     stacks: FxHashMap<TapIndex, InterfaceStack>,

@@ -5,10 +5,7 @@ use std::{sync::Arc, time::Duration};
 use imds_ebpf::abi::{MacAddr, TapIndex};
 use rand::{SeedableRng as _, rngs::StdRng};
 
-use super::{
-    answer::{Answer, Facts, Origin},
-    request_rate::RequestBuckets,
-};
+use super::answer::{Answer, Facts, Origin};
 use crate::{
     http::Connection,
     imds::{
@@ -18,6 +15,7 @@ use crate::{
     now::Now,
     observe::{Unsent, latency::Observed, trace::Told},
     registry::InstanceId,
+    request_rate::RequestBuckets,
 };
 
 const MAC: MacAddr = MacAddr([6, 0, 0, 0, 0, 1]);

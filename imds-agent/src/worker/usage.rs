@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::RequestsLeft;
+use crate::request_rate::RequestsLeft;
 
 /// How long workers may take to answer: one with a full ring looks at its inbox after a thousand frames, some ten
 /// milliseconds.

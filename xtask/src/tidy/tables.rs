@@ -22,7 +22,7 @@ pub const ROOMS: &[(&str, &str)] = &[
     ),
     (
         "worker",
-        "observe privilege datapath stack http imds registry credentials now",
+        "observe privilege datapath stack http imds registry request_rate credentials now",
     ),
     (
         "observe",
@@ -39,9 +39,10 @@ pub const ROOMS: &[(&str, &str)] = &[
     ("registry", ""),
     ("sources", "registry"),
     ("reload", "config control"),
+    ("request_rate", ""),
     ("credentials", "glob keys registry now"),
     ("service_manager", ""),
-    ("sts", "accepting keys registry credentials"),
+    ("sts", "accepting keys registry credentials request_rate"),
     ("glob", ""),
     ("keys", ""),
     ("now", ""),

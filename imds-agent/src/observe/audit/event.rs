@@ -131,7 +131,7 @@ pub fn handover(handover: &Handover<'_>) -> Event {
 
 /// Somebody asked the security token service. Nothing if it is not even known for what.
 pub fn exchange(exchange: &Exchange<'_>) -> Option<Event> {
-    let told = exchange.told;
+    let told = exchange.told?;
     let action = told.action?;
     let caller = told.caller.as_ref();
     let account = caller.map(|caller| caller.account.as_str());

@@ -186,6 +186,8 @@ families! {
         "Answers of the sources of role credentials.";
     STS_EXCHANGES: Counter "imds_sts_exchanges" ["action" "status"] max 30,
         "Requests to the security token service that the agent is, which were read whole. action other is one that it has not.";
+    STS_THROTTLED: Counter "imds_sts_throttled" max 1,
+        "Requests to that service that were refused because one peer sent too many.";
     AUDIT_WRITTEN: Counter "imds_audit_events_written" max 1,
         "Events in the audit trail.";
     AUDIT_LOST: Counter "imds_audit_events_lost" max 1,

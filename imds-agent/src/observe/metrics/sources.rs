@@ -387,7 +387,8 @@ pub struct Exchanges(pub Arc<StsExchanges>);
 
 impl Source for Exchanges {
     fn put(&self, samples: &mut Samples<'_>) -> fmt::Result {
-        samples.many(f::STS_EXCHANGES, self.0.counted())
+        samples.many(f::STS_EXCHANGES, self.0.counted())?;
+        samples.one(f::STS_THROTTLED, self.0.throttled())
     }
 }
 

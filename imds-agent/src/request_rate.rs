@@ -1,13 +1,13 @@
-//! How many requests of an interface are answered: a token bucket per tap, above the classifier's one for packets.
+//! How many requests of a sender are answered: a token bucket for each, above the classifier's one for packets.
 //!
 //! The classifier's rate holds whoever makes a connection for every request, but one frame of a connection that is kept
 //! alive may hold eighty requests. What is over this rate is refused with a status, and the connection closed, so that
-//! to be refused again costs a guest the packets of another connection.
+//! to be refused again costs its sender the packets of another connection.
 //!
 //! A bucket is one number, the time at which it is full again, as in the classifier (`imds_ebpf::bucket`). A full bucket
-//! need not be remembered, so an interface without requests has nothing here, whatever becomes of its stack.
+//! need not be remembered, so a sender without requests has nothing here.
 
-use std::time::Duration;
+use std::{hash::Hash, time::Duration};
 
 use imds_ebpf::abi::TapIndex;
 use rustc_hash::FxHashMap;
@@ -20,13 +20,13 @@ const BURST: Duration = Duration::from_secs(4);
 /// Buckets that are kept without looking for full ones.
 const UNSWEPT_MAX: usize = 64;
 
-/// The buckets of one worker's taps.
+/// The buckets of senders, whatever tells them apart.
 #[derive(Debug)]
-pub struct RequestBuckets {
-    /// After which a tap may have another request answered; nothing sets no limit.
+pub struct RequestBuckets<S> {
+    /// After which a sender may have another request answered; nothing sets no limit.
     interval: Option<Duration>,
     /// When each bucket is full again. An absent one is full.
-    full_at: FxHashMap<TapIndex, Duration>,
+    full_at: FxHashMap<S, Duration>,
     /// With this many buckets the full ones are forgotten.
     sweep_at: usize,
 }
@@ -40,7 +40,7 @@ pub struct RequestsLeft {
     pub taps: FxHashMap<TapIndex, u64>,
 }
 
-impl RequestBuckets {
+impl<S: Copy + Eq + Hash> RequestBuckets<S> {
     /// Full buckets of this rate. Zero sets no limit.
     pub fn new(requests_per_second: u32) -> Self {
         Self {
@@ -50,18 +50,18 @@ impl RequestBuckets {
         }
     }
 
-    /// Takes a request's token, if the tap has one left at `now` (of the monotonic clock). A request that is over the rate
+    /// Takes a request's token, if its sender has one left at `now` (of the monotonic clock). A request that is over the rate
     /// takes nothing, and so costs its sender nothing later.
-    pub fn take(&mut self, now: Duration, tap: TapIndex) -> bool {
+    pub fn take(&mut self, now: Duration, sender: S) -> bool {
         let Some(interval) = self.interval else {
             return true;
         };
-        let full_at = self.full_at.get(&tap).copied().unwrap_or_default();
+        let full_at = self.full_at.get(&sender).copied().unwrap_or_default();
         let after = full_at.max(now).saturating_add(interval);
         if after.saturating_sub(now) > BURST {
             return false;
         }
-        self.full_at.insert(tap, after);
+        self.full_at.insert(sender, after);
         if self.full_at.len() >= self.sweep_at {
             self.full_at.retain(|_, full_at| *full_at > now);
             self.sweep_at = UNSWEPT_MAX.max(self.full_at.len().saturating_mul(2));
@@ -69,6 +69,13 @@ impl RequestBuckets {
         true
     }
 
+    /// Fills the bucket of a sender that is somebody else now.
+    pub fn forget(&mut self, sender: S) {
+        self.full_at.remove(&sender);
+    }
+}
+
+impl RequestBuckets<TapIndex> {
     /// What is left at `now`, or nothing if there is no limit.
     pub fn left(&self, now: Duration) -> Option<RequestsLeft> {
         let tokens =
@@ -83,11 +90,6 @@ impl RequestBuckets {
             taps: taps.collect::<Option<_>>()?,
         })
     }
-
-    /// Fills the bucket of a tap that is somebody else's now.
-    pub fn forget(&mut self, tap: TapIndex) {
-        self.full_at.remove(&tap);
-    }
 }
 
 #[cfg(test)]
@@ -101,7 +103,7 @@ mod tests {
     }
 
     /// How many of `count` requests at once are answered.
-    fn answered(buckets: &mut RequestBuckets, now: Duration, count: usize) -> usize {
+    fn answered(buckets: &mut RequestBuckets<TapIndex>, now: Duration, count: usize) -> usize {
         (0..count).filter(|_| buckets.take(now, TAP)).count()
     }
 
@@ -128,7 +130,7 @@ mod tests {
         assert_eq!(answered(&mut buckets, milliseconds(1), 100), 24);
         assert_eq!(buckets.left(milliseconds(1)).unwrap().taps[&TAP], 0);
         assert!(buckets.left(milliseconds(5000)).unwrap().taps.is_empty());
-        assert_eq!(RequestBuckets::new(0).left(milliseconds(0)), None);
+        assert_eq!(RequestBuckets::<TapIndex>::new(0).left(milliseconds(0)), None);
     }
 
     #[test]
