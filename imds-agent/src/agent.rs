@@ -385,6 +385,7 @@ impl Agent {
         match command {
             control::Command::Describe(answer) => drop(answer.send(self.describe())),
             control::Command::DescribeRefused(answer) => drop(answer.send(self.describe_refused())),
+            control::Command::DescribeNamespaces(answer) => drop(answer.send(self.elsewhere.describe())),
             control::Command::Measure(taps, answer) => self.measure(taps, answer),
             control::Command::Reload(answer) => drop(answer.send(self.reload("the control socket"))),
         }

@@ -23,6 +23,7 @@ use super::Agent;
 use crate::{
     bindings::Change,
     config::NetworkNamespaces,
+    control::NamespaceState,
     datapath::{
         Classifier, LinkEvent, LinkWatch, MountWatch, Namespace, PacketSocket,
         link_watch::LinkWatchError,
@@ -115,6 +116,38 @@ impl Elsewhere {
         let is_blind = |watched: &Watched| watched.open.values().any(|open| open.watching.is_none());
         let watched = self.0.as_ref();
         watched.is_some_and(|watched| !watched.refused.is_empty() || is_blind(watched))
+    }
+
+    /// How they are, by name: those that the agent has hold of, and those that it cannot get hold of.
+    pub fn describe(&self) -> Vec<NamespaceState> {
+        let state = |sighting: &Sighting, refused: Option<&str>| NamespaceState {
+            name: sighting.name.clone(),
+            refused: refused.map(str::to_owned),
+        };
+        let mut states: Vec<_> = self
+            .0
+            .iter()
+            .flat_map(|watched| {
+                let open = watched.open.values().map(move |open| {
+                    let why = open
+                        .watching
+                        .is_none()
+                        .then_some("it cannot be watched: its taps are as they were");
+                    state(open.namespace.sighting(), why)
+                });
+                let refused = watched.refused.iter();
+                open.chain(refused.map(move |(sighting, why)| state(sighting, Some(why))))
+            })
+            .collect();
+        states.sort_by(|one, other| one.name.cmp(&other.name));
+        states
+    }
+
+    /// How many are served, and how many cannot be.
+    pub fn count(&self) -> [usize; 2] {
+        let states = self.describe();
+        let refused = states.iter().filter(|state| state.refused.is_some()).count();
+        [states.len() - refused, refused]
     }
 
     /// What a namespace is called, if the agent has hold of it.

@@ -80,6 +80,7 @@ impl Agent {
             attached: self.classifier.attached().count(),
             bound: bound.len(),
             refused: self.refused.len(),
+            namespaces: self.elsewhere.count(),
             frames: self.frames.sum().clone(),
             scarcest: Scarcest::default(),
             taps: BTreeMap::new(),

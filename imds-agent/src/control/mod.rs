@@ -59,6 +59,8 @@ pub enum Command {
     Describe(oneshot::Sender<Vec<TapState>>),
     /// The same of those on which the kernel refused something.
     DescribeRefused(oneshot::Sender<Vec<TapState>>),
+    /// Say how the other network namespaces are.
+    DescribeNamespaces(oneshot::Sender<Vec<NamespaceState>>),
     /// Say what became of the frames of these taps, or of all, and what they have left of their limits. Those that are not
     /// there are left out.
     Measure(Option<Vec<TapIndex>>, oneshot::Sender<Vec<TapMeasures>>),
@@ -91,6 +93,15 @@ impl TapState {
             None => self.index.namespace() == NamespaceNumber::OWN && self.mac == Some(interface.mac_address),
         }
     }
+}
+
+/// One network namespace besides the agent's own, as the agent has it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NamespaceState {
+    /// The name of its file.
+    pub name: String,
+    /// Why its taps are not served, or not all of them.
+    pub refused: Option<String>,
 }
 
 /// Frames of one tap since the classifier was attached to it, and what it has left of its limits.

@@ -61,6 +61,14 @@ pub(super) async fn status(State(control): State<Arc<Control>>, _: Asked) -> Ans
         .iter()
         .filter_map(|tap| Some(json!({ "tap": tap.name, "message": tap.refused.as_ref()? })))
         .collect();
+    let namespaces = control.ask(Command::DescribeNamespaces).await?;
+    let namespaces = namespaces.iter().map(|namespace| {
+        let mut value = json!({ "name": namespace.name, "served": namespace.refused.is_none() });
+        if let Some(reason) = &namespace.refused {
+            value["reason"] = reason.as_str().into();
+        }
+        value
+    });
     let described = taps.iter().map(|tap| {
         let measures = measures.get(&tap.index).copied();
         control.describe(tap, measures, &snapshot)
@@ -72,6 +80,7 @@ pub(super) async fn status(State(control): State<Arc<Control>>, _: Asked) -> Ans
         "registryRevision": snapshot.revision,
         "instances": snapshot.instances.len(),
         "taps": described.collect::<Vec<_>>(),
+        "networkNamespaces": namespaces.collect::<Vec<_>>(),
         "problems": problems,
         "credentials": control.credentials(&snapshot),
         "undeliveredTokens": control.undelivered(&snapshot),

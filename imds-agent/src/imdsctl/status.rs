@@ -19,7 +19,9 @@ pub fn status(client: &Client, is_json: bool) -> Result<Verdict> {
         .filter(|problem| problem["severity"] == "error")
         .count();
     let refused = list("refusedKernelOperations").len();
-    let is_well = status["ready"] == true && errors + refused == 0;
+    let mut namespaces = list("networkNamespaces");
+    namespaces.retain(|namespace| namespace["served"] == false);
+    let is_well = status["ready"] == true && errors + refused + namespaces.len() == 0;
     let verdict = if is_well { Verdict::Yes } else { Verdict::No };
     if is_json {
         print::json(&status);
@@ -59,6 +61,11 @@ pub fn status(client: &Client, is_json: bool) -> Result<Verdict> {
         ]);
     }
     section(&taps);
+    let mut unserved = Table::new(&["NETWORK NAMESPACE", "WHY IT IS NOT SERVED"]);
+    for namespace in namespaces {
+        unserved.row(["name", "reason"].map(|field| text(&namespace, field)).into());
+    }
+    section(&unserved);
     let mut roles = Table::new(&[
         "ROLE",
         "READY",

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use imds_ebpf::abi::Reason;
 use imds_tests::{
     client::{text, token, wait_for},
+    control::imdsctl,
     host::ADDRESS,
     kernel_guest::KernelGuest,
     netns::Namespace,
@@ -18,6 +19,7 @@ use imds_tests::{
     scrape::Scrape,
     tap::Tap,
 };
+use serde_json::{Value, json};
 
 use self::host::{Host, INDEX, Machine, told};
 
@@ -177,6 +179,27 @@ fn what_is_no_network_namespace_costs_nobody_anything() -> Result<()> {
     agent.logged("network namespace another-kind: not served: it cannot be entered")?;
     agent.logged("tap fc-1/tap0: bound to")?;
     ensure!(machine.instance_id(&machine.token()?)? == "i-1");
+    let status = told(&host.files, "GET", "/v1/status")?;
+    let [refused, served] = [0, 1].map(|number| &status["networkNamespaces"][number]);
+    let why = refused["reason"].as_str().unwrap_or_default();
+    ensure!(
+        refused["name"] == "another-kind" && why.contains("it cannot be entered"),
+        "{status:#}"
+    );
+    ensure!(*served == json!({"name": "fc-1", "served": true}), "{status:#}");
+    ensure!(status["networkNamespaces"][2] == Value::Null, "{status:#}");
+    let output = imdsctl(&host.files)?.arg("status").output()?;
+    let shown = String::from_utf8(output.stdout)?;
+    let shows = |name: &str| shown.lines().any(|line| line.starts_with(name));
+    ensure!(
+        output.status.code() == Some(3) && shows("another-kind ") && !shows("fc-1 "),
+        "{shown}"
+    );
+    let scrape = Scrape::of(&host.files.metrics())?;
+    for state in ["served", "refused"] {
+        let told = scrape.value("imds_network_namespaces", &[("state", state)]);
+        ensure!(told == Some(1.0), "{state}: {told:?}");
+    }
     let told = ["a-file", "a-link", "fc-2"].map(|name| format!("network namespace {name}:"));
     let told = |line: &String| told.iter().any(|told| line.contains(told));
     ensure!(!agent.log.iter().any(told), "{:#?}", agent.log);

@@ -146,6 +146,8 @@ families! {
         "Taps that are an instance's. On the others the address is dark.";
     TAPS_REFUSED: Gauge "imds_taps_refused" max 1,
         "Taps on which the kernel refused something that is tried again.";
+    NAMESPACES: Gauge "imds_network_namespaces" ["state"] max 2,
+        "Network namespaces besides the agent's own that are selected: served, or refused, which is tried again.";
 
     WORKERS: Gauge "imds_workers" max 1,
         "Datapath threads.";

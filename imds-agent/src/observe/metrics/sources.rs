@@ -114,6 +114,8 @@ pub struct Told {
     pub bound: usize,
     /// Taps on which the kernel refused something.
     pub refused: usize,
+    /// Of the other network namespaces, those that are served and those that cannot be.
+    pub namespaces: [usize; 2],
     /// The frames of all taps since the agent started.
     pub frames: Counters,
     /// What is left of their limits to taps that are somebody's.
@@ -214,6 +216,8 @@ impl Source for Host {
         samples.one(f::TAPS_ATTACHED, told.attached)?;
         samples.one(f::TAPS_BOUND, told.bound)?;
         samples.one(f::TAPS_REFUSED, told.refused)?;
+        let [served, refused] = told.namespaces;
+        samples.many(f::NAMESPACES, [(["served"], served), (["refused"], refused)])?;
         told.limits.put(samples)?;
         samples.one(f::LAST_LOAD, told.loaded.as_duration().as_secs_f64())
     }
