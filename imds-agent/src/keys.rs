@@ -123,7 +123,8 @@ impl<const ID_BYTES: usize> Key<ID_BYTES> {
         paths.iter().map(|path| Self::load(path, purpose)).collect()
     }
 
-    fn load(path: &Path, purpose: Purpose) -> Result<Self, KeyError> {
+    /// The key in `path`.
+    pub fn load(path: &Path, purpose: Purpose) -> Result<Self, KeyError> {
         let display = || path.display().to_string();
         let io_error = |source| KeyError::Io {
             path: display(),
@@ -154,7 +155,8 @@ impl<const ID_BYTES: usize> Key<ID_BYTES> {
         parts.next().is_none().then_some(Self { id, secret })
     }
 
-    fn create(path: &Path, purpose: Purpose) -> io::Result<()> {
+    /// Makes a random key and keeps it in `path`. A file that is there stays.
+    pub fn create(path: &Path, purpose: Purpose) -> io::Result<()> {
         let mut key = Self::new([0; ID_BYTES], [0; SECRET_BYTES]);
         getrandom::fill(&mut key.id)?;
         getrandom::fill(key.secret.as_mut_slice())?;

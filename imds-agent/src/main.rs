@@ -3,12 +3,12 @@
 use std::{
     io::{self, Write as _},
     panic::{self, PanicHookInfo},
-    path::{Path, PathBuf},
+    path::{Path, PathBuf, absolute},
     process::ExitCode,
     thread,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use imds_agent::{
     agent, allocator,
@@ -20,6 +20,7 @@ use imds_agent::{
     },
     exit_code,
     imdsctl::generate,
+    keys::{IssuerKey, Purpose},
     privilege::{self, PrivilegeError, capabilities},
     registry::{Directory, Problem, problem::Severity, record::Kind},
     reload, service_manager, unix_socket,
@@ -44,6 +45,14 @@ enum Command {
     Check,
     #[command(flatten)]
     OnTaps(OnTaps),
+    /// Make a key for the embedded issuer, in a file of its own
+    ///
+    /// It goes to every host of a cloud before it mints on any of them.
+    IssuerKey {
+        /// The file, which is not there yet
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
     /// Write completions and man pages into a directory, for packages
     #[command(hide = true)]
     Generate {
@@ -87,9 +96,17 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
-    if let Command::Generate { directory } = command {
-        generate::write(Arguments::command(), &directory)?;
-        return Ok(ExitCode::SUCCESS);
+    // What needs no configuration.
+    match &command {
+        Command::Generate { directory } => {
+            generate::write(Arguments::command(), directory)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::IssuerKey { file } => {
+            make_issuer_key(file).with_context(|| format!("cannot make {}", file.display()))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Run | Command::Check | Command::OnTaps(_) => {}
     }
     let given = match (&command, read(file)) {
         // What is to be made safe or taken away is so with a file that says something wrong, too.
@@ -152,8 +169,14 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         // Done before the configuration was read.
-        Command::Generate { .. } => Ok(ExitCode::SUCCESS),
+        Command::Generate { .. } | Command::IssuerKey { .. } => Ok(ExitCode::SUCCESS),
     }
+}
+
+fn make_issuer_key(file: &Path) -> Result<()> {
+    let file = absolute(file)?;
+    ensure!(!file.try_exists()?, "there is something already");
+    Ok(IssuerKey::create(&file, Purpose::Issuer)?)
 }
 
 /// What is done to taps besides the agent.

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     process::Command,
     time::{Duration, Instant},
 };
@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use imds_tests::{
     client,
-    host::{Host, INSTANCE_ID},
+    host::{Host, INSTANCE_ID, program},
     kernel_guest::KernelGuest,
     moto,
     netns::Namespace,
@@ -268,9 +268,18 @@ fn issuer_keys_are_rotated_while_the_agent_runs_and_no_set_is_refused() -> Resul
     let old = set()?;
     assert_eq!(says(&old)?, session_arn());
 
-    // As docs/credentials.md says, on a cloud of one host: the agent makes the new key.
+    // As docs/credentials.md says, on a cloud of one host.
     fs::create_dir(&accepted)?;
-    fs::rename(keys.join("issuer"), accepted.join("old"))?;
+    let next = accepted.join("next");
+    let mut make = Command::new(program()?);
+    let made = make.arg("issuer-key").arg(&next).status()?;
+    ensure!(made.success() && !make.status()?.success(), "a key is made once");
+    let owner = keys.join("issuer").metadata()?;
+    chown(&next, Some(owner.uid()), Some(owner.gid()))?;
+    fs::rename(keys.join("issuer"), accepted.join("previous"))?;
+    host.agent.wait_for_log("issuer keys stay as they were")?;
+    assert_eq!(says(&old)?, session_arn(), "nothing is made in between");
+    fs::rename(&next, keys.join("issuer"))?;
     host.agent.wait_for_log("issuer keys:")?;
     assert_eq!(says(&old)?, session_arn(), "its key is still accepted");
     let mut role = records::role();
@@ -279,7 +288,7 @@ fn issuer_keys_are_rotated_while_the_agent_runs_and_no_set_is_refused() -> Resul
     let (new, _) = client::wait_for("a new set", set, |new| *new != old)?;
     assert_eq!(says(&new)?, session_arn());
 
-    fs::remove_file(accepted.join("old"))?;
+    fs::remove_file(accepted.join("previous"))?;
     host.agent.wait_for_log("issuer keys:")?;
     assert_eq!(says(&old)?, "InvalidClientTokenId");
     assert_eq!(says(&new)?, session_arn());

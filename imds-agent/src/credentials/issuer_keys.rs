@@ -31,8 +31,15 @@ pub struct IssuerKeys {
 impl IssuerKeys {
     /// Reads the files under `directory`. The key that mints is made if there is none.
     pub fn load_or_create(directory: &Path) -> Result<Self, KeyError> {
+        IssuerKey::load_or_create(&directory.join("issuer"), Purpose::Issuer)?;
+        Self::load(directory)
+    }
+
+    /// The same, and there has to be one: who is about to put another key there may look away for a moment, and what were made
+    /// then no other host would know.
+    fn load(directory: &Path) -> Result<Self, KeyError> {
         Ok(Self {
-            newest: Key::load_or_create(&directory.join("issuer"), Purpose::Issuer)?,
+            newest: IssuerKey::load(&directory.join("issuer"), Purpose::Issuer)?,
             accepted: Key::load_all(&directory.join("issuer-accepted"), Purpose::Issuer)?,
         })
     }
@@ -45,7 +52,7 @@ pub async fn follow(issuer: Arc<Issuer>, directory: PathBuf, mut current: Issuer
     let look = move || {
         let mut complaint = String::new();
         while end.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
-            match IssuerKeys::load_or_create(&directory) {
+            match IssuerKeys::load(&directory) {
                 Ok(keys) => {
                     complaint.clear();
                     if keys != current {
@@ -91,9 +98,14 @@ mod tests {
         let request = RoleSessionRequest::of(r#"{"RoleName":"x","Arn":"arn:aws:iam::1:role/x"}"#);
         let old = issuer.fetch(&request).await.unwrap();
 
+        // As docs/credentials.md says, but for the moment without a key.
         fs::create_dir(&accepted).unwrap();
+        IssuerKey::create(&accepted.join("next"), Purpose::Issuer).unwrap();
         fs::rename(keys.join("issuer"), accepted.join("2026-11")).unwrap();
-        let second = IssuerKeys::load_or_create(keys).unwrap();
+        assert!(IssuerKeys::load(keys).is_err());
+        assert!(!keys.join("issuer").exists());
+        fs::rename(accepted.join("next"), keys.join("issuer")).unwrap();
+        let second = IssuerKeys::load(keys).unwrap();
         assert_eq!(second.accepted, [first.newest]);
         issuer.replace_keys(&second);
         let new = issuer.fetch(&request).await.unwrap();
@@ -103,9 +115,9 @@ mod tests {
         assert!(opens(&old, request.now) && opens(&new, request.now));
 
         fs::remove_file(accepted.join("2026-11")).unwrap();
-        issuer.replace_keys(&IssuerKeys::load_or_create(keys).unwrap());
+        issuer.replace_keys(&IssuerKeys::load(keys).unwrap());
         assert!(!opens(&old, request.now) && opens(&new, request.now));
         fs::write(accepted.join("junk"), "junk").unwrap();
-        assert!(IssuerKeys::load_or_create(keys).is_err());
+        assert!(IssuerKeys::load(keys).is_err());
     }
 }
