@@ -86,6 +86,11 @@ impl Principal<'_> {
             "aws:principalaccount" => Some(self.account),
             _ => return None,
         };
+        // IAM takes numbers without quotes too, and puts something in the place of variables.
+        let is_plain = |value: &Value| value.as_str().is_some_and(|text| !text.contains("${"));
+        if !each(Some(values)).all(is_plain) {
+            return None;
+        }
         let any = |matches: fn(&str, &str) -> bool| {
             actual.is_some_and(|actual| {
                 each(Some(values))
@@ -286,6 +291,13 @@ mod tests {
             with(json!("nonsense")),
             json!([allow(own()), {"Effect": "Deny", "Principal": "*", "Action": "*",
                 "Condition": {"Bool": {"aws:SecureTransport": "false"}}}]),
+            // Numbers need no quotes, and variables are somebody's.
+            json!([allow(own()), {"Effect": "Deny", "Principal": "*", "Action": "*",
+                "Condition": {"StringEquals": {"aws:PrincipalAccount": 1}}}]),
+            json!([allow(own()), {"Effect": "Deny", "Principal": "*", "Action": "*",
+                "Condition": {"StringLike": {"sts:ExternalId": ["other", "${aws:PrincipalTag/x}"]}}}]),
+            with(json!({"StringNotEquals": {"aws:PrincipalAccount": 1}})),
+            with(json!({"StringNotEquals": {"aws:PrincipalAccount": "${aws:PrincipalTag/x}"}})),
             json!([allow(own()), {"Effect": "Deny", "NotPrincipal": {"AWS": "2"}, "Action": "*"}]),
         ] {
             assert!(
