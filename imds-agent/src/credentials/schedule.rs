@@ -389,7 +389,8 @@ impl<R: Rng> Schedule<R> {
         self.health.handle_change(&session.role.arn, before, trouble, why)
     }
 
-    /// Sets end by the wall clock and timers run by the monotonic one: when the former is put right, the latter follow.
+    /// Sets end by the wall clock and timers run by the monotonic one: when the former is put forward, the latter follow. Nothing is
+    /// put off when it is put back: a set that was made by a clock that was ahead would be left alone for as long as that was wrong.
     fn handle_clock_step(&mut self, now: Now) {
         let offset = now.unix.saturating_sub(now.monotonic);
         let before = *self.clock_offset.get_or_insert(offset);
@@ -397,6 +398,9 @@ impl<R: Rng> Schedule<R> {
             return;
         }
         self.clock_offset = Some(offset);
+        if offset < before {
+            return;
+        }
         let waiting: Vec<_> = self
             .sessions
             .iter()

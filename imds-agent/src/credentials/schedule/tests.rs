@@ -396,6 +396,17 @@ fn outage_of_thousands_is_told_once_and_ends_once() {
 }
 
 #[test]
+fn sets_of_a_clock_that_was_ahead_are_refreshed_as_if_it_had_not_been() {
+    let mut simulation = settled(Source::Gives(6 * HOUR));
+    simulation.now.unix -= 1000 * HOUR;
+    simulation.begin();
+    simulation.run(MINUTE, |_| {});
+    assert_eq!(simulation.fetches_of(1).len(), 1);
+    simulation.run(3 * HOUR, |_| {});
+    assert_eq!(simulation.fetches_of(1).len(), 2);
+}
+
+#[test]
 fn wall_clock_that_is_put_right_moves_the_refresh() {
     let mut simulation = settled(Source::Gives(6 * HOUR));
     simulation.now.unix += 3 * HOUR;
