@@ -28,7 +28,7 @@ use super::{
     snapshot::{Published, Snapshot},
 };
 
-/// How long a directory that is not there is left alone.
+/// How long a directory that is not there, or a file that cannot be read, is left alone.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Room for a few hundred events in one read.
@@ -130,7 +130,10 @@ impl Directory {
                     Ok(events) => state.batch(events),
                     Err(error) => return error,
                 },
-                () = tokio::time::sleep(LOOK_AGAIN), if !state.absent.is_empty() => Batch::default(),
+                () = tokio::time::sleep(LOOK_AGAIN), if state.has_to_look_again() => Batch {
+                    unreadable: true,
+                    ..Batch::default()
+                },
                 else => return io::ErrorKind::UnexpectedEof.into(),
             };
             let publish_to = Arc::clone(&published);
@@ -174,9 +177,15 @@ struct Batch {
     overflow: bool,
     /// All files are to be read again, by these.
     rules: Option<Rules>,
+    /// Files that could not be read are tried again: nothing tells when that would work.
+    unreadable: bool,
 }
 
 impl State {
+    fn has_to_look_again(&self) -> bool {
+        !self.absent.is_empty() || !self.records.unreadable().is_empty()
+    }
+
     fn batch(&self, events: Vec<EventOwned>) -> Batch {
         let mut batch = Batch::default();
         for event in events {
@@ -245,6 +254,9 @@ impl State {
                     self.absent.insert(kind, error.to_string());
                 }
             }
+        }
+        if batch.unreadable {
+            touched.extend(self.records.unreadable().iter().cloned());
         }
         touched.retain(|key| !self.absent.contains_key(&key.kind));
         reading::read(&self.root, touched.into_iter().collect(), &mut self.records);

@@ -41,6 +41,8 @@ pub struct Records {
     rules: Rules,
     texts: Texts,
     files: BTreeMap<Arc<FileKey>, File>,
+    /// Those that are there and could not be read.
+    unreadable: BTreeSet<FileKey>,
     /// Who holds what, by the versions in force.
     claims: HashMap<Claim, Arc<FileKey>>,
     names: Names,
@@ -78,6 +80,7 @@ impl Records {
             rules,
             texts: Texts::default(),
             files: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
             claims: HashMap::new(),
             names: Names::default(),
             snapshot: Arc::default(),
@@ -137,6 +140,7 @@ impl Records {
         modified: Timestamp,
     ) {
         let rules = self.rules;
+        self.unreadable.remove(&key);
         let file = self.file(key);
         file.candidate = None;
         file.set_errors(Vec::new());
@@ -164,6 +168,7 @@ impl Records {
 
     /// Takes note that a file is there but cannot be read.
     pub fn handle_unreadable(&mut self, key: FileKey, why: String) {
+        self.unreadable.insert(key.clone());
         let file = self.file(key);
         file.candidate = None;
         file.set_errors(vec![Finding::whole(why)]);
@@ -171,6 +176,7 @@ impl Records {
 
     /// Takes note that a file is gone.
     pub fn handle_removed(&mut self, key: &FileKey) {
+        self.unreadable.remove(key);
         let Some(file) = self.files.remove(key) else {
             return;
         };
@@ -180,6 +186,11 @@ impl Records {
                 self.changes.outgoing.push(in_force.item);
             }
         }
+    }
+
+    /// The files that are there and could not be read.
+    pub fn unreadable(&self) -> &BTreeSet<FileKey> {
+        &self.unreadable
     }
 
     /// The files of `kind` that are known, good or bad.

@@ -197,6 +197,22 @@ async fn bad_file_is_told_and_mended() {
     host.no_problems().await;
 }
 
+/// Nothing tells when it can be: here because a link leads elsewhere, otherwise because of an owner, a mode, a disk.
+#[tokio::test]
+async fn file_that_cannot_be_read_is_tried_again() {
+    let elsewhere = TempDir::new().unwrap();
+    let target = elsewhere.path().join("target");
+    fs::create_dir(&target).unwrap();
+    let mut host = Host::start(state());
+    std::os::unix::fs::symlink(&target, host.path("a.json")).unwrap();
+    host.write("b.json", "i-b");
+    host.instances(&["i-b"]).await;
+    fs::remove_dir(&target).unwrap();
+    fs::write(&target, record("i-a")).unwrap();
+    host.instances(&["i-a", "i-b"]).await;
+    host.no_problems().await;
+}
+
 #[test]
 fn pipe_or_directory_under_a_records_name_does_not_hang() {
     let state = state();
