@@ -162,7 +162,7 @@ pub fn role(command: Role, client: &Client, is_json: bool) -> Result<Verdict> {
     match command {
         Role::Create(create) => {
             let role = create.to_json()?;
-            let path = path_of(&create.name.role_name);
+            let path = path_of(role["Arn"].as_str().context("the role has no Arn")?);
             let written = client.send_json(Method::PUT, &path, &Expect::Absent, &role)?;
             created(client, &path, &written, is_json)
         }
@@ -199,13 +199,15 @@ pub fn instance_profile(command: InstanceProfile, client: &Client, is_json: bool
     };
     match command {
         InstanceProfile::Create { name, place } => {
-            let path = path_of(&name);
             let name = &name.instance_profile_name;
+            let arn = place.arn("instance-profile", name)?;
+            // Two accounts may have one of this name.
+            let path = path(&["instance-profiles", &arn]);
             let profile = json!({
                 "Path": place.path,
                 "InstanceProfileName": name,
                 "InstanceProfileId": unique_id("AIPA"),
-                "Arn": place.arn("instance-profile", name)?,
+                "Arn": arn,
                 "CreateDate": now(),
                 "Roles": [],
             });

@@ -280,6 +280,16 @@ impl Store {
             record::parse(key.kind(), document, &self.rules()).map_err(StoreError::Invalid)?;
         let claims = Claim::of(&record);
         key.check(&record)?;
+        // A name may be another account's, too.
+        if let Some(file) = &file
+            && files.identity(file) != claims.first()
+        {
+            let other = format!(
+                "is not that of {key} in {}: say which by its ARN",
+                file.path().display()
+            );
+            return Err(StoreError::Invalid(vec![Finding::field("Arn", other)]));
+        }
         let holders = |claim| files.holder(claim, file.as_ref());
         if let Some((claim, holder)) = claims.iter().find_map(|claim| Some((claim, holders(claim)?))) {
             let (what, file) = (claim.to_string(), holder.path());

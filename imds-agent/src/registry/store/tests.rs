@@ -354,6 +354,15 @@ fn a_role_goes_by_name_or_arn_and_not_while_it_is_named() {
     let anything = &Expect::Anything;
     let web = Key::Role("web".to_owned());
     store.put(&web, &role("1", "web"), anything).unwrap();
+    // By its name it is the first account's, which nobody else's takes the place of.
+    let error = store
+        .put(&web, &role("2", "web"), anything)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("Arn: is not that of role web in roles/web.json"),
+        "{error}"
+    );
     let foreign = Key::Role("arn:aws:iam::2:role/web".to_owned());
     store.put(&foreign, &role("2", "web"), anything).unwrap();
     assert_eq!(host.names("roles"), ["web.2.json", "web.json"]);
