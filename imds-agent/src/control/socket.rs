@@ -148,6 +148,15 @@ pub struct Seated {
 }
 
 impl Seated {
+    /// Fails once its time is up, and has whoever polls woken by then.
+    fn check_time(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        let until = self.until.as_mut();
+        if until.is_some_and(|until| until.as_mut().poll(context).is_ready()) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(())
+    }
+
     /// Who is at the other end.
     pub fn peer(&self) -> &Peer {
         &self.peer
@@ -195,10 +204,7 @@ impl AsyncRead for Seated {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let until = self.until.as_mut();
-        if until.is_some_and(|until| until.as_mut().poll(context).is_ready()) {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
+        self.check_time(context)?;
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
@@ -209,6 +215,8 @@ impl AsyncWrite for Seated {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        // Who reads no answers does not stay for them.
+        self.check_time(context)?;
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
