@@ -11,7 +11,10 @@ use clap::Args;
 use nix::unistd::{Gid, Uid, getegid, geteuid, setegid, seteuid};
 use serde_json::{Value, json};
 
-use super::Verdict;
+use super::{
+    Verdict,
+    print::{printable, printable_json},
+};
 use crate::{
     config::Config,
     registry::{
@@ -19,7 +22,7 @@ use crate::{
         instance::Origin,
         store::{Store, StoreError},
     },
-    sources::{self, Earlier, Guest, Outcome},
+    sources::{self, Earlier, Guest, Known, Outcome},
 };
 
 /// Where the records are.
@@ -32,9 +35,9 @@ pub struct Guests {
 
 impl Guests {
     /// Writes a guest's record, and tells on standard error what should be known about that.
-    pub fn put(&self, guest: &Guest, earlier: Earlier) -> Result<Outcome> {
+    pub fn put(&self, guest: &Guest, earlier: Earlier<'_>) -> Result<Outcome> {
         for warning in &guest.warnings {
-            eprintln!("imdsctl: {}: {warning}", guest.id);
+            eprintln!("imdsctl: {}: {}", guest.id, printable(warning));
         }
         let outcome = self.write(|store| sources::put(store, guest, earlier))?;
         if let Outcome::LeftAlone(file) = &outcome {
@@ -44,31 +47,41 @@ impl Guests {
         Ok(outcome)
     }
 
+    /// The records of a source, before its hypervisor is asked for guests to import.
+    pub fn known(&self, source: &str) -> Result<Known> {
+        self.write(|store| sources::known(store, source))
+    }
+
     /// Writes the records of guests, of each of which its hypervisor says something, or nothing where there is to be no record.
-    pub fn import(&self, guests: impl Iterator<Item = (Origin, Result<Option<Guest>>)>) -> Report {
-        self.import_and_name(guests).0
+    pub fn import(
+        &self,
+        known: &Known,
+        guests: impl Iterator<Item = (Origin, Result<Option<Guest>>)>,
+    ) -> Report {
+        self.import_and_name(known, guests).0
     }
 
     /// The same with all guests that a source has: the records of others go.
     pub fn import_all(
         &self,
-        source: &str,
+        known: &Known,
         guests: impl Iterator<Item = (Origin, Result<Option<Guest>>)>,
     ) -> Result<Report> {
-        let (mut report, here) = self.import_and_name(guests);
-        report.gone(self.write(|store| sources::retain(store, source, &here))?);
+        let (mut report, here) = self.import_and_name(known, guests);
+        report.gone(self.write(|store| sources::retain(store, known, &here))?);
         Ok(report)
     }
 
     fn import_and_name(
         &self,
+        known: &Known,
         guests: impl Iterator<Item = (Origin, Result<Option<Guest>>)>,
     ) -> (Report, Vec<Origin>) {
         let mut report = Report::default();
         let mut here = Vec::new();
         for (origin, guest) in guests {
             let put = |guest: Guest| {
-                let outcome = self.put(&guest, Earlier::Update)?;
+                let outcome = self.put(&guest, Earlier::Update(known))?;
                 Ok((guest, outcome))
             };
             // A guest that cannot be read is here all the same.
@@ -146,7 +159,12 @@ impl Report {
             Ok((guest, Outcome::LeftAlone(file))) => {
                 json!({ "Guest": name, "InstanceId": guest.id, "Outcome": "left-alone", "File": file })
             }
-            Ok((guest, _)) => json!({ "Guest": name, "InstanceId": guest.id, "Outcome": "written" }),
+            Ok((guest, Outcome::Ended)) => {
+                json!({ "Guest": name, "InstanceId": guest.id, "Outcome": "ended" })
+            }
+            Ok((guest, Outcome::Written | Outcome::Kept)) => {
+                json!({ "Guest": name, "InstanceId": guest.id, "Outcome": "written" })
+            }
             Err(error) => {
                 self.has_failed = true;
                 json!({ "Guest": name, "Outcome": "failed", "Reason": format!("{error:#}") })
@@ -163,14 +181,11 @@ impl Report {
     pub fn print(self, is_json: bool) -> Result<Verdict> {
         let mut out = io::stdout().lock();
         if is_json {
-            writeln!(
-                out,
-                "{:#}",
-                json!({ "Guests": self.guests, "Deleted": self.gone })
-            )?;
+            let report = json!({ "Guests": self.guests, "Deleted": self.gone });
+            writeln!(out, "{}", printable_json(&format!("{report:#}")))?;
         } else {
             for guest in &self.guests {
-                let text = |field| guest.get(field).and_then(Value::as_str).unwrap_or_default();
+                let text = |field| printable(guest.get(field).and_then(Value::as_str).unwrap_or_default());
                 let detail = [text("InstanceId"), text("File"), text("Reason")].join(" ");
                 writeln!(out, "{}: {} {}", text("Guest"), text("Outcome"), detail.trim())?;
             }

@@ -15,7 +15,10 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 use x509_cert::{Certificate, time::Time};
 
-use super::Verdict;
+use super::{
+    Verdict,
+    print::{printable, printable_json},
+};
 use crate::imds::identity::verify::{Verified, VerifyError, verify_signature, verify_signed_data};
 
 /// More than any document, signature or set of certificates has.
@@ -189,15 +192,15 @@ fn print_table(claims: &Map<String, Value>) -> io::Result<()> {
             Value::Null => "-".to_owned(),
             // Who may sign may still not write to the terminal as he likes.
             Value::String(text) if !text.chars().any(char::is_control) => text.clone(),
-            value => value.to_string(),
+            value => printable_json(&value.to_string()),
         };
-        writeln!(out, "{name:width$}  {text}")?;
+        writeln!(out, "{:width$}  {text}", printable(name))?;
     }
     Ok(())
 }
 
 fn print_json(value: &Value) -> io::Result<()> {
-    writeln!(io::stdout().lock(), "{value:#}")
+    writeln!(io::stdout().lock(), "{}", printable_json(&format!("{value:#}")))
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<Certificate>> {

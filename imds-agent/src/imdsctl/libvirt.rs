@@ -97,6 +97,7 @@ fn domain_xml() -> Result<String> {
 }
 
 fn import(guests: &Guests, connect: &str, is_json: bool) -> Result<Verdict> {
+    let known = guests.known(libvirt::SOURCE)?;
     let listed = virsh(connect, &["list", "--uuid"])?;
     let uuids = listed.split_whitespace().map(str::parse::<Uuid>);
     let uuids: Vec<Uuid> = uuids.collect::<Result<_, _>>().context("virsh lists no UUIDs")?;
@@ -108,5 +109,5 @@ fn import(guests: &Guests, connect: &str, is_json: bool) -> Result<Verdict> {
     let domains = uuids
         .into_iter()
         .map(|uuid| (libvirt::origin(uuid), domain(uuid)));
-    guests.import_all(libvirt::SOURCE, domains)?.print(is_json)
+    guests.import_all(&known, domains)?.print(is_json)
 }

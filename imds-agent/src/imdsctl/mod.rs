@@ -134,7 +134,9 @@ pub fn main() -> ExitCode {
         Ok(Verdict::Yes) => exit_code::YES.into(),
         Ok(Verdict::No) => exit_code::NO.into(),
         Err(error) => {
-            eprintln!("imdsctl: {error:#}");
+            // It may tell what a record or a hypervisor says.
+            let lines: Vec<_> = format!("{error:#}").lines().map(print::printable).collect();
+            eprintln!("imdsctl: {}", lines.join("\n"));
             exit_code::FAILURE.into()
         }
     }

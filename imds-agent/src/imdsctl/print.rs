@@ -74,7 +74,20 @@ pub fn line(text: impl Display) {
 
 /// Prints JSON for people as well as programs.
 pub fn json(value: &Value) {
-    line(format_args!("{value:#}"));
+    line(printable_json(&format!("{value:#}")));
+}
+
+/// JSON that means the same: it lets some letters through that a terminal takes for more than they are, and only within texts.
+pub fn printable_json(json: &str) -> String {
+    let mut printable = String::with_capacity(json.len());
+    for letter in json.chars() {
+        if letter.is_control() && letter != '\n' {
+            printable.push_str(&format!("\\u{:04x}", u32::from(letter)));
+        } else {
+            printable.push(letter);
+        }
+    }
+    printable
 }
 
 /// A field as text, `-` where there is none.
@@ -92,11 +105,8 @@ pub fn written(answer: &Value, is_json: bool) -> Result<Verdict> {
         json(answer);
     }
     for warning in answer["warnings"].as_array().into_iter().flatten() {
-        eprintln!(
-            "imdsctl: warning: {} {}",
-            text(warning, "field"),
-            text(warning, "message")
-        );
+        let [field, message] = ["field", "message"].map(|name| printable(&text(warning, name)));
+        eprintln!("imdsctl: warning: {field} {message}");
     }
     Ok(verdict(answer["state"].as_str()))
 }
@@ -121,6 +131,18 @@ pub fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_says_the_same_and_nothing_to_a_terminal() {
+        let value = serde_json::json!({ "\u{9b}31m": ["a\nb", "\u{7f}"] });
+        let printed = printable_json(&format!("{value:#}"));
+        assert!(
+            !printed
+                .chars()
+                .any(|letter| letter.is_control() && letter != '\n')
+        );
+        assert_eq!(serde_json::from_str::<Value>(&printed).unwrap(), value);
+    }
 
     #[test]
     fn columns_are_as_wide_as_they_need() {

@@ -57,6 +57,7 @@ pub fn run(arguments: Arguments, is_json: bool) -> Result<Verdict> {
             report
         }
         Subcommands::Import { machines, directory } => {
+            let known = guests.known(proxmox::SOURCE)?;
             let all = machines.is_empty().then(|| list(&directory)).transpose()?;
             let is_all = all.is_some();
             let described = all.unwrap_or(machines).into_iter().map(|machine| {
@@ -64,9 +65,9 @@ pub fn run(arguments: Arguments, is_json: bool) -> Result<Verdict> {
                 (proxmox::origin(machine), guest)
             });
             if is_all {
-                guests.import_all(proxmox::SOURCE, described)?
+                guests.import_all(&known, described)?
             } else {
-                guests.import(described)
+                guests.import(&known, described)
             }
         }
     };

@@ -10,7 +10,7 @@ pub mod libvirt;
 mod overlay;
 pub mod proxmox;
 
-use std::path::PathBuf;
+use std::{collections::HashMap, path::PathBuf};
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
@@ -18,8 +18,8 @@ use sha2::{Digest as _, Sha256};
 use crate::registry::{
     InstanceId,
     instance::Origin,
-    record::Kind,
-    store::{Expect, Key, Store, StoreError, Stored},
+    record::{self, Kind},
+    store::{Expect, Key, Revision, Store, StoreError, Stored},
 };
 
 /// Hexadecimal digits of an EC2 instance id.
@@ -47,33 +47,57 @@ pub enum Outcome {
     Kept,
     /// A record that is not this guest's, an operator's as a rule, stands in its place in this file.
     LeftAlone(PathBuf),
+    /// It is gone since its hypervisor was asked, and so is the guest.
+    Ended,
+}
+
+/// The records that a source has written, as they were before its hypervisor was asked. What became of one since then somebody
+/// did who knew better.
+#[derive(Debug)]
+pub struct Known {
+    source: String,
+    records: HashMap<InstanceId, (Origin, Revision)>,
 }
 
 /// What is to become of an earlier record of the same guest.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Earlier {
+#[derive(Clone, Copy, Debug)]
+pub enum Earlier<'a> {
     /// It is from an earlier run of the guest: nothing of it stays.
     Replace,
-    /// It is of this very run: when that began, and the notices that were given since, stay.
-    Update,
+    /// It is of this very run: when that began, and the notices that were given since, stay. One that is newer than what is known
+    /// stays whole.
+    Update(&'a Known),
     /// It is of this very run, and what was changed in it since is to last.
     Keep,
 }
 
+/// Takes note of what `source` has written.
+pub fn known(store: &Store, source: &str) -> Result<Known, StoreError> {
+    let records = of_source(store, source)?.into_iter();
+    let records = records.filter_map(|(id, stored)| Some((id, (origin_of(&stored)?, stored.revision))));
+    Ok(Known {
+        source: source.to_owned(),
+        records: records.collect(),
+    })
+}
+
 /// Writes the record of a guest.
-pub fn put(store: &Store, guest: &Guest, earlier: Earlier) -> Result<Outcome, StoreError> {
+pub fn put(store: &Store, guest: &Guest, earlier: Earlier<'_>) -> Result<Outcome, StoreError> {
     let of_source = of_source(store, &guest.origin.source)?.into_iter();
     let (own, others): (Vec<_>, Vec<_>) =
         of_source.partition(|(_, stored)| origin_of(stored).as_ref() == Some(&guest.origin));
-    if earlier == Earlier::Keep && !own.is_empty() {
-        return Ok(Outcome::Kept);
+    match earlier {
+        Earlier::Keep if !own.is_empty() => return Ok(Outcome::Kept),
+        Earlier::Update(known) if own.iter().any(|record| !known.has(record)) => return Ok(Outcome::Kept),
+        Earlier::Update(known) if own.is_empty() && known.knows(&guest.origin) => return Ok(Outcome::Ended),
+        Earlier::Replace | Earlier::Update(_) | Earlier::Keep => {}
     }
     let mut document = guest.document.clone();
     document.insert(
         "Origin".to_owned(),
         json!({ "Source": guest.origin.source, "Id": guest.origin.id }),
     );
-    if let (Earlier::Update, Some((_, before))) = (earlier, own.first()) {
+    if let (Earlier::Update(_), Some((_, before))) = (earlier, own.first()) {
         for field in ["LaunchTime", "Events"] {
             if let (false, Some(value)) = (document.contains_key(field), before.document.get(field)) {
                 document.insert(field.to_owned(), value.clone());
@@ -84,12 +108,18 @@ pub fn put(store: &Store, guest: &Guest, earlier: Earlier) -> Result<Outcome, St
     // A hypervisor that gives a tap to a guest has taken it from whoever had it, even if no word of that came through.
     let taps: Vec<&str> = taps(&guest.document).collect();
     let has_our_tap = |stored: &Stored| self::taps(&stored.document).any(|tap| taps.contains(&tap));
-    stale.extend(others.into_iter().filter(|(_, stored)| has_our_tap(stored)));
+    let is_newer =
+        |record: &(InstanceId, Stored)| matches!(earlier, Earlier::Update(known) if !known.has(record));
+    let others = others.into_iter().filter(|(_, stored)| has_our_tap(stored));
+    stale.extend(others.filter(|record| !is_newer(record)));
+    let document = Value::Object(document).to_string().into_bytes();
+    // Nobody loses a record to one that is not written.
+    record::parse(Kind::Instance, &document, &store.rules()).map_err(StoreError::Invalid)?;
     delete_all(store, stale)?;
     let key = Key::Instance(guest.id.clone());
     let revision = same.into_iter().next().map(|(_, stored)| stored.revision);
     let expect = revision.map_or(Expect::Absent, Expect::At);
-    match store.put(&key, Value::Object(document).to_string().as_bytes(), &expect) {
+    match store.put(&key, &document, &expect) {
         Ok(_) => Ok(Outcome::Written),
         Err(StoreError::Exists(_)) => Ok(Outcome::LeftAlone(store.get(&key)?.file)),
         Err(StoreError::Taken { file, .. }) => Ok(Outcome::LeftAlone(file)),
@@ -104,11 +134,25 @@ pub fn remove(store: &Store, origin: &Origin) -> Result<Vec<InstanceId>, StoreEr
     delete_all(store, own)
 }
 
-/// Deletes what `source` wrote of guests that are not in `here`; the instances that went.
-pub fn retain(store: &Store, source: &str, here: &[Origin]) -> Result<Vec<InstanceId>, StoreError> {
-    let mut gone = of_source(store, source)?;
+/// Deletes what is known of guests that are not in `here`; the instances that went.
+pub fn retain(store: &Store, known: &Known, here: &[Origin]) -> Result<Vec<InstanceId>, StoreError> {
+    let mut gone = of_source(store, &known.source)?;
+    gone.retain(|record| known.has(record));
     gone.retain(|(_, stored)| origin_of(stored).is_none_or(|origin| !here.contains(&origin)));
     delete_all(store, gone)
+}
+
+impl Known {
+    /// Whether a record is as it was then.
+    fn has(&self, (id, stored): &(InstanceId, Stored)) -> bool {
+        let known = self.records.get(id);
+        known.is_some_and(|(_, revision)| *revision == stored.revision)
+    }
+
+    /// Whether a guest had one then.
+    fn knows(&self, guest: &Origin) -> bool {
+        self.records.values().any(|(origin, _)| origin == guest)
+    }
 }
 
 fn delete_all(store: &Store, records: Vec<(InstanceId, Stored)>) -> Result<Vec<InstanceId>, StoreError> {

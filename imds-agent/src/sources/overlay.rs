@@ -12,7 +12,7 @@ pub(super) fn parse(text: &str) -> Result<Map<String, Value>, String> {
 }
 
 /// Lays the fields over a record: they win over what is there. Tags join those that are there by their keys, and
-/// interfaces by their MACs, which the hypervisor alone can say.
+/// interfaces by their MACs, which the hypervisor alone can say, and their taps.
 pub(super) fn lay_over(record: &mut Map<String, Value>, fields: Map<String, Value>) -> Result<(), String> {
     for (name, value) in fields {
         match name.as_str() {
@@ -68,6 +68,9 @@ fn add_to_interfaces(record: &mut Map<String, Value>, value: &Value) -> Result<(
         let Some(interface) = interface else {
             return Err(format!("the guest has no interface with MacAddress {mac:?}"));
         };
+        if fields.contains_key("Tap") {
+            return Err(format!("the Tap of {mac:?} is the hypervisor's to say"));
+        }
         for (name, value) in fields.iter().filter(|(name, _)| *name != "MacAddress") {
             interface.insert(name.clone(), value.clone());
         }

@@ -76,7 +76,10 @@ fn an_operators_record_wins_and_stays() {
         assert_eq!(outcome, Outcome::LeftAlone("instances/i-1.json".into()));
     }
     assert_eq!(remove(&host.store, &same_id.origin).unwrap(), []);
-    assert_eq!(retain(&host.store, "libvirt", &[]).unwrap(), []);
+    assert_eq!(
+        retain(&host.store, &known(&host.store, "libvirt").unwrap(), &[]).unwrap(),
+        []
+    );
     assert_eq!(Value::Object(stored(&host, "i-1").unwrap()), own);
 }
 
@@ -110,7 +113,12 @@ fn what_was_changed_in_a_run_lasts_as_long_as_the_run() {
 
     assert_eq!(put(&host.store, &guest, Earlier::Keep).unwrap(), Outcome::Kept);
     assert_eq!(stored(&host, "i-1").unwrap()["ImageId"], "ami-1");
-    put(&host.store, &guest, Earlier::Update).unwrap();
+    put(
+        &host.store,
+        &guest,
+        Earlier::Update(&known(&host.store, "libvirt").unwrap()),
+    )
+    .unwrap();
     let record = stored(&host, "i-1").unwrap();
     assert_eq!(record["Events"], events);
     assert_eq!(record["LaunchTime"], "2026-11-21T08:00:00Z");
@@ -141,7 +149,12 @@ fn a_tap_that_the_hypervisor_gave_to_another_guest_is_the_others() {
 fn a_guest_with_a_new_id_leaves_no_record_under_the_old_one() {
     let host = host();
     put(&host.store, &guest("u1", "i-1", 1, "vnet0"), Earlier::Replace).unwrap();
-    put(&host.store, &guest("u1", "i-2", 1, "vnet0"), Earlier::Update).unwrap();
+    put(
+        &host.store,
+        &guest("u1", "i-2", 1, "vnet0"),
+        Earlier::Update(&known(&host.store, "libvirt").unwrap()),
+    )
+    .unwrap();
     assert!(stored(&host, "i-1").is_none() && stored(&host, "i-2").is_some());
 }
 
@@ -153,8 +166,78 @@ fn guests_that_are_not_here_lose_their_records() {
         put(&host.store, guest, Earlier::Replace).unwrap();
     }
     let gone: Vec<InstanceId> = vec!["i-2".parse().unwrap()];
-    assert_eq!(retain(&host.store, "libvirt", &[one.origin]).unwrap(), gone);
+    assert_eq!(
+        retain(
+            &host.store,
+            &known(&host.store, "libvirt").unwrap(),
+            &[one.origin]
+        )
+        .unwrap(),
+        gone
+    );
     // Another source's are none of its business.
-    assert_eq!(retain(&host.store, "proxmox", &[]).unwrap(), []);
+    assert_eq!(
+        retain(&host.store, &known(&host.store, "proxmox").unwrap(), &[]).unwrap(),
+        []
+    );
     assert!(stored(&host, "i-1").is_some());
+}
+
+/// An import asks the hypervisor about one guest after the other, and meanwhile some start and some end.
+#[test]
+fn who_asked_the_hypervisor_later_knows_better() {
+    let host = host();
+    let (before, after) = (guest("u1", "i-1", 1, "vnet3"), guest("u1", "i-1", 1, "vnet7"));
+    let new = guest("u2", "i-2", 2, "vnet3");
+    put(&host.store, &before, Earlier::Replace).unwrap();
+    let known = known(&host.store, "libvirt").unwrap();
+
+    // One is started anew, and another one has its old tap.
+    put(&host.store, &after, Earlier::Replace).unwrap();
+    put(&host.store, &new, Earlier::Replace).unwrap();
+    assert_eq!(
+        put(&host.store, &before, Earlier::Update(&known)).unwrap(),
+        Outcome::Kept
+    );
+    let third = guest("u3", "i-3", 3, "vnet3");
+    assert_eq!(
+        put(&host.store, &third, Earlier::Update(&known)).unwrap(),
+        Outcome::LeftAlone("instances/i-2.json".into())
+    );
+    assert_eq!(retain(&host.store, &known, &[]).unwrap(), []);
+    assert_eq!(
+        stored(&host, "i-1").unwrap()["NetworkInterfaces"][0]["Tap"],
+        "vnet7"
+    );
+
+    // One ends.
+    remove(&host.store, &before.origin).unwrap();
+    assert_eq!(
+        put(&host.store, &before, Earlier::Update(&known)).unwrap(),
+        Outcome::Ended
+    );
+    assert_eq!(stored(&host, "i-1"), None);
+}
+
+#[test]
+fn nobody_loses_a_record_to_one_that_is_wrong() {
+    let host = host();
+    put(&host.store, &guest("u1", "i-1", 1, "vnet0"), Earlier::Replace).unwrap();
+    let mut wrong = guest("u2", "i-2", 2, "vnet0");
+    let options = json!({ "HttpTokens": "sometimes" });
+    wrong.document.insert("MetadataOptions".to_owned(), options);
+    let error = put(&host.store, &wrong, Earlier::Replace).unwrap_err();
+    assert!(error.to_string().contains("HttpTokens"), "{error}");
+    assert!(stored(&host, "i-1").is_some());
+}
+
+#[test]
+fn whose_tap_it_is_only_the_hypervisor_says() {
+    let mut record = guest("u1", "i-1", 1, "vnet0").document;
+    let said = json!({ "NetworkInterfaces": [{ "MacAddress": "52:54:00:00:00:01", "Tap": "vnet1" }] });
+    let error = overlay::lay_over(&mut record, said.as_object().unwrap().clone()).unwrap_err();
+    assert_eq!(
+        error,
+        "the Tap of \"52:54:00:00:00:01\" is the hypervisor's to say"
+    );
 }
