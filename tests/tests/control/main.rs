@@ -72,6 +72,15 @@ fn a_role_is_attached_replaced_and_taken_off_a_running_instance() -> Result<()> 
             "instance-profile add-role --instance-profile-name {name}-profile --role-name {name}"
         ))?;
     }
+    // Another account may have one of the same name.
+    ctl("role create --role-name blue --account-id 222222222222")?;
+    ctl("instance-profile create --instance-profile-name blue-profile --account-id 222222222222")?;
+    let error = ctl(&format!("role create --role-name blue --account-id {ACCOUNT}"));
+    ensure!(error.unwrap_err().to_string().contains("exists already"));
+    ctl("role delete --role-name arn:aws:iam::222222222222:role/blue")?;
+    ctl(
+        "instance-profile delete --instance-profile-name arn:aws:iam::222222222222:instance-profile/blue-profile",
+    )?;
     let associate =
         format!("associate-iam-instance-profile --instance-id {INSTANCE_ID} --iam-instance-profile");
     let associated = imdsctl_json(&host.files, &format!("{associate} Name=blue-profile"))?;
