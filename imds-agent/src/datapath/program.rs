@@ -211,11 +211,26 @@ impl Classifier {
 
     /// Has the metadata traffic on this tap served that `binding` says, and no other.
     pub fn bind(&mut self, tap: TapIndex, binding: TapBinding) -> Result<(), BindError> {
-        let bound = self.taps.insert(tap.0, binding.to_bytes(), 0);
-        bound.map_err(|source| BindError {
+        self.try_bind(tap, binding).map_err(|source| BindError {
             tap: self.describe(tap),
             source,
         })
+    }
+
+    fn try_bind(&mut self, tap: TapIndex, binding: TapBinding) -> Result<(), MapError> {
+        let before = found(self.taps.get(&tap.0, 0))?.map(TapBinding::from_bytes);
+        self.taps.insert(tap.0, binding.to_bytes(), 0)?;
+        let (old, new) = (
+            before.map(|before| before.frame_interval_ns),
+            binding.frame_interval_ns,
+        );
+        if let (Some(old), Some(full_ns)) =
+            (old.filter(|old| *old != new), found(self.buckets.get(&tap.0, 0))?)
+        {
+            let full_ns = bucket::at_another_rate(full_ns, monotonic_ns(), old, new);
+            self.buckets.insert(tap.0, full_ns, 0)?;
+        }
+        Ok(())
     }
 
     /// Has all metadata traffic on this tap dropped.
@@ -228,9 +243,8 @@ impl Classifier {
 
     /// What is bound to a tap, by this agent or an earlier one.
     pub fn binding(&self, tap: TapIndex) -> Result<Option<TapBinding>, BindError> {
-        match self.taps.get(&tap.0, 0) {
-            Ok(value) => Ok(Some(TapBinding::from_bytes(value))),
-            Err(MapError::KeyNotFound) => Ok(None),
+        match found(self.taps.get(&tap.0, 0)) {
+            Ok(value) => Ok(value.map(TapBinding::from_bytes)),
             Err(source) => Err(BindError {
                 tap: self.describe(tap),
                 source,
@@ -433,6 +447,14 @@ fn monotonic_ns() -> u64 {
 
 /// `BPF_NOEXIST`: an entry that is there already stays.
 const KEEP_COUNTING: u64 = 1;
+
+/// What there is, if it is there.
+fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(None),
+        result => result.map(Some),
+    }
+}
 
 /// Removing what is not there is fine.
 fn removed(result: Result<(), MapError>) -> Result<(), MapError> {

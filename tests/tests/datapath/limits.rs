@@ -71,6 +71,12 @@ fn tap_has_its_rate_and_no_more() -> anyhow::Result<()> {
             after.dropped_for(Reason::RateLimited) >= before.dropped_for(Reason::RateLimited) + BURST_TOKENS,
             "{after}"
         );
+        // What a slow rate takes minutes for, a fast one has within a second.
+        classifier.bind(guest.index(), BINDING.with_packets_per_second(1_000_000))?;
+        let served = || anyhow::Ok(classifier.counters(guest.index())?.punted);
+        let before = served()?;
+        guest.send(&request)?;
+        ensure!(served()? == before + 1, "a higher rate holds at once");
         classifier.bind(guest.index(), BINDING.with_packets_per_second(0))?;
         ensure!(classifier.packets_left(guest.index())?.is_none());
         for _ in 0..FLOOD {
