@@ -170,7 +170,12 @@ pub async fn gate(
         } else {
             log::Level::Info
         };
-        let target: String = uri.to_string().chars().take(TARGET_CHARACTERS_MAX).collect();
+        let target = uri.to_string();
+        let target = target.chars().take(TARGET_CHARACTERS_MAX);
+        // Some letters that a terminal takes for more than they are may stand in a target.
+        let target: String = target
+            .map(|letter| if letter.is_control() { '?' } else { letter })
+            .collect();
         log::log!(
             level,
             "control socket: user {user}: {method} {target}: {}",
