@@ -281,7 +281,7 @@ fn devices<'v>(
     for mapping in mappings {
         match mapping.virtual_name.as_deref() {
             None | Some("" | "ami" | "root" | "swap") => {}
-            Some(name) if name.contains('/') => {}
+            Some(name) if !is_segment(name) => {}
             Some(name) => visit(&name, short(&mapping.device_name))?,
         }
     }
@@ -301,8 +301,13 @@ fn short(device: &str) -> &str {
 
 /// Whether a tag's key can be a path segment, by EC2's rule (user guide, "View tags using instance metadata").
 fn is_tag_name(key: &str) -> bool {
+    is_segment(key) && key != "_index"
+}
+
+/// Whether a name means itself in a listing and in a path.
+fn is_segment(name: &str) -> bool {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-_+=,.@:".contains(&byte);
-    (1..=255).contains(&key.len()) && key.bytes().all(legal) && !matches!(key, "." | ".." | "_index")
+    (1..=255).contains(&name.len()) && name.bytes().all(legal) && !matches!(name, "." | "..")
 }
 
 /// The bytes of a segment, its escapes undone. What is no escape is itself.
@@ -384,7 +389,9 @@ mod tests {
             assert!(is_tag_name(key), "{key}");
         }
         let long = "k".repeat(256);
-        for key in ["", ".", "..", "_index", "a b", "a/b", "é", &long] {
+        for key in [
+            "", ".", "..", "_index", "a b", "a/b", "a?b", "a%41", "a\nb", "é", &long,
+        ] {
             assert!(!is_tag_name(key), "{key}");
         }
     }
