@@ -159,12 +159,7 @@ impl Report {
             Ok((guest, Outcome::LeftAlone(file))) => {
                 json!({ "Guest": name, "InstanceId": guest.id, "Outcome": "left-alone", "File": file })
             }
-            Ok((guest, Outcome::Ended)) => {
-                json!({ "Guest": name, "InstanceId": guest.id, "Outcome": "ended" })
-            }
-            Ok((guest, Outcome::Written | Outcome::Kept)) => {
-                json!({ "Guest": name, "InstanceId": guest.id, "Outcome": "written" })
-            }
+            Ok((guest, _)) => json!({ "Guest": name, "InstanceId": guest.id, "Outcome": "written" }),
             Err(error) => {
                 self.has_failed = true;
                 json!({ "Guest": name, "Outcome": "failed", "Reason": format!("{error:#}") })

@@ -47,8 +47,6 @@ pub enum Outcome {
     Kept,
     /// A record that is not this guest's, an operator's as a rule, stands in its place in this file.
     LeftAlone(PathBuf),
-    /// It is gone since its hypervisor was asked, and so is the guest.
-    Ended,
 }
 
 /// The records that a source has written, as they were before its hypervisor was asked. What became of one since then somebody
@@ -56,7 +54,7 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct Known {
     source: String,
-    records: HashMap<InstanceId, (Origin, Revision)>,
+    records: HashMap<InstanceId, Revision>,
 }
 
 /// What is to become of an earlier record of the same guest.
@@ -74,10 +72,9 @@ pub enum Earlier<'a> {
 /// Takes note of what `source` has written.
 pub fn known(store: &Store, source: &str) -> Result<Known, StoreError> {
     let records = of_source(store, source)?.into_iter();
-    let records = records.filter_map(|(id, stored)| Some((id, (origin_of(&stored)?, stored.revision))));
     Ok(Known {
         source: source.to_owned(),
-        records: records.collect(),
+        records: records.map(|(id, stored)| (id, stored.revision)).collect(),
     })
 }
 
@@ -89,7 +86,6 @@ pub fn put(store: &Store, guest: &Guest, earlier: Earlier<'_>) -> Result<Outcome
     match earlier {
         Earlier::Keep if !own.is_empty() => return Ok(Outcome::Kept),
         Earlier::Update(known) if own.iter().any(|record| !known.has(record)) => return Ok(Outcome::Kept),
-        Earlier::Update(known) if own.is_empty() && known.knows(&guest.origin) => return Ok(Outcome::Ended),
         Earlier::Replace | Earlier::Update(_) | Earlier::Keep => {}
     }
     let mut document = guest.document.clone();
@@ -145,13 +141,7 @@ pub fn retain(store: &Store, known: &Known, here: &[Origin]) -> Result<Vec<Insta
 impl Known {
     /// Whether a record is as it was then.
     fn has(&self, (id, stored): &(InstanceId, Stored)) -> bool {
-        let known = self.records.get(id);
-        known.is_some_and(|(_, revision)| *revision == stored.revision)
-    }
-
-    /// Whether a guest had one then.
-    fn knows(&self, guest: &Origin) -> bool {
-        self.records.values().any(|(origin, _)| origin == guest)
+        self.records.get(id) == Some(&stored.revision)
     }
 }
 

@@ -209,14 +209,18 @@ fn who_asked_the_hypervisor_later_knows_better() {
         stored(&host, "i-1").unwrap()["NetworkInterfaces"][0]["Tap"],
         "vnet7"
     );
+}
 
-    // One ends.
-    remove(&host.store, &before.origin).unwrap();
-    assert_eq!(
-        put(&host.store, &before, Earlier::Update(&known)).unwrap(),
-        Outcome::Ended
-    );
-    assert_eq!(stored(&host, "i-1"), None);
+/// In whatever order they are asked about.
+#[test]
+fn guests_that_changed_taps_are_all_imported() {
+    let host = host();
+    put(&host.store, &guest("u1", "i-1", 1, "vnet3"), Earlier::Replace).unwrap();
+    let known = known(&host.store, "libvirt").unwrap();
+    for guest in [guest("u2", "i-2", 2, "vnet3"), guest("u1", "i-1", 1, "vnet7")] {
+        let outcome = put(&host.store, &guest, Earlier::Update(&known)).unwrap();
+        assert_eq!(outcome, Outcome::Written);
+    }
 }
 
 #[test]
