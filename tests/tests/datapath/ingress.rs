@@ -9,7 +9,7 @@ use imds_tests::{kernel::in_namespaces, leaks::Leaks};
 use crate::BINDING;
 
 /// Runs `tc`. Words are what blanks separate, and underlines are blanks within them.
-fn tc(line: &str) -> Result<String> {
+pub fn tc(line: &str) -> Result<String> {
     let words = line.split_whitespace().map(|word| word.replace('_', " "));
     let output = Command::new("tc").args(words).output()?;
     let errors = String::from_utf8_lossy(&output.stderr);
