@@ -4,17 +4,14 @@ use std::{path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use imds_agent::datapath::{Classifier, Direction, Hook, Namespaces, attach, filters};
-use imds_tests::{kernel::in_namespaces, leaks::Leaks};
+use imds_tests::{control::run, kernel::in_namespaces, leaks::Leaks};
 
 use crate::BINDING;
 
 /// Runs `tc`. Words are what blanks separate, and underlines are blanks within them.
 pub fn tc(line: &str) -> Result<String> {
     let words = line.split_whitespace().map(|word| word.replace('_', " "));
-    let output = Command::new("tc").args(words).output()?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "`tc {line}` failed: {}", errors.trim());
-    Ok(String::from_utf8(output.stdout)?)
+    run(Command::new("tc").args(words))
 }
 
 /// Both of the classifier's hooks would be one: it guards the address, serves nobody, and says why, until the other is gone.
@@ -100,7 +97,7 @@ fn with_ingress(root: &Path) -> Result<()> {
 
     // In the other order it is the limit that has to stay away, and a detach takes the clsact along.
     let refused = tc("qdisc add dev guest handle ffff: ingress").expect_err("clsact made room");
-    ensure!(refused.to_string().contains("failed"), "{refused}");
+    ensure!(refused.to_string().contains("Exclusivity"), "{refused}");
     leaks.send()?;
     classifier.detach(tap)?;
     tc("qdisc add dev guest ingress")?;
