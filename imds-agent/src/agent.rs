@@ -120,7 +120,9 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
     // Before the records are read: what the loader takes for a moment, some 17 MB to read the kernel's types, is theirs afterwards.
     let mut classifier = Classifier::load_for(pins, config.workers())?;
     grace_periods.tell();
+    let expedited = grace_periods.expedite();
     let elsewhere = Elsewhere::start(&config.network_namespaces, &mut classifier)?;
+    drop(expedited);
     let directory = Directory::open(&config.state_directory, config.rules())?;
     let mut snapshots = directory.snapshots();
     let audit = match config.audit_file() {

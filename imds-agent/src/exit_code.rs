@@ -1,7 +1,7 @@
 //! How `imds-agent` ends, so that whoever supervises it can tell what helps from what does not. Code 2, wrong usage, is
 //! clap's.
 
-use std::io;
+use std::{error::Error, io, iter};
 
 use nix::errno::Errno;
 
@@ -39,7 +39,7 @@ pub fn of(error: &anyhow::Error) -> u8 {
     error.chain().find_map(of_part).unwrap_or(FAILURE)
 }
 
-fn of_part(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
+fn of_part(error: &(dyn Error + 'static)) -> Option<u8> {
     let is_denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
     if error.is::<ConfigError>() {
         return Some(CONFIGURATION);
@@ -78,6 +78,7 @@ fn of_part(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = error.downcast_ref() {
         return match error {
             LoadError::Unsupported(error) => of_part(error),
+            LoadError::Refused(error) if is_passing(error) => None,
             LoadError::Refused(_) => Some(KERNEL),
             LoadError::NotPermitted(_) => Some(PERMISSION),
             LoadError::Pins(pins) => of_pins(pins),
@@ -110,18 +111,81 @@ fn of_pins(error: &PinsError) -> Option<u8> {
     match error {
         PinsError::InUse { .. } => Some(OCCUPIED),
         PinsError::Mount(Errno::EPERM | Errno::EACCES) => Some(PERMISSION),
+        PinsError::Mount(errno) if is_passing(errno) => None,
         PinsError::Mount(_) => Some(KERNEL),
         PinsError::NotBpffs { .. } => Some(CONFIGURATION),
         PinsError::Io { .. } => None,
     }
 }
 
+/// Whether the errno at the bottom of it says that the same may work in a moment: a host that is short of memory or
+/// descriptors now lacks nothing that a newer kernel would have.
+fn is_passing(error: &(dyn Error + 'static)) -> bool {
+    let of_io = |error: &io::Error| error.raw_os_error().map(Errno::from_raw);
+    let of_part = |part: &(dyn Error + 'static)| {
+        part.downcast_ref()
+            .copied()
+            .or_else(|| part.downcast_ref().and_then(of_io))
+    };
+    let mut parts = iter::successors(Some(error), |part| Error::source(*part));
+    let errno = parts.find_map(of_part);
+    matches!(
+        errno,
+        Some(Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE | Errno::EAGAIN | Errno::EINTR | Errno::EBUSY)
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use anyhow::Context as _;
+    use aya::{programs::ProgramError, sys::SyscallError};
 
     use super::*;
     use crate::datapath::support::Obstacle;
+
+    #[test]
+    fn what_passes_is_tried_again() {
+        let refused = |errno: Errno| {
+            let io_error = io::Error::from(errno);
+            let call = SyscallError {
+                call: "bpf_prog_load",
+                io_error,
+            };
+            of(&LoadError::Refused(ProgramError::from(call).into()).into())
+        };
+        let mount = |errno| of(&LoadError::Pins(PinsError::Mount(errno)).into());
+        let lookup = |source| {
+            let (field, name) = ("read_group", "operators".to_owned());
+            of(&ControlError::GroupLookup { field, name, source }.into())
+        };
+        for errno in [
+            Errno::ENOMEM,
+            Errno::EMFILE,
+            Errno::ENFILE,
+            Errno::EAGAIN,
+            Errno::EINTR,
+            Errno::EBUSY,
+        ] {
+            assert_eq!(
+                (refused(errno), mount(errno), lookup(errno)),
+                (FAILURE, FAILURE, FAILURE),
+                "{errno}"
+            );
+        }
+        // As from a directory service that is not there.
+        assert_eq!(
+            (lookup(Errno::ENOENT), lookup(Errno::ECONNREFUSED)),
+            (FAILURE, FAILURE)
+        );
+        for errno in [Errno::EINVAL, Errno::E2BIG, Errno::ENOSYS, Errno::EACCES] {
+            assert_eq!(refused(errno), KERNEL, "{errno}");
+        }
+        let unknown = ControlError::Group {
+            field: "read_group",
+            name: "operators".to_owned(),
+        };
+        assert_eq!(of(&unknown.into()), CONFIGURATION);
+    }
 
     #[test]
     fn the_outermost_part_with_a_code_decides() {

@@ -309,9 +309,10 @@ fn check(config: &Config) -> Result<ExitCode> {
     }
     let groups = config
         .control()
-        .map_or(Ok(()), |settings| settings.permits().map(drop));
+        .map_or(Ok(()), |settings| settings.permits().map(drop))
+        .map_err(anyhow::Error::from);
     if let Err(error) = &groups {
-        writeln!(out, "{error}")?;
+        writeln!(out, "{error:#}")?;
     }
     let instances = snapshot.borrow().instances.len();
     let errors = standing

@@ -64,9 +64,15 @@ impl Leaks {
 
     /// Sends every frame of both directions, and says how they are to be counted.
     pub fn send(&self) -> Result<Tally> {
+        let mut sent = self.send_as_guest()?;
+        self.send_inbound(&mut sent)?;
+        Ok(sent)
+    }
+
+    /// The same for what the guest sends alone.
+    pub fn send_as_guest(&self) -> Result<Tally> {
         let mut sent = Tally::default();
         self.send_outbound(&mut sent)?;
-        self.send_inbound(&mut sent)?;
         Ok(sent)
     }
 

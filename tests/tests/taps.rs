@@ -3,7 +3,8 @@
 use std::{
     fmt::Write as _,
     fs,
-    io::Write as _,
+    io::{self, Write as _},
+    net::TcpStream,
     process::Stdio,
     sync::Arc,
     time::{Duration, Instant},
@@ -13,7 +14,8 @@ use anyhow::{Context as _, Result, ensure};
 use imds_ebpf::abi::{IMDS_MAC, MacAddr};
 use imds_tests::{
     agent::{Agent, HostFiles},
-    client::{PATIENCE, get, text, token},
+    client::{PATIENCE, get, text, token, wait_for},
+    control::run,
     frames::{Arp, BROADCAST, GUEST_MAC},
     host::{ADDRESS, Host, INSTANCE_ID, program},
     kernel_guest::KernelGuest,
@@ -217,6 +219,66 @@ fn a_thousand_taps_are_attached_and_bound_at_start() -> Result<()> {
         agent.stop()?;
     }
     Ok(())
+}
+
+/// As behind Proxmox's `rate=`: what waits for a guest whose limit holds it back is at no other's cost.
+#[test]
+fn a_guest_with_a_limit_keeps_no_other_from_being_served() -> Result<()> {
+    const CONNECTIONS: usize = 40;
+    /// More full frames than a socket's default account has room for.
+    const WAITING: u64 = 200;
+    let host = Host::in_namespace(Namespace::new()?, "", |files, record| {
+        record["UserData"] = "QUFB".repeat(16 * 1024 / 3).into();
+        let neighbour = records::instance("i-neighbour", guest_mac(3), "tap1", "10.0.0.3");
+        files.put("instances", "neighbour", &neighbour)
+    })?;
+    let guest = host.guest()?;
+    let neighbour = host.add_guest("tap1", guest_mac(3), "10.0.0.3/24")?;
+    let (token_of_neighbour, id) = neighbour.namespace.enter(|| -> Result<_> {
+        let token = token()?;
+        let id = text(&token, "meta-data/instance-id")?;
+        Ok((token, id))
+    })?;
+    assert_eq!(id, "i-neighbour");
+    let namespace = &host.namespace;
+    let streams = guest.namespace.enter(|| -> Result<Vec<_>> {
+        let request = format!(
+            "GET /latest/user-data HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token: {}\r\n\r\n",
+            token()?
+        );
+        let streams: io::Result<Vec<_>> = (0..CONNECTIONS)
+            .map(|_| TcpStream::connect("169.254.169.254:80"))
+            .collect();
+        let streams = streams?;
+        tc(
+            namespace,
+            "qdisc add dev tap0 root tbf rate 256kbit burst 10k limit 2mb",
+        )?;
+        streams
+            .iter()
+            .try_for_each(|mut stream| stream.write_all(request.as_bytes()))?;
+        Ok(streams)
+    })?;
+    let queue = || -> Result<u64> {
+        let shown: serde_json::Value =
+            serde_json::from_str(&tc(namespace, "-s -j qdisc show dev tap0 root")?)?;
+        shown[0]["qlen"].as_u64().with_context(|| shown.to_string())
+    };
+    wait_for("frames that wait", queue, |frames| *frames > WAITING)?;
+
+    neighbour.namespace.enter(|| -> Result<()> {
+        for _ in 0..100 {
+            ensure!(text(&token_of_neighbour, "meta-data/instance-id")? == "i-neighbour");
+        }
+        Ok(())
+    })?;
+    host.wait_for_metric("imds_frames_lost_total", &[], 0.0)?;
+    drop(streams);
+    Ok(())
+}
+
+fn tc(namespace: &Namespace, words: &str) -> Result<String> {
+    run(namespace.command("tc").args(words.split_whitespace()))
 }
 
 #[test]

@@ -92,7 +92,9 @@ impl Agent {
                 if let Ok(counters) = self.classifier.counters(tap) {
                     self.frames.handle_counters(tap, counters);
                 }
+                let expedited = self.grace_periods.expedite();
                 self.classifier.detach(tap)?;
+                drop(expedited);
                 self.frames.forget(tap);
                 log::info!("tap {}: detached", self.index(tap));
             }

@@ -10,7 +10,10 @@ use std::{
 };
 
 use axum::{Router, serve::Listener};
-use nix::unistd::{Gid, Group};
+use nix::{
+    errno::Errno,
+    unistd::{Gid, Group},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{UnixListener, UnixStream, unix::SocketAddr},
@@ -50,12 +53,15 @@ pub struct Settings {
 impl Settings {
     /// Who may do what, by the groups that the host has.
     pub fn permits(&self) -> Result<Permits, ControlError> {
-        let group = |field, name: &Option<String>| match name {
-            Some(name) => gid(name).map(Some).ok_or_else(|| ControlError::Group {
-                field,
-                name: name.clone(),
-            }),
-            None => Ok(None),
+        let group = |field, name: &Option<String>| {
+            let Some(name) = name.clone() else {
+                return Ok(None);
+            };
+            match gid(&name) {
+                Ok(Some(gid)) => Ok(Some(gid)),
+                Ok(None) => Err(ControlError::Group { field, name }),
+                Err(source) => Err(ControlError::GroupLookup { field, name, source }),
+            }
         };
         Ok(Permits {
             read_group: group("read_group", &self.read_group)?,
@@ -77,6 +83,16 @@ pub enum ControlError {
         field: &'static str,
         /// As the configuration has it.
         name: String,
+    },
+    /// It cannot be told whether there is such a group, as while a directory service is not there.
+    #[error("control.{field}: cannot look up group {name:?}")]
+    GroupLookup {
+        /// `read_group` or `admin_group`.
+        field: &'static str,
+        /// As the configuration has it.
+        name: String,
+        /// Why not.
+        source: Errno,
     },
 }
 
@@ -229,10 +245,10 @@ impl AsyncWrite for Seated {
     }
 }
 
-/// The group of a name or number.
-fn gid(name: &str) -> Option<Gid> {
+/// The group of a name or number. Whether there is one of a name can be beyond telling.
+fn gid(name: &str) -> Result<Option<Gid>, Errno> {
     if let Ok(number) = name.parse() {
-        return Some(Gid::from_raw(number));
+        return Ok(Some(Gid::from_raw(number)));
     }
-    Group::from_name(name).ok().flatten().map(|group| group.gid)
+    Ok(Group::from_name(name)?.map(|group| group.gid))
 }

@@ -1,7 +1,11 @@
-//! The filters of the clsact queueing discipline as the kernel lists them: which taps have ours, and who else has any.
+//! The clsact queueing discipline and its filters as the kernel lists them: which taps have ours, and who else has any.
 //!
-//! Read first: rtnetlink(7), "RTM_NEWTFILTER". Aya attaches and replaces filters, but lists none. Of what the kernel tells,
-//! only the fixed head and the kind are read: others' filters may say what nobody here knows.
+//! Read first: rtnetlink(7), "RTM_NEWTFILTER", and net/sched/sch_ingress.c of the kernel. Aya attaches and replaces filters, but
+//! lists none. Of what the kernel tells, only the fixed head and the kind are read: others' filters may say what nobody here knows.
+//!
+//! Where clsact goes there may be its elder, `ingress`, as a limit on what a guest sends brings along. It has a hook for that
+//! alone, and takes a filter for either end of clsact for one of its own: what is put on the egress hook lands, and is
+//! listed, among those of the ingress hook.
 
 use std::{collections::BTreeSet, io};
 
@@ -9,7 +13,7 @@ use imds_ebpf::abi::TapIndex;
 use nix::{errno::Errno, net::if_::if_nameindex};
 use rtnetlink::{
     packet_core::{
-        DecodeError, Emitable as _, NLM_F_ACK, NLM_F_DUMP, NetlinkDeserializable, NetlinkHeader,
+        DecodeError, Emitable as _, NLM_F_ACK, NLM_F_DUMP, NLM_F_ECHO, NetlinkDeserializable, NetlinkHeader,
         NetlinkSerializable, NlasIterator,
     },
     packet_route::tc::{TcHandle, TcHeader},
@@ -22,6 +26,7 @@ use super::{
 };
 
 const RTM_DELQDISC: u16 = 37;
+const RTM_GETQDISC: u16 = 38;
 const RTM_GETTFILTER: u16 = 46;
 const TCA_KIND: u16 = 1;
 
@@ -38,7 +43,7 @@ pub fn taps() -> io::Result<BTreeSet<TapIndex>> {
     let mut taps = BTreeSet::new();
     for device in &if_nameindex()? {
         let tap = TapIndex(device.index().into());
-        if filters_of(tap)?.iter().any(Filter::is_ours) {
+        if filters_of(tap)?.iter().any(Listed::is_ours) {
             taps.insert(tap);
         }
     }
@@ -47,12 +52,32 @@ pub fn taps() -> io::Result<BTreeSet<TapIndex>> {
 
 /// Whether `tap` has a filter of ours on that hook.
 pub fn is_on(tap: TapIndex, direction: Direction) -> io::Result<bool> {
-    Ok(filters(tap, direction)?.iter().any(Filter::is_ours))
+    if direction == Direction::Inbound && !has_clsact(tap)? {
+        return Ok(false);
+    }
+    Ok(filters(tap, direction)?.iter().any(Listed::is_ours))
+}
+
+/// Whether `tap` has the queueing discipline with both hooks, and not one with the ingress hook alone, or none.
+pub fn has_clsact(tap: TapIndex) -> io::Result<bool> {
+    let question = Question {
+        kind: RTM_GETQDISC,
+        header: TcHeader {
+            index: tap.ifindex().cast_signed(),
+            parent: CLSACT,
+            ..TcHeader::default()
+        },
+    };
+    // Without the echo, only those are answered who listen to all changes.
+    match netlink::ask::<_, Listed>(question, NLM_F_ACK | NLM_F_ECHO) {
+        Err(error) if is_absent(error.raw_os_error()) => Ok(false),
+        listed => Ok(listed?.iter().any(|listed| listed.kind == "clsact")),
+    }
 }
 
 /// Takes the queueing discipline off `tap` unless somebody has a filter in it. A tap that is gone has none.
 pub fn remove_empty_clsact(tap: TapIndex) -> io::Result<()> {
-    if !filters_of(tap)?.is_empty() {
+    if !has_clsact(tap)? || !filters_of(tap)?.is_empty() {
         return Ok(());
     }
     let header = TcHeader {
@@ -65,7 +90,7 @@ pub fn remove_empty_clsact(tap: TapIndex) -> io::Result<()> {
         kind: RTM_DELQDISC,
         header,
     };
-    let removed = netlink::ask::<_, Filter>(question, NLM_F_ACK);
+    let removed = netlink::ask::<_, Listed>(question, NLM_F_ACK);
     match removed {
         Err(error) if is_absent(error.raw_os_error()) => Ok(()),
         removed => removed.map(drop),
@@ -80,13 +105,13 @@ pub(super) fn is_absent(errno: Option<i32>) -> bool {
     )
 }
 
-fn filters_of(tap: TapIndex) -> io::Result<Vec<Filter>> {
+fn filters_of(tap: TapIndex) -> io::Result<Vec<Listed>> {
     let mut filters = filters(tap, Direction::Outbound)?;
     filters.append(&mut self::filters(tap, Direction::Inbound)?);
     Ok(filters)
 }
 
-fn filters(tap: TapIndex, direction: Direction) -> io::Result<Vec<Filter>> {
+fn filters(tap: TapIndex, direction: Direction) -> io::Result<Vec<Listed>> {
     let minor = match direction {
         Direction::Outbound => INGRESS_MINOR,
         Direction::Inbound => EGRESS_MINOR,
@@ -106,16 +131,16 @@ fn filters(tap: TapIndex, direction: Direction) -> io::Result<Vec<Filter>> {
     }
 }
 
-/// One filter, or the head of all filters of a priority.
-struct Filter {
+/// One filter, the head of all filters of a priority, or a queueing discipline.
+struct Listed {
     header: TcHeader,
-    is_bpf: bool,
+    kind: String,
 }
 
-impl Filter {
+impl Listed {
     fn is_ours(&self) -> bool {
         let handle = u32::from(self.header.handle) == u32::from(CLSACT_HANDLE);
-        self.is_bpf && handle && self.header.info >> 16 == u32::from(CLSACT_PRIORITY)
+        self.kind == "bpf" && handle && self.header.info >> 16 == u32::from(CLSACT_PRIORITY)
     }
 }
 
@@ -138,17 +163,20 @@ impl NetlinkSerializable for Question {
     }
 }
 
-impl NetlinkDeserializable for Filter {
+impl NetlinkDeserializable for Listed {
     type Error = DecodeError;
 
     fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
         let header = TcHeader::parse(payload)?;
         let attributes = payload.get(header.buffer_len()..).unwrap_or_default();
-        let mut is_bpf = false;
+        let mut kind = String::new();
         for attribute in NlasIterator::new(attributes) {
             let attribute = attribute?;
-            is_bpf |= attribute.kind() == TCA_KIND && attribute.value() == b"bpf\0";
+            if attribute.kind() == TCA_KIND {
+                let value = attribute.value();
+                kind = String::from_utf8_lossy(value.strip_suffix(b"\0").unwrap_or(value)).into_owned();
+            }
         }
-        Ok(Self { header, is_bpf })
+        Ok(Self { header, kind })
     }
 }

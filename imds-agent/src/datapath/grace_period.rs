@@ -25,7 +25,7 @@ pub struct GracePeriods(io::Result<File>);
 pub struct Expedited<'a>(Option<&'a File>);
 
 impl GracePeriods {
-    /// Takes hold of the switch. Where it is not to be had, attaching is slow and all else is as ever.
+    /// Takes hold of the switch. Where it is not to be had, attaching and detaching are slow and all else is as ever.
     pub fn open() -> Self {
         Self(OpenOptions::new().read(true).write(true).open(SWITCH))
     }
@@ -33,7 +33,7 @@ impl GracePeriods {
     /// Tells the log if the switch is not to be had.
     pub fn tell(&self) {
         if let Err(error) = &self.0 {
-            log::info!("many new taps at once will take their time: {SWITCH}: {error}");
+            log::info!("many taps that come or go at once will take their time: {SWITCH}: {error}");
         }
     }
 

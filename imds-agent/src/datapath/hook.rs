@@ -6,7 +6,10 @@
 //! device that has the index here tells that it has no such link. That is how a reused interface index is recognised.
 //!
 //! Before 6.6 a clsact filter per hook, under a priority and handle of our own: it stays by nature, and is replaced
-//! atomically by a new one under the same handle. A device that reuses an index has no such filter.
+//! atomically by a new one under the same handle. A device that reuses an index has no such filter. On a tap that somebody
+//! gave the elder `ingress` in clsact's place, both hooks are one, and a filter for the egress hook would take the place of
+//! that which guards the address: what the guest sends has its filter there, what it is sent has none, and the tap is told
+//! of as one that cannot be served.
 //!
 //! An index means a device only within its network namespace, which the calling thread has to be in: pins say which one
 //! besides, but the kernel is asked about the index alone.
@@ -91,6 +94,15 @@ pub enum HookError {
     /// The clsact queueing discipline cannot be added.
     #[error("cannot add the clsact queueing discipline, which is the kernel's module sch_ingress")]
     Clsact(#[source] TcError),
+    /// Somebody's queueing discipline, in the place of clsact, has no hook for what the guest is sent.
+    #[error(
+        "it is dark, because the queueing discipline \"ingress\" is where clsact belongs: it has no hook for what the guest \
+         is sent, and is to be taken off (tc qdisc del dev {name} ingress)"
+    )]
+    NoEgress {
+        /// The tap's name.
+        name: String,
+    },
     /// The kernel refuses.
     #[error("the kernel refuses to attach the classifier")]
     Program(#[source] ProgramError),
@@ -326,6 +338,9 @@ fn adopt_filter(
     tap: TapIndex,
     direction: Direction,
 ) -> Result<bool, HookError> {
+    if direction == Direction::Inbound && !filters::has_clsact(tap).map_err(HookError::Filters)? {
+        return Ok(false);
+    }
     let Some(filter) = filter_of(tap, direction) else {
         return Ok(false);
     };
@@ -357,6 +372,10 @@ fn attach_filter(
         Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(Errno::EEXIST as i32) => {}
         Err(error) => return Err(HookError::Clsact(error)),
         Ok(()) => pins.note_clsact(tap)?,
+    }
+    // What is there may be `ingress`.
+    if direction == Direction::Inbound && !filters::has_clsact(tap).map_err(HookError::Filters)? {
+        return Err(HookError::NoEgress { name });
     }
     let options = NlOptions {
         priority: CLSACT_PRIORITY,

@@ -19,7 +19,7 @@ use nix::{
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket},
 };
 
-use crate::{BINDING, hooks, is_arp_reply};
+use crate::{BINDING, hooks, ingress::tc, is_arp_reply};
 
 /// With a neighbour on the same bridge who plays the service, and the real one beside it.
 #[test]
@@ -135,6 +135,52 @@ fn injected_frames_arrive_and_a_gone_tap_costs_only_its_own() -> anyhow::Result<
             frame[12..14] == [0x86, 0xdd] && frame[..6] == OTHER_MAC.0,
             "{frame:02x?}"
         );
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// What is sent to a guest whose limit holds it back waits for that guest alone: neither what waits nor what finds the queue
+/// full is at its neighbour's cost.
+#[test]
+fn guest_with_a_limit_costs_its_neighbour_nothing() -> anyhow::Result<()> {
+    const FRAMES: u64 = 1000;
+    const BATCH: u64 = 100;
+    in_namespaces(|_| {
+        let (limited, neighbour) = (Tap::new("limited")?, Tap::new("neighbour")?);
+        tc("qdisc add dev limited root tbf rate 8kbit burst 10k limit 2mb")?;
+        let mut injector = Injector::new()?;
+        let push = |injector: &mut Injector, tap: &Tap, number: u64| {
+            injector.push(tap.index(), GUEST_MAC, 1500, |packet| {
+                packet[0] = 0x45;
+                packet[1..9].copy_from_slice(&number.to_be_bytes());
+            });
+        };
+        // A second round finds the queue full.
+        for (round, has_lost) in [false, true].into_iter().enumerate() {
+            for number in 0..FRAMES {
+                push(&mut injector, &limited, number);
+            }
+            injector.flush()?;
+            ensure!((injector.lost() > 0) == has_lost, "round {round}: {injector:?}");
+            let (sent, lost) = (injector.sent(), injector.lost());
+            for number in 0..BATCH {
+                push(&mut injector, &neighbour, number);
+            }
+            injector.flush()?;
+            ensure!(
+                (injector.sent(), injector.lost()) == (sent + BATCH, lost),
+                "round {round}: {injector:?}"
+            );
+            for number in 0..BATCH {
+                let frame = neighbour.receive(|frame| frame[6..12] == IMDS_MAC.0)?;
+                ensure!(
+                    frame[15..23] == number.to_be_bytes(),
+                    "{number}: {:02x?}",
+                    &frame[..23]
+                );
+            }
+        }
         Ok(())
     })?;
     Ok(())

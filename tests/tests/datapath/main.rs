@@ -1,6 +1,7 @@
 //! T1: the classifier on real taps, whose guest is the test: frames out here, the rest in rooms of its own.
 
 mod inbound;
+mod ingress;
 mod life;
 mod limits;
 mod links;

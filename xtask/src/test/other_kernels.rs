@@ -40,6 +40,7 @@ const MODULES: &[&str] = &[
     "veth",
     "bridge",
     "sch_ingress",
+    "sch_tbf",
     "cls_bpf",
     "crc32c_generic",
     "nf_tables",

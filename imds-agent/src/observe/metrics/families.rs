@@ -160,7 +160,7 @@ families! {
     FRAMES_INJECTED: Counter "imds_frames_injected" max 1,
         "Frames to guests that their taps took.";
     FRAMES_LOST: Counter "imds_frames_lost" max 1,
-        "Frames to guests that their taps refused: gone, down, without a guest, or with a full queue.";
+        "Frames to guests that their taps refused: gone, down, without a guest, or with a full queue; or that came while 2 GiB of frames waited behind taps' limits.";
 
     PANICS: Counter "imds_panics" ["of"] max 2,
         "Panics that were survived: of an interface, which lost its connections, or of a worker, which lost all of them. Please report them.";
