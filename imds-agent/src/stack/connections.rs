@@ -23,9 +23,9 @@ use crate::{
 /// at the next call, which [`Connections::poll_timeout`] then asks for at once.
 const PACKETS_MAX: usize = 16;
 
-/// A peer that acknowledges nothing for this long is gone: its connection is reset. Longer than any guest is paused for a
-/// snapshot or a migration's last phase.
-const PEER_TIMEOUT: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(20);
+/// A peer that has something to acknowledge and says nothing for this long is gone: its connection is reset. Longer than any
+/// guest is paused for a snapshot or a migration's last phase.
+const PEER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a peer may leave its half of the connection open after we closed ours (FIN-WAIT-2).
 const LINGER: Duration = Duration::from_secs(10);
@@ -115,7 +115,6 @@ impl Connections {
         socket.set_hop_limit(None);
         // A response is written whole, so its last segment never waits for more to join it.
         socket.set_nagle_enabled(false);
-        socket.set_timeout(Some(PEER_TIMEOUT));
         socket.listen(peer.local).ok()?;
         parts.http.set_peer(peer.remote_address());
         let index = Index(self.connections.len());
@@ -353,6 +352,7 @@ impl Connection {
         {
             socket.set_keep_alive(Some(FIN_AGAIN));
         }
+        socket.set_timeout(is_awaited(socket).then_some(PEER_TIMEOUT.into()));
         if let Some((left, patience)) = left_to_take(socket)
             && self.linger.is_none_or(|(before, _)| before != left)
         {
@@ -361,13 +361,21 @@ impl Connection {
     }
 }
 
+/// Whether smoltcp is to watch for the peer's silence. It counts from the last segment that it took, also while there was
+/// nothing to acknowledge: a connection that is only idle would be reset, and a FIN after a long silence never sent. So a FIN
+/// alone has [`left_to_take`]'s time instead.
+fn is_awaited(socket: &Socket<'_>) -> bool {
+    socket.send_queue() > 0 || socket.state() == State::SynReceived
+}
+
 /// What the peer has yet to take of a stream whose our half is closed, and how long it may take nothing of it.
 fn left_to_take(socket: &Socket<'_>) -> Option<(usize, Duration)> {
     match socket.state() {
-        // The FIN itself counts as a byte.
-        State::FinWait1 | State::Closing | State::LastAck => {
-            Some((socket.send_queue().saturating_add(1), TAKES_NOTHING))
-        }
+        // The FIN itself counts as a byte, and no window keeps it out once it is the only one.
+        State::FinWait1 | State::Closing | State::LastAck => match socket.send_queue() {
+            0 => Some((1, PEER_TIMEOUT)),
+            bytes => Some((bytes.saturating_add(1), TAKES_NOTHING)),
+        },
         State::FinWait2 => Some((0, LINGER)),
         _ => None,
     }

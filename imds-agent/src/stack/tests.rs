@@ -7,6 +7,7 @@ mod link;
 mod seeds;
 mod segments;
 mod service;
+mod silence;
 mod simulation;
 mod time_wait;
 

@@ -37,6 +37,11 @@ pub fn segment(flags: u8, sequence: u32, acknowledges: u32, payload: &[u8]) -> V
     .ipv4()
 }
 
+/// Our sequence number behind the last of `answers`.
+pub fn next(answers: &[Segment]) -> u32 {
+    answers.last().expect("an answer").end.0.cast_unsigned()
+}
+
 #[test]
 fn a_segment_of_no_connection_is_reset() {
     let mut stack = Stack::new(at_second(1), 11, Spares::default());
