@@ -5,13 +5,14 @@ use std::{collections::VecDeque, net::IpAddr, time::Duration};
 use smoltcp::{
     iface::{Interface, PollResult, SocketSet},
     socket::tcp::{Socket, State},
+    wire::TcpSeqNumber,
 };
 
 use super::{
     CONNECTIONS_MAX, Sign, Transmit, Undelivered,
     device::PacketDevice,
     duration, instant,
-    segment::Peer,
+    segment::{Peer, Segment},
     spares::{Parts, Spares},
 };
 use crate::{
@@ -42,12 +43,18 @@ const FIN_AGAIN: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(1)
 /// hundred microseconds, so this one is kept alive for later, half-open, or slow.
 const IDLE_AFTER: Duration = Duration::from_millis(100);
 
+/// How long after a connection's last segment its own SYN may still come again: repeated while its answer was on the way. A
+/// later one begins anew, from a TCP that takes the same sequence number after every reset of its guest.
+const OWN_SYN_WITHIN: Duration = Duration::from_secs(1);
+
 /// How long a response with a hop limit of its own must have been unacknowledged at the connection's end to be told as
 /// undelivered. A guest acknowledges within the 40 ms of a delayed acknowledgement, and clients wait for a second at least.
 const UNDELIVERED_AFTER: Duration = Duration::from_secs(1);
 
 struct Connection {
     peer: Peer,
+    /// Sequence number of the SYN that began it.
+    began_with: TcpSeqNumber,
     /// Half a kilobyte that stays where it is, from one connection to the next.
     parts: Box<Parts>,
     last_heard: Duration,
@@ -105,8 +112,24 @@ impl Connections {
             .map(Index)
     }
 
-    /// Makes a connection for the SYN that is about to be fed.
-    pub fn listen(&mut self, now: Now, peer: &Peer) -> Option<Index> {
+    /// Lets a connection end without a word if `syn`, which its peer sent, says that the peer knows nothing of it any more:
+    /// the guest was reset, or is back at a snapshot. Returns whether it did; else the SYN is one that the connection had.
+    ///
+    /// RFC 9293 (section 3.10.7.4) would challenge the peer instead, for fear of a stranger who guesses at ports: there
+    /// is none between a guest and its tap. A reset could hit the new connection.
+    pub fn give_way(&mut self, index: Index, now: Now, syn: &Segment) -> bool {
+        let Some(connection) = self.connections.get(index.0) else {
+            return false;
+        };
+        if connection.began_with == syn.sequence && !connection.is_past_its_own_syn(now) {
+            return false;
+        }
+        self.end(index, now);
+        true
+    }
+
+    /// Makes a connection for `syn`, which is about to be fed.
+    pub fn listen(&mut self, now: Now, syn: &Segment) -> Option<Index> {
         let mut parts = self.spares.take(now);
         let socket = parts.socket_mut();
         // It may have been another connection's, in whatever state that left it.
@@ -115,11 +138,12 @@ impl Connections {
         socket.set_hop_limit(None);
         // A response is written whole, so its last segment never waits for more to join it.
         socket.set_nagle_enabled(false);
-        socket.listen(peer.local).ok()?;
-        parts.http.set_peer(peer.remote_address());
+        socket.listen(syn.peer.local).ok()?;
+        parts.http.set_peer(syn.peer.remote_address());
         let index = Index(self.connections.len());
         self.connections.push(Connection {
-            peer: *peer,
+            peer: syn.peer,
+            began_with: syn.sequence,
             parts,
             last_heard: now.monotonic,
             end_is_told: false,
@@ -262,6 +286,12 @@ impl Connections {
 }
 
 impl Connection {
+    /// Whether its own SYN would be another's now. While it is half-open it would not: the peer waits for our answer to it.
+    fn is_past_its_own_syn(&self, now: Now) -> bool {
+        self.parts.socket().state() != State::SynReceived
+            && self.last_heard.saturating_add(OWN_SYN_WITHIN) <= now.monotonic
+    }
+
     /// From when on it may be reset to make room for another.
     fn idle_at(&self) -> Duration {
         self.last_heard.saturating_add(IDLE_AFTER)

@@ -135,7 +135,15 @@ impl Stack {
             log::trace!("not a whole TCP segment: {} bytes", packet.len());
             return;
         };
-        let connection = self.connections.find(&segment.peer);
+        let mut connection = self.connections.find(&segment.peer);
+        if let Some(index) = connection
+            && segment.opens()
+        {
+            if !self.connections.give_way(index, now, &segment) {
+                return;
+            }
+            connection = None;
+        }
         if connection.is_none() {
             if self.time_waits.handle_segment(now, &segment, transmit) {
                 return;
@@ -212,7 +220,7 @@ impl Stack {
         transmit: &mut impl Transmit,
     ) {
         let connection = match connection {
-            None if segment.opens() => self.connections.listen(now, &segment.peer),
+            None if segment.opens() => self.connections.listen(now, segment),
             connection => connection,
         };
         let sockets = connection.and_then(|index| self.connections.sockets(index));

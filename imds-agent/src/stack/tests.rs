@@ -3,6 +3,7 @@
 
 mod exchanges;
 mod hostile;
+mod leftovers;
 mod link;
 mod seeds;
 mod segments;
