@@ -148,8 +148,10 @@ impl Stack {
             if self.time_waits.handle_segment(now, &segment, transmit) {
                 return;
             }
-            if segment.opens() && !self.has_room(now, transmit) {
+            if segment.opens() && !(self.backlog.is_empty() && self.has_room(now, transmit)) {
+                // Behind those that wait already: its own copy may be one of them.
                 self.backlog.push(now, segment.peer, packet);
+                self.admit(now, service, transmit);
                 return;
             }
         }
