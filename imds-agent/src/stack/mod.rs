@@ -27,7 +27,7 @@ mod spares;
 mod time_wait;
 mod undelivered;
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use smoltcp::{
     iface::{Config, Interface, SocketSet},
@@ -221,13 +221,16 @@ impl Stack {
         service: &mut impl Service,
         transmit: &mut impl Transmit,
     ) {
-        let connection = match connection {
-            None if segment.opens() => self.connections.listen(now, segment),
-            connection => connection,
+        let (connection, packet) = match connection {
+            None if segment.opens() => (
+                self.connections.listen(now, segment),
+                segment::with_mss_raised(packet),
+            ),
+            connection => (connection, Cow::Borrowed(packet)),
         };
         let sockets = connection.and_then(|index| self.connections.sockets(index));
         let sockets = sockets.unwrap_or(&mut self.nobody);
-        let mut device = PacketDevice::new(Some(packet), transmit);
+        let mut device = PacketDevice::new(Some(&packet), transmit);
         self.interface
             .poll_ingress_single(instant(now), &mut device, sockets);
         if connection.is_some_and(|index| self.connections.drive(index, now, service)) {
