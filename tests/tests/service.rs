@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{Shutdown, TcpStream},
+    net::{Shutdown, SocketAddrV4, TcpStream},
     os::fd::{AsRawFd as _, OwnedFd},
     process::{Output, Stdio},
     time::{Duration, Instant},
@@ -18,7 +18,13 @@ use imds_tests::{
 };
 use nix::{
     errno::Errno,
-    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket},
+    sys::{
+        socket::{
+            AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, bind,
+            connect as connect_to, recv, setsockopt, socket, sockopt,
+        },
+        time::{TimeVal, TimeValLike as _},
+    },
 };
 
 fn connect() -> TcpStream {
@@ -152,6 +158,47 @@ fn one_kept_alive_connection_serves_many_requests() -> Result<()> {
         }
     });
     Ok(())
+}
+
+/// A connection from one certain port of the guest.
+fn connect_from(port: u16) -> Result<TcpStream> {
+    let (inet, stream) = (AddressFamily::Inet, SockType::Stream);
+    let fd = socket(inet, stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let patience = TimeVal::seconds(PATIENCE.as_secs().cast_signed());
+    setsockopt(&fd, sockopt::SendTimeout, &patience)?;
+    let from: SocketAddrV4 = format!("{ADDRESS}:{port}").parse()?;
+    bind(fd.as_raw_fd(), &SockaddrIn::from(from))?;
+    connect_to(fd.as_raw_fd(), &SockaddrIn::new(169, 254, 169, 254, 80)).context("no connection")?;
+    let stream = TcpStream::from(fd);
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// As after a reset: the agent is told nothing of the end of a connection whose port is the next one's, too.
+#[test]
+fn a_guest_that_forgot_its_connection_gets_through_from_the_same_port() -> Result<()> {
+    let (_host, guest) = Host::with_guest(|_| ())?;
+    guest.namespace.enter(|| {
+        let requests = [
+            "",
+            "GET /latest/ HTTP/1.1\r\nX-Half: ",
+            "GET /latest/ HTTP/1.1\r\nConnection: keep-alive\r\n\r\n",
+            "GET /latest/ HTTP/1.1\r\n\r\n",
+            "",
+        ];
+        for request in requests {
+            let mut stream = connect_from(40_000)?;
+            stream.write_all(request.as_bytes())?;
+            if request.ends_with("\r\n\r\n") {
+                let mut status = [0; 12];
+                stream.read_exact(&mut status)?;
+                assert_eq!(&status, b"HTTP/1.1 401");
+            }
+            // A socket that is under repair is closed without a word to its peer.
+            setsockopt(&stream, sockopt::TcpRepair, &1)?;
+        }
+        Ok(())
+    })
 }
 
 #[test]

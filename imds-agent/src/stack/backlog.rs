@@ -32,6 +32,7 @@ pub struct Backlog(VecDeque<Waiting>);
 impl Backlog {
     /// Lets `packet`, the SYN of `peer`, wait.
     pub fn push(&mut self, now: Now, peer: Peer, packet: &[u8]) {
+        self.expire(now);
         if packet.len() > PACKET_BYTES_MAX || self.0.iter().any(|waiting| waiting.peer == peer) {
             return;
         }
@@ -53,7 +54,7 @@ impl Backlog {
     }
 
     /// Forgets what has waited for too long.
-    pub fn expire(&mut self, now: Now) {
+    fn expire(&mut self, now: Now) {
         while self
             .0
             .front()

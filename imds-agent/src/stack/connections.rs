@@ -5,13 +5,14 @@ use std::{collections::VecDeque, net::IpAddr, time::Duration};
 use smoltcp::{
     iface::{Interface, PollResult, SocketSet},
     socket::tcp::{Socket, State},
+    wire::TcpSeqNumber,
 };
 
 use super::{
     CONNECTIONS_MAX, Sign, Transmit, Undelivered,
     device::PacketDevice,
     duration, instant,
-    segment::Peer,
+    segment::{Peer, Segment},
     spares::{Parts, Spares},
 };
 use crate::{
@@ -23,9 +24,9 @@ use crate::{
 /// at the next call, which [`Connections::poll_timeout`] then asks for at once.
 const PACKETS_MAX: usize = 16;
 
-/// A peer that acknowledges nothing for this long is gone: its connection is reset. Longer than any guest is paused for a
-/// snapshot or a migration's last phase.
-const PEER_TIMEOUT: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(20);
+/// A peer that has something to acknowledge and says nothing for this long is gone: its connection is reset. Longer than any
+/// guest is paused for a snapshot or a migration's last phase.
+const PEER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a peer may leave its half of the connection open after we closed ours (FIN-WAIT-2).
 const LINGER: Duration = Duration::from_secs(10);
@@ -42,12 +43,18 @@ const FIN_AGAIN: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(1)
 /// hundred microseconds, so this one is kept alive for later, half-open, or slow.
 const IDLE_AFTER: Duration = Duration::from_millis(100);
 
+/// How long after a connection's last segment its own SYN may still come again: repeated while its answer was on the way. A
+/// later one begins anew, from a TCP that takes the same sequence number after every reset of its guest.
+const OWN_SYN_WITHIN: Duration = Duration::from_secs(1);
+
 /// How long a response with a hop limit of its own must have been unacknowledged at the connection's end to be told as
 /// undelivered. A guest acknowledges within the 40 ms of a delayed acknowledgement, and clients wait for a second at least.
 const UNDELIVERED_AFTER: Duration = Duration::from_secs(1);
 
 struct Connection {
     peer: Peer,
+    /// Sequence number of the SYN that began it.
+    began_with: TcpSeqNumber,
     /// Half a kilobyte that stays where it is, from one connection to the next.
     parts: Box<Parts>,
     last_heard: Duration,
@@ -105,8 +112,24 @@ impl Connections {
             .map(Index)
     }
 
-    /// Makes a connection for the SYN that is about to be fed.
-    pub fn listen(&mut self, now: Now, peer: &Peer) -> Option<Index> {
+    /// Lets a connection end without a word if `syn`, which its peer sent, says that the peer knows nothing of it any more:
+    /// the guest was reset, or is back at a snapshot. Returns whether it did; else the SYN is one that the connection had.
+    ///
+    /// RFC 9293 (section 3.10.7.4) would challenge the peer instead, for fear of a stranger who guesses at ports: there
+    /// is none between a guest and its tap. A reset could hit the new connection.
+    pub fn give_way(&mut self, index: Index, now: Now, syn: &Segment) -> bool {
+        let Some(connection) = self.connections.get(index.0) else {
+            return false;
+        };
+        if connection.began_with == syn.sequence && !connection.is_past_its_own_syn(now) {
+            return false;
+        }
+        self.end(index, now);
+        true
+    }
+
+    /// Makes a connection for `syn`, which is about to be fed.
+    pub fn listen(&mut self, now: Now, syn: &Segment) -> Option<Index> {
         let mut parts = self.spares.take(now);
         let socket = parts.socket_mut();
         // It may have been another connection's, in whatever state that left it.
@@ -115,12 +138,12 @@ impl Connections {
         socket.set_hop_limit(None);
         // A response is written whole, so its last segment never waits for more to join it.
         socket.set_nagle_enabled(false);
-        socket.set_timeout(Some(PEER_TIMEOUT));
-        socket.listen(peer.local).ok()?;
-        parts.http.set_peer(peer.remote_address());
+        socket.listen(syn.peer.local).ok()?;
+        parts.http.set_peer(syn.peer.remote_address());
         let index = Index(self.connections.len());
         self.connections.push(Connection {
-            peer: *peer,
+            peer: syn.peer,
+            began_with: syn.sequence,
             parts,
             last_heard: now.monotonic,
             end_is_told: false,
@@ -263,6 +286,12 @@ impl Connections {
 }
 
 impl Connection {
+    /// Whether its own SYN would be another's now. While it is half-open it would not: the peer waits for our answer to it.
+    fn is_past_its_own_syn(&self, now: Now) -> bool {
+        self.parts.socket().state() != State::SynReceived
+            && self.last_heard.saturating_add(OWN_SYN_WITHIN) <= now.monotonic
+    }
+
     /// From when on it may be reset to make room for another.
     fn idle_at(&self) -> Duration {
         self.last_heard.saturating_add(IDLE_AFTER)
@@ -353,6 +382,7 @@ impl Connection {
         {
             socket.set_keep_alive(Some(FIN_AGAIN));
         }
+        socket.set_timeout(is_awaited(socket).then_some(PEER_TIMEOUT.into()));
         if let Some((left, patience)) = left_to_take(socket)
             && self.linger.is_none_or(|(before, _)| before != left)
         {
@@ -361,13 +391,21 @@ impl Connection {
     }
 }
 
+/// Whether smoltcp is to watch for the peer's silence. It counts from the last segment that it took, also while there was
+/// nothing to acknowledge: a connection that is only idle would be reset, and a FIN after a long silence never sent. So a FIN
+/// alone has [`left_to_take`]'s time instead.
+fn is_awaited(socket: &Socket<'_>) -> bool {
+    socket.send_queue() > 0 || socket.state() == State::SynReceived
+}
+
 /// What the peer has yet to take of a stream whose our half is closed, and how long it may take nothing of it.
 fn left_to_take(socket: &Socket<'_>) -> Option<(usize, Duration)> {
     match socket.state() {
-        // The FIN itself counts as a byte.
-        State::FinWait1 | State::Closing | State::LastAck => {
-            Some((socket.send_queue().saturating_add(1), TAKES_NOTHING))
-        }
+        // The FIN itself counts as a byte, and no window keeps it out once it is the only one.
+        State::FinWait1 | State::Closing | State::LastAck => match socket.send_queue() {
+            0 => Some((1, PEER_TIMEOUT)),
+            bytes => Some((bytes.saturating_add(1), TAKES_NOTHING)),
+        },
         State::FinWait2 => Some((0, LINGER)),
         _ => None,
     }

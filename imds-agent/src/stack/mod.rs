@@ -27,7 +27,7 @@ mod spares;
 mod time_wait;
 mod undelivered;
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use smoltcp::{
     iface::{Config, Interface, SocketSet},
@@ -135,13 +135,23 @@ impl Stack {
             log::trace!("not a whole TCP segment: {} bytes", packet.len());
             return;
         };
-        let connection = self.connections.find(&segment.peer);
+        let mut connection = self.connections.find(&segment.peer);
+        if let Some(index) = connection
+            && segment.opens()
+        {
+            if !self.connections.give_way(index, now, &segment) {
+                return;
+            }
+            connection = None;
+        }
         if connection.is_none() {
             if self.time_waits.handle_segment(now, &segment, transmit) {
                 return;
             }
-            if segment.opens() && !self.has_room(now, transmit) {
+            if segment.opens() && !(self.backlog.is_empty() && self.has_room(now, transmit)) {
+                // Behind those that wait already: its own copy may be one of them.
                 self.backlog.push(now, segment.peer, packet);
+                self.admit(now, service, transmit);
                 return;
             }
         }
@@ -211,13 +221,16 @@ impl Stack {
         service: &mut impl Service,
         transmit: &mut impl Transmit,
     ) {
-        let connection = match connection {
-            None if segment.opens() => self.connections.listen(now, &segment.peer),
-            connection => connection,
+        let (connection, packet) = match connection {
+            None if segment.opens() => (
+                self.connections.listen(now, segment),
+                segment::with_mss_raised(packet),
+            ),
+            connection => (connection, Cow::Borrowed(packet)),
         };
         let sockets = connection.and_then(|index| self.connections.sockets(index));
         let sockets = sockets.unwrap_or(&mut self.nobody);
-        let mut device = PacketDevice::new(Some(packet), transmit);
+        let mut device = PacketDevice::new(Some(&packet), transmit);
         self.interface
             .poll_ingress_single(instant(now), &mut device, sockets);
         if connection.is_some_and(|index| self.connections.drive(index, now, service)) {

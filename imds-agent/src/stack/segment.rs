@@ -1,10 +1,15 @@
 //! What the stack needs to know of a TCP segment before smoltcp sees it.
 
-use std::net::SocketAddr;
+use std::{borrow::Cow, net::SocketAddr, ops::Range};
 
 use smoltcp::wire::{
-    IpAddress, IpEndpoint, IpProtocol, IpVersion, Ipv4Packet, Ipv6Packet, TcpPacket, TcpSeqNumber,
+    IPV6_HEADER_LEN, IpAddress, IpEndpoint, IpProtocol, IpVersion, Ipv4Packet, Ipv6Packet, TCP_HEADER_LEN,
+    TcpOption, TcpPacket, TcpSeqNumber,
 };
+
+/// The shortest segments that a guest may ask for: the default of RFC 9293 (section 3.7.1). A guest on Ethernet takes
+/// longer ones, and shorter ones would make hundreds of packets of one response.
+const MSS_MIN: u16 = 536;
 
 /// Both ends of a connection.
 #[derive(Clone, Copy, Eq, Debug)]
@@ -106,4 +111,40 @@ impl Segment {
     pub fn opens(&self) -> bool {
         self.syn && self.acknowledges.is_none() && !self.rst && !self.fin
     }
+}
+
+/// `packet`, which is a SYN, with every maximum segment size in it at least [`MSS_MIN`]. Its checksum is wrong then, but
+/// [nobody looks](super::device::checksums). Zero stays, which means that there is none.
+pub fn with_mss_raised(packet: &[u8]) -> Cow<'_, [u8]> {
+    let mut raised = Cow::Borrowed(packet);
+    let Some(range) = tcp_options(packet) else {
+        return raised;
+    };
+    let mut options = packet.get(range.clone()).unwrap_or_default();
+    while let Ok((rest, option)) = TcpOption::parse(options) {
+        match option {
+            TcpOption::EndOfList => break,
+            TcpOption::MaxSegmentSize(1..MSS_MIN) => {
+                // The size is the last of its option.
+                let end = range.end.saturating_sub(rest.len());
+                let start = end.saturating_sub(size_of_val(&MSS_MIN));
+                if let Some([high, low]) = raised.to_mut().get_mut(start..end) {
+                    [*high, *low] = MSS_MIN.to_be_bytes();
+                }
+            }
+            _ => {}
+        }
+        options = rest;
+    }
+    raised
+}
+
+/// Where the TCP options of `packet` are.
+fn tcp_options(packet: &[u8]) -> Option<Range<usize>> {
+    let tcp = match IpVersion::of_packet(packet).ok()? {
+        IpVersion::Ipv4 => Ipv4Packet::new_checked(packet).ok()?.header_len().into(),
+        IpVersion::Ipv6 => IPV6_HEADER_LEN,
+    };
+    let header_bytes = TcpPacket::new_checked(packet.get(tcp..)?).ok()?.header_len();
+    Some(tcp.saturating_add(TCP_HEADER_LEN)..tcp.saturating_add(header_bytes.into()))
 }

@@ -1,12 +1,15 @@
 //! The stack against guests in the same process: one that is smoltcp and means well, joined by a seeded network that does
 //! not, and one that sends whatever it likes.
 
+mod backlog;
 mod exchanges;
 mod hostile;
+mod leftovers;
 mod link;
 mod seeds;
 mod segments;
 mod service;
+mod silence;
 mod simulation;
 mod time_wait;
 

@@ -71,7 +71,12 @@ impl TimeWaits {
             self.0.remove(index);
             return false;
         }
-        // A reset is not obeyed either (RFC 1337).
+        if segment.rst && segment.sequence == entry.expects {
+            // So a guest answers that was reset and whose SYN we took for an old duplicate: its next one is to get through.
+            // RFC 1337 obeys no reset here, for fear of old ones that roam a network. There is none between us.
+            self.0.remove(index);
+            return true;
+        }
         if !segment.rst && segment.sequence != segment.end {
             entry.acknowledge(transmit);
         }

@@ -4,7 +4,11 @@ use imds_tests::segment::{ACK, FIN, PSH, Segment as Made};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use smoltcp::wire::IpEndpoint;
 
-use super::{super::*, GUEST, Sent, at_second, service::Pattern};
+use super::{
+    super::*,
+    GUEST, Sent, at_second,
+    service::{Pattern, get},
+};
 
 /// Feeds one packet and returns the segments that come back.
 pub fn feed(stack: &mut Stack, now: Now, packet: &[u8]) -> Vec<Segment> {
@@ -37,6 +41,11 @@ pub fn segment(flags: u8, sequence: u32, acknowledges: u32, payload: &[u8]) -> V
     .ipv4()
 }
 
+/// Our sequence number behind the last of `answers`.
+pub fn next(answers: &[Segment]) -> u32 {
+    answers.last().expect("an answer").end.0.cast_unsigned()
+}
+
 #[test]
 fn a_segment_of_no_connection_is_reset() {
     let mut stack = Stack::new(at_second(1), 11, Spares::default());
@@ -66,6 +75,67 @@ fn partial_checksums_are_accepted() {
     let mut packet = syn(999);
     packet[20 + 16] ^= 0xff;
     assert!(feed(&mut stack, at_second(1), &packet)[0].syn);
+}
+
+/// How many bytes the segments of a response carry to a guest with these options in its SYN.
+fn segment_bytes(options: &[u8], is_ipv6: bool) -> Vec<usize> {
+    let ip = |made: Made<'_>| match is_ipv6 {
+        false => made.ipv4(),
+        true => {
+            let mut packet = Vec::new();
+            made.write_ipv6(&mut packet);
+            packet
+        }
+    };
+    let mut stack = Stack::new(at_second(1), 15, Spares::default());
+    let syn = Made {
+        options,
+        ..Made::default()
+    };
+    let ours = next(&feed(&mut stack, at_second(1), &ip(syn)));
+    let asks = Made {
+        sequence: 1,
+        acknowledges: ours,
+        flags: PSH | ACK,
+        payload: &get("/5000"),
+        ..Made::default()
+    };
+    let answers = feed(&mut stack, at_second(1), &ip(asks));
+    let bytes = answers
+        .iter()
+        .map(|segment| segment.end - segment.sequence - usize::from(segment.fin));
+    bytes.collect()
+}
+
+#[test]
+fn a_guest_gets_segments_as_long_as_it_asks_for() {
+    for is_ipv6 in [false, true] {
+        assert_eq!(segment_bytes(&[2, 4, 0x04, 0xc4], is_ipv6)[..3], [1220; 3]);
+        assert_eq!(segment_bytes(&[2, 4, 2, 25, 1, 1, 1, 1], is_ipv6)[..3], [537; 3]);
+        assert_eq!(segment_bytes(&[], is_ipv6)[..3], [536; 3]);
+    }
+}
+
+/// Whatever stands around the option, and however often it stands there.
+#[test]
+fn no_guest_gets_segments_of_less_than_536_bytes() {
+    let options: [&[u8]; 7] = [
+        &[2, 4, 0, 0],
+        &[2, 4, 0, 1],
+        &[2, 4, 0, 48],
+        &[2, 4, 2, 23],
+        &[1, 2, 4, 0, 48, 3, 3, 7],
+        &[4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 2, 4, 0, 64, 0, 0],
+        &[2, 4, 0x05, 0xb4, 2, 4, 0, 48],
+    ];
+    for options in options {
+        for is_ipv6 in [false, true] {
+            let bytes = segment_bytes(options, is_ipv6);
+            let (last, before) = bytes.split_last().unwrap();
+            assert!(before.iter().all(|bytes| *bytes == 536), "{options:?}: {bytes:?}");
+            assert!(before.len() > 8 && *last > 0, "{options:?}: {bytes:?}");
+        }
+    }
 }
 
 #[test]

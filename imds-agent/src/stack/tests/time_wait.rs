@@ -1,6 +1,6 @@
 //! TIME-WAIT, segment by segment.
 
-use imds_tests::segment::{FIN, PSH};
+use imds_tests::segment::{FIN, PSH, RST, Segment as Made};
 use smoltcp::wire::TcpSeqNumber;
 
 use super::{
@@ -58,4 +58,36 @@ fn time_wait_takes_no_old_syn_for_a_new_connection() {
     assert_eq!(number(answer[0].sequence), ours);
     assert!(!answer[0].syn);
     assert_eq!(stack.connection_count(), 0);
+}
+
+/// A guest that was reset does not know the connection that our acknowledgement is of, and says so.
+#[test]
+fn time_wait_ends_when_the_peer_knows_nothing_of_it() {
+    let (mut stack, ..) = time_wait(at_second(1));
+    let answer = feed(&mut stack, at_second(2), &syn(999));
+    let expected = answer[0].acknowledges.map(number).unwrap();
+    assert!(feed(&mut stack, at_second(2), &reset(expected)).is_empty());
+    assert!(stack.is_idle());
+    let syn_ack = feed(&mut stack, at_second(2), &syn(999));
+    assert!(syn_ack[0].syn && syn_ack[0].acknowledges.is_some());
+}
+
+#[test]
+fn time_wait_ignores_a_reset_beside_what_it_expects() {
+    for beside in [-1, 1, 5000] {
+        let (mut stack, _, theirs) = time_wait(at_second(1));
+        let reset = reset(theirs.wrapping_add_signed(beside));
+        assert!(feed(&mut stack, at_second(2), &reset).is_empty());
+        assert!(!stack.is_idle());
+    }
+}
+
+/// What a TCP without the connection answers an acknowledgement with (RFC 9293, section 3.10.7.1).
+fn reset(sequence: u32) -> Vec<u8> {
+    Made {
+        sequence,
+        flags: RST,
+        ..Made::default()
+    }
+    .ipv4()
 }
