@@ -1,7 +1,8 @@
 //! Tells when links come and go.
 //!
 //! Read first: rtnetlink(7). The subscription starts before the first listing, so that nothing is missed between the two.
-//! When the kernel says that notifications were lost (`ENOBUFS`), everything is listed and told again.
+//! When the kernel says that notifications were lost (`ENOBUFS`), it queues none until all that waits was read, and what waits is older
+//! than a listing would be. So that is read and thrown away first, and then everything is listed and told again.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -70,6 +71,9 @@ const LINK_GROUP: u32 = 1;
 /// two or three of 2.3 kilobytes by its count. More are lost, and all links listed again.
 const NOTIFICATIONS_BYTES: usize = 1 << 24;
 
+/// Notifications that are thrown away in a row: more than can wait, as the kernel counts one at half a kilobyte at least.
+const DISCARDED_MAX: usize = 2 * NOTIFICATIONS_BYTES / 512;
+
 /// The links of one network namespace. What the kernel tells is read one message after the other, when it is the next one's turn: of ten
 /// thousand links it says kilobytes each.
 #[derive(Debug)]
@@ -79,6 +83,8 @@ pub struct LinkWatch {
     known: Known,
     /// To be listed (again) before anything else.
     unlisted: bool,
+    /// Notifications were lost, and some of those from before that may wait still.
+    is_behind: bool,
     /// What was listed so far, while a listing is under way. It outlives a call that is cancelled.
     listing: Option<Vec<(TapIndex, Told)>>,
 }
@@ -100,6 +106,7 @@ impl LinkWatch {
             listings: Socket::new().map_err(LinkWatchError::Socket)?,
             known: Known::default(),
             unlisted: true,
+            is_behind: false,
             listing: None,
         })
     }
@@ -115,6 +122,10 @@ impl LinkWatch {
             if let Some(event) = self.known.events.pop_front() {
                 return Ok(event);
             }
+            if self.is_behind {
+                self.is_behind = !self.notifications.discard().map_err(LinkWatchError::Read)?;
+                self.unlisted = true;
+            }
             if self.listing.is_none() && std::mem::take(&mut self.unlisted) {
                 self.listings.ask_for_all().map_err(LinkWatchError::List)?;
                 self.listing = Some(Vec::new());
@@ -128,7 +139,7 @@ impl LinkWatch {
             }
             match self.notifications.read().await {
                 Ok(datagram) => readable(&datagram).for_each(|message| self.known.changed(&message)),
-                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => self.unlisted = true,
+                Err(error) if has_lost(&error) => self.is_behind = true,
                 Err(error) => return Err(LinkWatchError::Read(error)),
             }
         }
@@ -167,6 +178,24 @@ impl Socket {
         let (datagram, _) = self.0.recv_from_full().await?;
         Ok(datagram)
     }
+
+    /// Throws away what waits, and returns whether that was all. Where more comes all the time it may not be.
+    fn discard(&self) -> io::Result<bool> {
+        for _ in 0..DISCARDED_MAX {
+            // What of a message there is no room for is thrown away.
+            match self.0.socket_ref().recv(&mut [0; 1].as_mut_slice(), 0) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(error) if !has_lost(&error) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Whether the kernel says that it could not keep all that there was to be told.
+fn has_lost(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::ENOBUFS as i32)
 }
 
 impl fmt::Debug for Socket {
