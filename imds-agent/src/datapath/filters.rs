@@ -10,7 +10,7 @@ use nix::{errno::Errno, net::if_::if_nameindex};
 use rtnetlink::{
     packet_core::{
         DecodeError, Emitable as _, NLM_F_ACK, NLM_F_DUMP, NetlinkDeserializable, NetlinkHeader,
-        NetlinkSerializable, NlasIterator,
+        NetlinkSerializable,
     },
     packet_route::tc::{TcHandle, TcHeader},
 };
@@ -144,11 +144,7 @@ impl NetlinkDeserializable for Filter {
     fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
         let header = TcHeader::parse(payload)?;
         let attributes = payload.get(header.buffer_len()..).unwrap_or_default();
-        let mut is_bpf = false;
-        for attribute in NlasIterator::new(attributes) {
-            let attribute = attribute?;
-            is_bpf |= attribute.kind() == TCA_KIND && attribute.value() == b"bpf\0";
-        }
+        let is_bpf = netlink::attribute(attributes, TCA_KIND)? == Some(b"bpf\0");
         Ok(Self { header, is_bpf })
     }
 }

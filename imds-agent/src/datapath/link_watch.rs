@@ -4,6 +4,8 @@
 //! When the kernel says that notifications were lost (`ENOBUFS`), it queues none until all that waits was read, and what waits is older
 //! than a listing would be. So that is read and thrown away first, and then everything is listed and told again.
 
+mod message;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt, io,
@@ -17,13 +19,14 @@ use nix::{
 use rtnetlink::{
     packet_core::{NLM_F_ACK, NLM_F_DUMP, NetlinkPayload},
     packet_route::{
-        AddressFamily, RouteNetlinkMessage,
-        link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkLayerType, LinkMessage},
+        RouteNetlinkMessage,
+        link::{LinkAttribute, LinkExtentMask, LinkMessage},
     },
     sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE},
 };
 use thiserror::Error;
 
+use self::message::{Message, Told};
 use super::netlink;
 
 /// A link came or went.
@@ -89,15 +92,6 @@ pub struct LinkWatch {
     listing: Option<Vec<(TapIndex, Told)>>,
 }
 
-/// What matters of a link.
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct Told {
-    name: String,
-    /// A tap's own.
-    mac: Option<MacAddr>,
-    is_tap: bool,
-}
-
 impl LinkWatch {
     /// Watches the network namespace of the calling thread. To be called within a tokio runtime.
     pub fn new() -> Result<Self, LinkWatchError> {
@@ -138,7 +132,7 @@ impl LinkWatch {
                 continue;
             }
             match self.notifications.read().await {
-                Ok(datagram) => readable(&datagram).for_each(|message| self.known.changed(&message)),
+                Ok(datagram) => readable(&datagram).for_each(|message| self.known.changed(message)),
                 Err(error) if has_lost(&error) => self.is_behind = true,
                 Err(error) => return Err(LinkWatchError::Read(error)),
             }
@@ -205,10 +199,10 @@ impl fmt::Debug for Socket {
 }
 
 /// The messages in what the kernel says at once. One that cannot be read is passed over, as what is new in a kernel would be.
-fn readable(datagram: &[u8]) -> impl Iterator<Item = NetlinkPayload<RouteNetlinkMessage>> {
+fn readable(datagram: &[u8]) -> impl Iterator<Item = NetlinkPayload<Message>> {
     netlink::messages(datagram).filter_map(|message| {
         message
-            .inspect_err(|error| log::debug!("a message of rtnetlink is passed over: {error}"))
+            .inspect_err(|error| log::warn!("a message of rtnetlink is passed over: {error}"))
             .ok()
     })
 }
@@ -217,7 +211,7 @@ fn readable(datagram: &[u8]) -> impl Iterator<Item = NetlinkPayload<RouteNetlink
 fn absorb(listed: &mut Vec<(TapIndex, Told)>, datagram: &[u8]) -> io::Result<bool> {
     for message in readable(datagram) {
         match message {
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => listed.extend(told(&link)),
+            NetlinkPayload::InnerMessage(Message::There(index, told)) => listed.push((index, told)),
             NetlinkPayload::Done(_) => return Ok(true),
             NetlinkPayload::Error(error) => return Err(error.to_io()),
             _ => {}
@@ -247,20 +241,10 @@ impl Known {
         self.events.push_back(LinkEvent::Listed);
     }
 
-    fn changed(&mut self, message: &NetlinkPayload<RouteNetlinkMessage>) {
-        let NetlinkPayload::InnerMessage(message) = message else {
-            return;
-        };
+    fn changed(&mut self, message: NetlinkPayload<Message>) {
         match message {
-            RouteNetlinkMessage::NewLink(link) => {
-                if let Some((index, told)) = told(link) {
-                    self.appeared(index, told);
-                }
-            }
-            // A bridge also says "deleted" of a port that leaves it: that link lives on.
-            RouteNetlinkMessage::DelLink(link) if !is_from_bridge(link) => {
-                self.gone(TapIndex(link.header.index.into()));
-            }
+            NetlinkPayload::InnerMessage(Message::There(index, told)) => self.appeared(index, told),
+            NetlinkPayload::InnerMessage(Message::Gone(index)) => self.gone(index),
             _ => {}
         }
     }
@@ -286,60 +270,22 @@ impl Known {
     }
 }
 
-/// What a message tells of its link: nothing where a bridge speaks of its port, in its own address family and without saying what
-/// kind of link it is.
-fn told(link: &LinkMessage) -> Option<(TapIndex, Told)> {
-    if is_from_bridge(link) {
-        return None;
-    }
-    let is_tap = is_tap(link);
-    let told = Told {
-        name: name_of(link)?.clone(),
-        mac: mac_of(link).filter(|_| is_tap),
-        is_tap,
-    };
-    Some((TapIndex(link.header.index.into()), told))
-}
-
-fn is_from_bridge(link: &LinkMessage) -> bool {
-    link.header.interface_family != AddressFamily::Unspec
-}
-
-fn name_of(link: &LinkMessage) -> Option<&String> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name),
-        _ => None,
-    })
-}
-
 /// Whether the device with this index is a tap, in the network namespace of the calling thread. For those who do not watch: it waits.
 pub(super) fn is_now_tap(index: TapIndex) -> Result<bool, LinkWatchError> {
     let mut link = LinkMessage::default();
     link.header.index = index.ifindex();
     let told = netlink::ask(RouteNetlinkMessage::GetLink(link), NLM_F_ACK).map_err(LinkWatchError::List)?;
-    let is_so =
-        |message: &RouteNetlinkMessage| matches!(message, RouteNetlinkMessage::NewLink(link) if is_tap(link));
+    let is_so = |message: &Message| matches!(message, Message::There(_, told) if told.is_tap);
     Ok(told.iter().any(is_so))
-}
-
-fn mac_of(link: &LinkMessage) -> Option<MacAddr> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Address(octets) => Some(MacAddr(octets.as_slice().try_into().ok()?)),
-        _ => None,
-    })
-}
-
-/// Layer 3 "tun" devices are of the same kind, but carry no Ethernet.
-fn is_tap(link: &LinkMessage) -> bool {
-    let is_tun_kind = link.attributes.iter().any(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::Tun)),
-        _ => false,
-    });
-    is_tun_kind && link.header.link_layer_type == LinkLayerType::Ether
 }
 
 #[cfg(test)]
 mod tests {
+    use rtnetlink::packet_route::{
+        AddressFamily,
+        link::{InfoKind, LinkInfo, LinkLayerType},
+    };
+
     use super::*;
 
     fn link(index: u32, name: &str, family: AddressFamily) -> LinkMessage {
@@ -357,16 +303,25 @@ mod tests {
         link(index, name, AddressFamily::Unspec)
     }
 
+    fn hear(known: &mut Known, message: RouteNetlinkMessage) {
+        readable(&netlink::request(message, 0)).for_each(|message| known.changed(message));
+    }
+
     fn appear(known: &mut Known, link: LinkMessage) {
-        known.changed(&NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)));
+        hear(known, RouteNetlinkMessage::NewLink(link));
     }
 
     fn go(known: &mut Known, link: LinkMessage) {
-        known.changed(&NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)));
+        hear(known, RouteNetlinkMessage::DelLink(link));
     }
 
     fn relist(known: &mut Known, links: &[LinkMessage]) {
-        known.relist(links.iter().filter_map(told).collect());
+        let mut listed = Vec::new();
+        for link in links {
+            let message = netlink::request(RouteNetlinkMessage::NewLink(link.clone()), 0);
+            assert!(!absorb(&mut listed, &message).unwrap());
+        }
+        known.relist(listed);
     }
 
     fn with_mac(mut link: LinkMessage, mac: [u8; 6]) -> LinkMessage {

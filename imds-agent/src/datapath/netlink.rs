@@ -4,8 +4,8 @@ use std::{io, iter};
 
 use rtnetlink::{
     packet_core::{
-        DecodeError, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-        NetlinkSerializable,
+        DecodeError, NLA_HEADER_SIZE, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+        NetlinkPayload, NetlinkSerializable, NlasIterator,
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
@@ -35,6 +35,18 @@ pub fn messages<A: NetlinkDeserializable>(
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some(NetlinkMessage::deserialize(message).map(|message| message.payload))
     })
+}
+
+/// The value of the attribute of this kind, if it is among them. What the others say is nobody's concern.
+pub fn attribute(attributes: &[u8], kind: u16) -> Result<Option<&[u8]>, DecodeError> {
+    for attribute in NlasIterator::new(attributes) {
+        let attribute = attribute?;
+        if attribute.kind() == kind {
+            let end = usize::from(attribute.length());
+            return Ok(attribute.into_inner().get(NLA_HEADER_SIZE..end));
+        }
+    }
+    Ok(None)
 }
 
 /// Asks in the network namespace of the calling thread, and waits for all of the answer. Unless it is a dump, `flags` ask for an

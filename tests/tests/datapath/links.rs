@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     io::{Seek as _, Write as _},
+    os::unix::ffi::OsStrExt as _,
     process::Command,
 };
 
@@ -120,6 +122,44 @@ fn lost_notifications_are_made_up_for() -> anyhow::Result<()> {
                 }
             }
             ensure!(last == Some(mac(CHANGES - 1)), "{last:?} is told last");
+            Ok(())
+        })
+    })?;
+    Ok(())
+}
+
+/// Anybody on the host may give a tap an alias, or one more name, and neither has to be text.
+#[test]
+fn tap_with_an_alias_that_is_no_text_is_told() -> anyhow::Result<()> {
+    let no_text = OsStr::from_bytes(b"no-text-\xff");
+    let ip = |words: &[&str]| -> anyhow::Result<()> {
+        ensure!(Command::new("ip").args(words).arg(no_text).status()?.success());
+        Ok(())
+    };
+    in_namespaces(|_| {
+        block_on(async {
+            let before = Tap::new("before")?;
+            ip(&["link", "set", "before", "alias"])?;
+            ip(&["link", "property", "add", "dev", "before", "altname"])?;
+            let mut watch = LinkWatch::new()?;
+            let mut is_told = false;
+            loop {
+                match told(&mut watch).await? {
+                    LinkEvent::Listed => break,
+                    LinkEvent::Appeared { index, is_tap, .. } => is_told |= is_tap && index == before.index(),
+                    event => bail!("{event:?}"),
+                }
+            }
+            ensure!(is_told, "it is not listed");
+            // Notifications say it as well.
+            let address = "fe:54:00:aa:bb:01";
+            let set = ["link", "set", "before", "address", address];
+            ensure!(Command::new("ip").args(set).status()?.success());
+            let event = told(&mut watch).await?;
+            let LinkEvent::Appeared { mac: Some(mac), .. } = event else {
+                bail!("{event:?}")
+            };
+            ensure!(mac.to_string() == address);
             Ok(())
         })
     })?;
