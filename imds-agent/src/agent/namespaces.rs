@@ -378,7 +378,7 @@ fn abroad(event: LinkEvent, namespace: NamespaceNumber, its_name: &str) -> LinkE
             is_tap,
         },
         LinkEvent::Gone { index } => LinkEvent::Gone { index: there(index) },
-        LinkEvent::Listed => LinkEvent::Listed,
+        LinkEvent::Listed | LinkEvent::ListedInPart => event,
     }
 }
 

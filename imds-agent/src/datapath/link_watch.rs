@@ -8,7 +8,10 @@ mod message;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    fmt, io,
+    fmt,
+    future::pending,
+    io,
+    time::Duration,
 };
 
 use imds_ebpf::abi::{MacAddr, TapIndex};
@@ -17,7 +20,7 @@ use nix::{
     sys::socket::{setsockopt, sockopt},
 };
 use rtnetlink::{
-    packet_core::{NLM_F_ACK, NLM_F_DUMP, NetlinkPayload},
+    packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NetlinkMessage, NetlinkPayload},
     packet_route::{
         RouteNetlinkMessage,
         link::{LinkAttribute, LinkExtentMask, LinkMessage},
@@ -25,6 +28,7 @@ use rtnetlink::{
     sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE},
 };
 use thiserror::Error;
+use tokio::time::{Instant, sleep_until};
 
 use self::message::{Message, Told};
 use super::netlink;
@@ -51,6 +55,9 @@ pub enum LinkEvent {
     },
     /// Every link that was there when the watch began (or began again) has been told.
     Listed,
+    /// The same as far as the kernel says, whose listings were all cut up by links that came or went: of older ones such a listing leaves
+    /// out some that live on. More listings follow; until one is whole, no link is gone because it was not told.
+    ListedInPart,
 }
 
 /// Links cannot be watched.
@@ -77,6 +84,12 @@ const NOTIFICATIONS_BYTES: usize = 1 << 24;
 /// Notifications that are thrown away in a row: more than can wait, as the kernel counts one at half a kilobyte at least.
 const DISCARDED_MAX: usize = 2 * NOTIFICATIONS_BYTES / 512;
 
+/// Listings in a row that links may come or go in, which is told of for each piece. What one left out the others have.
+const CUT_UP_MAX: u32 = 8;
+
+/// How long links are told of as far as they are known, before they are listed again.
+const LIST_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
 /// The links of one network namespace. What the kernel tells is read one message after the other, when it is the next one's turn: of ten
 /// thousand links it says kilobytes each.
 #[derive(Debug)]
@@ -89,7 +102,11 @@ pub struct LinkWatch {
     /// Notifications were lost, and some of those from before that may wait still.
     is_behind: bool,
     /// What was listed so far, while a listing is under way. It outlives a call that is cancelled.
-    listing: Option<Vec<(TapIndex, Told)>>,
+    listing: Option<Listing>,
+    /// Listings in a row that were cut up.
+    cut_up: u32,
+    /// When to list again after too many of those.
+    list_again_at: Option<Instant>,
 }
 
 impl LinkWatch {
@@ -102,6 +119,8 @@ impl LinkWatch {
             unlisted: true,
             is_behind: false,
             listing: None,
+            cut_up: 0,
+            list_again_at: None,
         })
     }
 
@@ -122,21 +141,56 @@ impl LinkWatch {
             }
             if self.listing.is_none() && std::mem::take(&mut self.unlisted) {
                 self.listings.ask_for_all().map_err(LinkWatchError::List)?;
-                self.listing = Some(Vec::new());
+                self.listing = Some(Listing::default());
+                self.list_again_at = None;
             }
-            if let Some(listed) = &mut self.listing {
+            if let Some(listing) = &mut self.listing {
                 let datagram = self.listings.read().await.map_err(LinkWatchError::List)?;
-                if absorb(listed, &datagram).map_err(LinkWatchError::List)? {
-                    self.known.relist(self.listing.take().unwrap_or_default());
+                if listing.absorb(&datagram).map_err(LinkWatchError::List)? {
+                    let listing = self.listing.take().unwrap_or_default();
+                    self.handle_listing(listing);
                 }
                 continue;
             }
-            match self.notifications.read().await {
-                Ok(datagram) => readable(&datagram).for_each(|message| self.known.changed(message)),
+            let notifications = tokio::select! {
+                biased;
+                () = until(self.list_again_at) => {
+                    self.unlisted = true;
+                    continue;
+                }
+                notifications = self.notifications.read() => notifications,
+            };
+            match notifications {
+                Ok(datagram) => {
+                    readable(&datagram).for_each(|message| self.known.changed(message.payload));
+                }
                 Err(error) if has_lost(&error) => self.is_behind = true,
                 Err(error) => return Err(LinkWatchError::Read(error)),
             }
         }
+    }
+
+    fn handle_listing(&mut self, listing: Listing) {
+        if !listing.is_cut_up {
+            self.cut_up = 0;
+            return self.known.relist(listing.links);
+        }
+        self.known.tell(listing.links);
+        self.cut_up += 1;
+        if self.cut_up < CUT_UP_MAX {
+            self.unlisted = true;
+        } else {
+            self.cut_up = 0;
+            self.list_again_at = Some(Instant::now() + LIST_AGAIN_AFTER);
+            self.known.events.push_back(LinkEvent::ListedInPart);
+        }
+    }
+}
+
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => pending().await,
     }
 }
 
@@ -199,7 +253,7 @@ impl fmt::Debug for Socket {
 }
 
 /// The messages in what the kernel says at once. One that cannot be read is passed over, as what is new in a kernel would be.
-fn readable(datagram: &[u8]) -> impl Iterator<Item = NetlinkPayload<Message>> {
+fn readable(datagram: &[u8]) -> impl Iterator<Item = NetlinkMessage<Message>> {
     netlink::messages(datagram).filter_map(|message| {
         message
             .inspect_err(|error| log::warn!("a message of rtnetlink is passed over: {error}"))
@@ -207,17 +261,29 @@ fn readable(datagram: &[u8]) -> impl Iterator<Item = NetlinkPayload<Message>> {
     })
 }
 
-/// Adds what the kernel says next to what it `listed`, and returns whether that is all.
-fn absorb(listed: &mut Vec<(TapIndex, Told)>, datagram: &[u8]) -> io::Result<bool> {
-    for message in readable(datagram) {
-        match message {
-            NetlinkPayload::InnerMessage(Message::There(index, told)) => listed.push((index, told)),
-            NetlinkPayload::Done(_) => return Ok(true),
-            NetlinkPayload::Error(error) => return Err(error.to_io()),
-            _ => {}
+/// What the kernel lists.
+#[derive(Default, Debug)]
+struct Listing {
+    links: Vec<(TapIndex, Told)>,
+    /// Links came or went between two pieces of it. Kernels before 6.9 go on by position then, and leave out one that is there for each
+    /// that went.
+    is_cut_up: bool,
+}
+
+impl Listing {
+    /// Adds what the kernel says next, and returns whether that is all.
+    fn absorb(&mut self, datagram: &[u8]) -> io::Result<bool> {
+        for message in readable(datagram) {
+            self.is_cut_up |= message.header.flags & NLM_F_DUMP_INTR != 0;
+            match message.payload {
+                NetlinkPayload::InnerMessage(Message::There(index, told)) => self.links.push((index, told)),
+                NetlinkPayload::Done(_) => return Ok(true),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                _ => {}
+            }
         }
+        Ok(false)
     }
-    Ok(false)
 }
 
 /// The links that were told, and the events that were not yet.
@@ -228,17 +294,26 @@ struct Known {
 }
 
 impl Known {
+    /// These are there, and no others.
     fn relist(&mut self, links: Vec<(TapIndex, Told)>) {
         let listed: BTreeSet<_> = links.iter().map(|(index, _)| *index).collect();
-        for (index, _) in std::mem::take(&mut self.links) {
-            if !listed.contains(&index) {
-                self.events.push_back(LinkEvent::Gone { index });
-            }
-        }
+        let unlisted: Vec<_> = self
+            .links
+            .keys()
+            .filter(|index| !listed.contains(index))
+            .copied()
+            .collect();
+        unlisted.into_iter().for_each(|index| self.gone(index));
+        self.tell(links);
+        self.events.push_back(LinkEvent::Listed);
+    }
+
+    /// These are there.
+    fn tell(&mut self, links: Vec<(TapIndex, Told)>) {
         for (index, told) in links {
+            self.links.remove(&index);
             self.appeared(index, told);
         }
-        self.events.push_back(LinkEvent::Listed);
     }
 
     fn changed(&mut self, message: NetlinkPayload<Message>) {
@@ -281,9 +356,12 @@ pub(super) fn is_now_tap(index: TapIndex) -> Result<bool, LinkWatchError> {
 
 #[cfg(test)]
 mod tests {
-    use rtnetlink::packet_route::{
-        AddressFamily,
-        link::{InfoKind, LinkInfo, LinkLayerType},
+    use rtnetlink::{
+        packet_core::{DoneMessage, NetlinkHeader},
+        packet_route::{
+            AddressFamily,
+            link::{InfoKind, LinkInfo, LinkLayerType},
+        },
     };
 
     use super::*;
@@ -304,7 +382,7 @@ mod tests {
     }
 
     fn hear(known: &mut Known, message: RouteNetlinkMessage) {
-        readable(&netlink::request(message, 0)).for_each(|message| known.changed(message));
+        readable(&netlink::request(message, 0)).for_each(|message| known.changed(message.payload));
     }
 
     fn appear(known: &mut Known, link: LinkMessage) {
@@ -315,13 +393,25 @@ mod tests {
         hear(known, RouteNetlinkMessage::DelLink(link));
     }
 
-    fn relist(known: &mut Known, links: &[LinkMessage]) {
-        let mut listed = Vec::new();
+    /// A listing in pieces of one link each; the end has these flags.
+    fn listing(links: &[LinkMessage], flags: u16) -> Listing {
+        let mut listing = Listing::default();
         for link in links {
             let message = netlink::request(RouteNetlinkMessage::NewLink(link.clone()), 0);
-            assert!(!absorb(&mut listed, &message).unwrap());
+            assert!(!listing.absorb(&message).unwrap());
         }
-        known.relist(listed);
+        let end = NetlinkPayload::Done(DoneMessage::default());
+        let mut end = NetlinkMessage::<RouteNetlinkMessage>::new(NetlinkHeader::default(), end);
+        end.header.flags = flags;
+        end.finalize();
+        let mut bytes = vec![0; end.buffer_len()];
+        end.serialize(&mut bytes);
+        assert!(listing.absorb(&bytes).unwrap());
+        listing
+    }
+
+    fn relist(known: &mut Known, links: &[LinkMessage]) {
+        known.relist(listing(links, 0).links);
     }
 
     fn with_mac(mut link: LinkMessage, mac: [u8; 6]) -> LinkMessage {
@@ -400,6 +490,34 @@ mod tests {
         relist(&mut known, &[tap(8, "vnet1"), tap(9, "vnet2")]);
         assert_eq!(
             known.events,
+            [
+                gone(7),
+                appeared(8, "vnet1"),
+                appeared(9, "vnet2"),
+                LinkEvent::Listed
+            ]
+        );
+    }
+    /// The kernel left out a link that is there, and says that it may have.
+    #[tokio::test]
+    async fn listing_that_was_cut_up_tells_of_nobody_who_went() {
+        let mut watch = LinkWatch::new().unwrap();
+        watch.handle_listing(listing(&[tap(7, "vnet0"), tap(8, "vnet1")], 0));
+        watch.known.events.clear();
+        for number in 1..=CUT_UP_MAX {
+            watch.unlisted = false;
+            watch.handle_listing(listing(&[tap(8, "vnet1"), tap(9, "vnet2")], NLM_F_DUMP_INTR));
+            let is_last = number == CUT_UP_MAX;
+            assert_eq!(watch.unlisted, !is_last);
+            assert_eq!(watch.list_again_at.is_some(), is_last);
+            let mut expected = vec![appeared(8, "vnet1"), appeared(9, "vnet2")];
+            expected.extend(is_last.then_some(LinkEvent::ListedInPart));
+            assert_eq!(watch.known.events, expected);
+            watch.known.events.clear();
+        }
+        watch.handle_listing(listing(&[tap(8, "vnet1"), tap(9, "vnet2")], 0));
+        assert_eq!(
+            watch.known.events,
             [
                 gone(7),
                 appeared(8, "vnet1"),

@@ -26,14 +26,14 @@ pub fn request<Q: NetlinkSerializable>(question: Q, flags: u16) -> Vec<u8> {
 /// The messages in what the kernel says at once, each as far as it can be read.
 pub fn messages<A: NetlinkDeserializable>(
     mut datagram: &[u8],
-) -> impl Iterator<Item = Result<NetlinkPayload<A>, DecodeError>> {
+) -> impl Iterator<Item = Result<NetlinkMessage<A>, DecodeError>> {
     iter::from_fn(move || {
         let length = u32::from_ne_bytes(*datagram.first_chunk()?);
         let length = usize::try_from(length).ok().filter(|length| *length > 0)?;
         let message = datagram.get(..length)?;
         // Each begins at a multiple of four bytes.
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(NetlinkMessage::deserialize(message).map(|message| message.payload))
+        Some(NetlinkMessage::deserialize(message))
     })
 }
 
@@ -61,7 +61,7 @@ pub fn ask<Q: NetlinkSerializable, A: NetlinkDeserializable>(question: Q, flags:
         bytes.clear();
         socket.recv(&mut bytes, 0)?;
         for message in messages(&bytes) {
-            match message.map_err(io::Error::other)? {
+            match message.map_err(io::Error::other)?.payload {
                 NetlinkPayload::InnerMessage(answer) => answers.push(answer),
                 NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
                 NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(answers),
@@ -91,7 +91,8 @@ mod tests {
     }
 
     fn read(datagram: &[u8]) -> Vec<Option<NetlinkPayload<RouteNetlinkMessage>>> {
-        messages(datagram).map(Result::ok).collect()
+        let payload = |message: Result<NetlinkMessage<_>, _>| Some(message.ok()?.payload);
+        messages(datagram).map(payload).collect()
     }
 
     #[test]

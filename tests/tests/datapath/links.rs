@@ -118,7 +118,7 @@ fn lost_notifications_are_made_up_for() -> anyhow::Result<()> {
                         break;
                     }
                     LinkEvent::Appeared { .. } => {}
-                    LinkEvent::Gone { index } => bail!("{index} is said to be gone"),
+                    event => bail!("{event:?}"),
                 }
             }
             ensure!(last == Some(mac(CHANGES - 1)), "{last:?} is told last");
