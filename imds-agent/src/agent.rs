@@ -289,7 +289,7 @@ impl Agent {
     fn handle_link(&mut self, namespace: NamespaceNumber, event: LinkEvent) {
         let refused = match event {
             LinkEvent::Appeared { index, .. } | LinkEvent::Gone { index } => Some(index),
-            LinkEvent::Listed => None,
+            LinkEvent::Listed | LinkEvent::ListedInPart => None,
         };
         let refused = refused.filter(|tap| self.refused.contains_key(tap));
         match event {
@@ -302,7 +302,11 @@ impl Agent {
                 let changes = self.bindings.handle_tap(index, &name, mac, &self.snapshot);
                 self.apply(changes);
             }
-            LinkEvent::Listed => self.handle_listed(namespace),
+            LinkEvent::Listed => {
+                self.detach_untold(namespace);
+                self.handle_listed(namespace);
+            }
+            LinkEvent::ListedInPart => self.handle_listed(namespace),
             // Also one that was renamed to what is none of our business.
             LinkEvent::Appeared { index, .. } | LinkEvent::Gone { index } => {
                 let changes = self.bindings.handle_gone(index, &self.snapshot);
@@ -316,13 +320,17 @@ impl Agent {
     }
 
     /// Every tap of a namespace was told: what an earlier agent left on others is taken off.
-    fn handle_listed(&mut self, namespace: NamespaceNumber) {
+    fn detach_untold(&mut self, namespace: NamespaceNumber) {
         let others: Vec<_> = self
             .classifier
             .attached()
             .filter(|tap| tap.namespace() == namespace && self.bindings.tap(*tap).is_none())
             .collect();
         self.apply(others.into_iter().map(Change::Detach));
+    }
+
+    /// Every tap of a namespace was told, as far as the kernel can tell.
+    fn handle_listed(&mut self, namespace: NamespaceNumber) {
         if namespace == NamespaceNumber::OWN {
             self.signer.handle_listed();
             self.work.handle_listed();

@@ -2,6 +2,7 @@
 
 mod control;
 mod credentials;
+mod file;
 mod metrics;
 mod network_namespaces;
 #[cfg(test)]
@@ -18,7 +19,7 @@ use imds_ebpf::abi::{PACKETS_PER_SECOND, WORKERS_MAX};
 use serde::{Deserialize, Deserializer, de};
 
 use self::{control::Control, credentials::Credentials, metrics::Metrics, sts_endpoint::StsEndpoint};
-pub use self::{network_namespaces::NetworkNamespaces, taps::Taps};
+pub use self::{file::ConfigFile, network_namespaces::NetworkNamespaces, taps::Taps};
 use crate::{
     control::{self as operators, Reloaded},
     credentials::sources,
@@ -136,12 +137,9 @@ impl Config {
         Self::parse(path, &text)
     }
 
-    /// Reads the file at [`DEFAULT_PATH`]; nothing if it is not there, which leaves the caller to warn and take the defaults.
+    /// Reads the file at [`DEFAULT_PATH`]; nothing if it is not there.
     pub fn load_default() -> Result<Option<Self>, ConfigError> {
-        match Self::load(Path::new(DEFAULT_PATH)) {
-            Err(ConfigError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
-            loaded => loaded.map(Some),
-        }
+        ConfigFile::new(None).read()
     }
 
     /// The defaults with the `bpf_directory` and the `network_namespaces` of a file that is invalid otherwise, as far as they can be
@@ -232,15 +230,14 @@ impl Config {
         self.control.settings()
     }
 
-    /// What differs in `new`: the fields that a running agent can put in force, and those that wait for its restart.
-    pub fn changes(&self, new: &Self) -> Reloaded {
+    /// What differs in `new`: the fields that a running agent can put in force, and those that wait for its restart. To go to other
+    /// network namespaces takes a capability that an agent which began without any has given up.
+    pub fn changes(&self, new: &Self, goes_elsewhere: bool) -> Reloaded {
         let namespaces_differ = self.network_namespaces != new.network_namespaces;
-        // It takes a capability that was given up.
-        let namespaces_begin = self.network_namespaces.is_empty();
         let live = [
             ("log_level", self.log_level != new.log_level),
             ("taps", self.taps != new.taps),
-            ("network_namespaces", namespaces_differ && !namespaces_begin),
+            ("network_namespaces", namespaces_differ && goes_elsewhere),
             (
                 "packets_per_second",
                 self.packets_per_second != new.packets_per_second,
@@ -252,7 +249,7 @@ impl Config {
             ("metadata_options", self.metadata_options != new.metadata_options),
         ];
         let fixed = [
-            ("network_namespaces", namespaces_differ && namespaces_begin),
+            ("network_namespaces", namespaces_differ && !goes_elsewhere),
             ("user", self.user != new.user),
             ("state_directory", self.state_directory != new.state_directory),
             ("bpf_directory", self.bpf_directory != new.bpf_directory),
@@ -282,11 +279,11 @@ impl Config {
 
     /// This configuration with those fields of `new` that a running agent can put in force.
     #[must_use]
-    pub fn with_live_fields_of(self, new: Self) -> Self {
-        let network_namespaces = if self.network_namespaces.is_empty() {
-            self.network_namespaces.clone()
-        } else {
+    pub fn with_live_fields_of(self, new: Self, goes_elsewhere: bool) -> Self {
+        let network_namespaces = if goes_elsewhere {
             new.network_namespaces
+        } else {
+            self.network_namespaces
         };
         Self {
             log_level: new.log_level,

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use imds_agent::{
     agent, allocator,
-    config::{Config, ConfigError, DEFAULT_PATH, LogLevel},
+    config::{Config, ConfigError, ConfigFile, DEFAULT_PATH, LogLevel},
     datapath::{
         GracePeriods, Namespaces, attach, detach, namespace,
         pins::{self, Pins},
@@ -86,7 +86,7 @@ enum OnTaps {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match run(arguments.command, arguments.config.as_deref()) {
+    match run(arguments.command, ConfigFile::new(arguments.config)) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("imds-agent: {error:#}");
@@ -95,7 +95,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
+fn run(command: Command, mut file: ConfigFile) -> Result<ExitCode> {
     // What needs no configuration.
     match &command {
         Command::Generate { directory } => {
@@ -108,11 +108,11 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
         }
         Command::Run | Command::Check | Command::OnTaps(_) => {}
     }
-    let given = match (&command, read(file)) {
+    let given = match (&command, file.read()) {
         // What is to be made safe or taken away is so with a file that says something wrong, too.
         (Command::OnTaps(_), Err(error @ ConfigError::Invalid { .. })) => {
             eprintln!("imds-agent: {error}");
-            Some(Config::with_pins_of(file.unwrap_or(Path::new(DEFAULT_PATH))))
+            Some(Config::with_pins_of(file.path()))
         }
         (_, loaded) => loaded?,
     };
@@ -153,8 +153,7 @@ fn run(command: Command, file: Option<&Path>) -> Result<ExitCode> {
                 .enable_all()
                 .build()
                 .context("cannot start the control threads")?;
-            let file = file.map(Path::to_owned);
-            let read_again = move || Ok(read(file.as_deref())?.unwrap_or_default());
+            let read_again = move || Ok(file.read()?.unwrap_or_default());
             runtime.block_on(agent::run(
                 config,
                 &reduced.pins,
@@ -227,11 +226,6 @@ fn namespaces(config: &Config, is_wanted: impl Fn(&str) -> bool) -> Result<Names
     Ok(Namespaces::open(
         sightings.context("cannot look for network namespaces")?,
     )?)
-}
-
-/// The file that is given, or the default one if it is there.
-fn read(file: Option<&Path>) -> Result<Option<Config>, ConfigError> {
-    file.map_or_else(Config::load_default, |file| Config::load(file).map(Some))
 }
 
 /// `RUST_LOG` overrules the configuration, whose level may change later.

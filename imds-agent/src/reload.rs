@@ -9,18 +9,21 @@ use crate::{
 };
 
 /// Reads the configuration file, as at the start.
-pub type Read = Box<dyn Fn() -> Result<Config, ConfigError> + Send>;
+pub type Read = Box<dyn FnMut() -> Result<Config, ConfigError> + Send>;
 
 /// The configuration in force, and where it came from.
 pub struct Reload {
     in_force: Config,
+    /// The agent began with other network namespaces, even if none is left.
+    goes_elsewhere: bool,
     read: Read,
 }
 
 impl Reload {
-    /// `config` is in force; `read` gives what follows it.
+    /// With `config` the agent began; `read` gives what follows it.
     pub fn new(config: Config, read: Read) -> Self {
         Self {
+            goes_elsewhere: !config.network_namespaces.is_empty(),
             in_force: config,
             read,
         }
@@ -38,8 +41,9 @@ impl Reload {
             log::error!("{why}: the configuration stays as it is: {error}");
             error
         })?;
-        let reloaded = self.in_force.changes(&new);
-        self.in_force = self.in_force.clone().with_live_fields_of(new);
+        let reloaded = self.in_force.changes(&new, self.goes_elsewhere);
+        let in_force = self.in_force.clone();
+        self.in_force = in_force.with_live_fields_of(new, self.goes_elsewhere);
         set_log_level(self.in_force.log_level);
         log::info!(
             "{why}: the configuration is read again; changed: {}",
@@ -138,5 +142,27 @@ mod tests {
         let error = reload.read("a test").unwrap_err();
         assert!(error.contains("/c: "), "{error}");
         assert_eq!(reload.config(), &before);
+    }
+    #[test]
+    fn namespaces_end_and_begin_where_the_agent_began_with_some() {
+        let some: Config = toml::from_str("network_namespaces = [\"fc-*\"]").unwrap();
+        let read_in_turn = |begun: &Config, configs: [&Config; 2]| {
+            let mut configs = configs.map(Config::clone).into_iter();
+            let mut reload = Reload::new(begun.clone(), Box::new(move || Ok(configs.next().unwrap())));
+            [(); 2].map(|()| {
+                let reloaded = reload.read("a test").unwrap();
+                (reloaded.changed, reload.config().network_namespaces.is_empty())
+            })
+        };
+        let none = Config::default();
+        let changed = vec!["network_namespaces"];
+        assert_eq!(
+            read_in_turn(&some, [&none, &some]),
+            [(changed.clone(), true), (changed, false)]
+        );
+        assert_eq!(
+            read_in_turn(&none, [&some, &none]),
+            [(vec![], true), (vec![], true)]
+        );
     }
 }

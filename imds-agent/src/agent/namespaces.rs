@@ -4,6 +4,8 @@
 //! hangs on a tap there stays on it while the tap lives, and the address is dark to its guest: somebody may have taken the name away
 //! from a machine that runs.
 
+mod handled;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::pending,
@@ -19,9 +21,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-use super::Agent;
 use crate::{
-    bindings::Change,
     config::NetworkNamespaces,
     control::NamespaceState,
     datapath::{
@@ -81,6 +81,15 @@ struct Open {
     watching: Option<Watching>,
 }
 
+/// How what is open changed.
+#[derive(Default)]
+struct Changed {
+    /// Some go by other names from here on, and are the same otherwise.
+    has_renamed: bool,
+    /// These are out of sight.
+    gone: Vec<Sighting>,
+}
+
 /// A task that ends with this.
 struct Watching {
     number: u64,
@@ -92,9 +101,10 @@ impl Elsewhere {
     /// earlier agent left on taps that nobody will go to comes off.
     pub fn start(config: &NetworkNamespaces, classifier: &mut Classifier) -> Result<Self> {
         let mut elsewhere = Self((!config.is_empty()).then(Watched::start).transpose()?);
-        elsewhere.look(config);
-        classifier.take_off_left_behind(unselected(config));
-        classifier.settle_left_behind(&elsewhere.waiting());
+        elsewhere.look(config, classifier);
+        let waiting = elsewhere.waiting();
+        classifier.take_off_left_behind(unselected(config, &waiting));
+        classifier.settle_left_behind(&waiting);
         Ok(elsewhere)
     }
 
@@ -174,28 +184,34 @@ impl Elsewhere {
         }
     }
 
-    /// Looks what came into sight, which is to be opened now, and returns what went out of sight.
-    pub fn look(&mut self, config: &NetworkNamespaces) -> Vec<Sighting> {
+    /// Looks what came into sight, which is to be opened now, what is seen under another name than before, and what went out of sight.
+    fn look(&mut self, config: &NetworkNamespaces, classifier: &mut Classifier) -> Changed {
         let Some(watched) = &mut self.0 else {
-            return Vec::new();
+            return Changed::default();
         };
         let sightings = match namespace::look(config.directory(), |name| config.select(name)) {
             Ok(sightings) => sightings,
             Err(error) => {
                 log::error!("cannot look for network namespaces: {error}");
-                return Vec::new();
+                return Changed::default();
             }
         };
         watched.watch_again();
+        let mut changed = Changed::default();
+        for seen in &sightings {
+            if let Some(open) = watched.open.get_mut(&seen.number) {
+                changed.has_renamed |= open.see(seen, config, classifier);
+            }
+        }
         watched.refused.retain(|refused, _| sightings.contains(refused));
-        let is_open = |sighting: &Sighting| {
-            let open = watched.open.get(&sighting.number);
-            open.is_some_and(|open| open.namespace.sighting() == sighting)
-        };
-        let waiting = sightings.iter().filter(|sighting| !is_open(sighting));
+        let is_open = |number| watched.open.contains_key(&number);
+        let waiting = sightings.iter().filter(|sighting| !is_open(sighting.number));
         watched.waiting = waiting.cloned().collect();
+        let numbers: BTreeSet<_> = sightings.iter().map(|sighting| sighting.number).collect();
         let open = watched.open.values().map(|open| open.namespace.sighting());
-        open.filter(|open| !sightings.contains(open)).cloned().collect()
+        let gone = open.filter(|open| !numbers.contains(&open.number));
+        changed.gone = gone.cloned().collect();
+        changed
     }
 
     /// Opens one of those that came into sight: which, and the ways to it for so many workers. What cannot be opened costs nobody
@@ -232,10 +248,10 @@ impl Elsewhere {
         open.watching
             .as_ref()
             .filter(|watching| watching.number == news.watching)?;
+        let name = &open.namespace.sighting().name;
         match news.event {
-            Ok(event) => Some(event),
+            Ok(event) => Some(abroad(event, news.namespace, name)),
             Err(error) => {
-                let name = &open.namespace.sighting().name;
                 log::error!("network namespace {name}: cannot be watched: {error}");
                 open.watching = None;
                 None
@@ -309,7 +325,6 @@ impl Watched {
     fn watch(&mut self, namespace: &Namespace, mut links: LinkWatch) -> Watching {
         self.begun += 1;
         let (number, watching) = (namespace.number(), self.begun);
-        let name = namespace.sighting().name.clone();
         let (sender, mut again) = (self.sender.clone(), self.again.subscribe());
         let task = tokio::spawn(async move {
             loop {
@@ -324,7 +339,7 @@ impl Watched {
                 let news = News {
                     namespace: number,
                     watching,
-                    event: event.map(|event| abroad(event, number, &name)),
+                    event,
                 };
                 if sender.send(news).await.is_err() || has_ended {
                     return;
@@ -335,6 +350,25 @@ impl Watched {
             number: watching,
             task: task.abort_handle(),
         }
+    }
+}
+
+impl Open {
+    /// It was seen: whether its name is another now. It keeps the one that it goes by as long as that is one of its names.
+    fn see(&mut self, seen: &Sighting, config: &NetworkNamespaces, classifier: &mut Classifier) -> bool {
+        let known = self.namespace.sighting();
+        let is_in = |directory| known.path.parent() == Some(directory);
+        let keeps = is_in(config.directory()) && config.select(&known.name) && namespace::is_there(known);
+        if keeps || known == seen {
+            return false;
+        }
+        let is_renamed = known.name != seen.name;
+        if is_renamed {
+            log::info!("network namespace {}: goes by {} now", known.name, seen.name);
+        }
+        self.namespace = Arc::new(self.namespace.seen_at(seen.clone()));
+        classifier.rename_namespace(&self.namespace);
+        is_renamed
     }
 }
 
@@ -353,11 +387,15 @@ fn links_in(namespace: &Namespace) -> Result<LinkWatch> {
     Ok(links?)
 }
 
-/// Tells the namespaces that are none of the agent's business: all, where it has none, and those that are there and not selected. One
-/// that is not there may have a machine in it.
-fn unselected(config: &NetworkNamespaces) -> impl Fn(NamespaceNumber) -> bool {
+/// Tells the namespaces that are none of the agent's business: all, where it has none, and those that are there and not `selected` by
+/// any of their names. One that is not there may have a machine in it.
+fn unselected(
+    config: &NetworkNamespaces,
+    selected: &BTreeSet<NamespaceNumber>,
+) -> impl Fn(NamespaceNumber) -> bool {
     let others = namespace::look(config.directory(), |name| !config.select(name)).unwrap_or_default();
     let others: BTreeSet<_> = others.into_iter().map(|sighting| sighting.number).collect();
+    let others = &others - selected;
     let has_none = config.is_empty();
     move |number| has_none || others.contains(&number)
 }
@@ -378,78 +416,6 @@ fn abroad(event: LinkEvent, namespace: NamespaceNumber, its_name: &str) -> LinkE
             is_tap,
         },
         LinkEvent::Gone { index } => LinkEvent::Gone { index: there(index) },
-        LinkEvent::Listed => LinkEvent::Listed,
-    }
-}
-
-impl Agent {
-    pub(super) fn handle_news(&mut self, news: News) {
-        let namespace = news.namespace;
-        if let Some(event) = self.elsewhere.current(news) {
-            self.handle_link(namespace, event);
-        }
-    }
-
-    /// Namespaces may have come or gone, or may be to be tried again.
-    pub(super) fn handle_namespaces(&mut self) {
-        let config = &self.reload.config().network_namespaces;
-        for sighting in self.elsewhere.look(config) {
-            self.close_namespace(&sighting);
-        }
-        let waiting = self.elsewhere.waiting();
-        // What went before it had its turn will not be told.
-        for number in self.untold.clone() {
-            let is_known = waiting.contains(&number) || self.elsewhere.name(number).is_some();
-            if number != NamespaceNumber::OWN && !is_known {
-                self.handle_told(number);
-            }
-        }
-        self.classifier.settle_left_behind(&waiting);
-    }
-
-    /// Whether there is anything left that takes its time.
-    pub(super) fn is_behind(&self) -> bool {
-        self.elsewhere.is_behind() || self.classifier.has_stale()
-    }
-
-    /// The next namespace that came into sight has its turn, and then the next tap on which an earlier agent's programs go on.
-    pub(super) fn catch_up(&mut self) {
-        if !self.elsewhere.is_behind() {
-            return self.classifier.refresh_next();
-        }
-        let workers = self.requests.len();
-        match self.elsewhere.open_next(workers, &mut self.classifier) {
-            Some((number, Some(sockets))) => {
-                self.work.open_namespace(number, sockets);
-                self.adopt_counters_in(number);
-            }
-            Some((number, None)) => self.handle_told(number),
-            None => {}
-        }
-    }
-
-    fn close_namespace(&mut self, sighting: &Sighting) {
-        let number = sighting.number;
-        // One that is there and none of our business any more gets its taps back. What went may have a machine in it still.
-        let is_there = namespace::is_there(sighting);
-        if !is_there {
-            self.classifier.close_namespace(number);
-        }
-        let bound = self.bindings.taps().map(|(tap, ..)| tap);
-        let mut taps: BTreeSet<_> = bound.chain(self.classifier.attached()).collect();
-        taps.retain(|tap| tap.namespace() == number);
-        for tap in taps {
-            self.refused.remove(&tap);
-            let mut changes = self.bindings.handle_gone(tap, &self.snapshot);
-            if changes.is_empty() {
-                changes.push(Change::Detach(tap));
-            }
-            self.apply(changes);
-        }
-        self.classifier.close_namespace(number);
-        self.work.close_namespace(number);
-        self.elsewhere.close(number);
-        log::info!("network namespace {}: out of sight", sighting.name);
-        self.handle_told(number);
+        LinkEvent::Listed | LinkEvent::ListedInPart => event,
     }
 }

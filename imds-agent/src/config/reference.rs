@@ -170,7 +170,7 @@ impl Field {
     }
 
     fn is_live(&self) -> bool {
-        Config::default().with_live_fields_of(self.changed()) == self.changed()
+        Config::default().with_live_fields_of(self.changed(), false) == self.changed()
     }
 }
 
@@ -212,7 +212,7 @@ fn bounds_are_where_they_are_told() {
 #[test]
 fn what_is_named_after_a_reload_is_what_waits() {
     for field in FIELDS {
-        let reloaded = Config::default().changes(&field.changed());
+        let reloaded = Config::default().changes(&field.changed(), false);
         let name = field.key.split('.').next().unwrap();
         let (named, other) = if field.is_live() {
             (reloaded.changed, reloaded.needs_restart)

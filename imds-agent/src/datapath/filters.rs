@@ -14,7 +14,7 @@ use nix::{errno::Errno, net::if_::if_nameindex};
 use rtnetlink::{
     packet_core::{
         DecodeError, Emitable as _, NLM_F_ACK, NLM_F_DUMP, NLM_F_ECHO, NetlinkDeserializable, NetlinkHeader,
-        NetlinkSerializable, NlasIterator,
+        NetlinkSerializable,
     },
     packet_route::tc::{TcHandle, TcHeader},
 };
@@ -169,14 +169,8 @@ impl NetlinkDeserializable for Listed {
     fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
         let header = TcHeader::parse(payload)?;
         let attributes = payload.get(header.buffer_len()..).unwrap_or_default();
-        let mut kind = String::new();
-        for attribute in NlasIterator::new(attributes) {
-            let attribute = attribute?;
-            if attribute.kind() == TCA_KIND {
-                let value = attribute.value();
-                kind = String::from_utf8_lossy(value.strip_suffix(b"\0").unwrap_or(value)).into_owned();
-            }
-        }
+        let kind = netlink::attribute(attributes, TCA_KIND)?.unwrap_or_default();
+        let kind = String::from_utf8_lossy(kind.strip_suffix(b"\0").unwrap_or(kind)).into_owned();
         Ok(Self { header, kind })
     }
 }

@@ -1,11 +1,17 @@
 //! Tells when links come and go.
 //!
 //! Read first: rtnetlink(7). The subscription starts before the first listing, so that nothing is missed between the two.
-//! When the kernel says that notifications were lost (`ENOBUFS`), everything is listed and told again.
+//! When the kernel says that notifications were lost (`ENOBUFS`), it queues none until all that waits was read, and what waits is older
+//! than a listing would be. So that is read and thrown away first, and then everything is listed and told again.
+
+mod message;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    fmt, io,
+    fmt,
+    future::pending,
+    io,
+    time::Duration,
 };
 
 use imds_ebpf::abi::{MacAddr, TapIndex};
@@ -14,15 +20,17 @@ use nix::{
     sys::socket::{setsockopt, sockopt},
 };
 use rtnetlink::{
-    packet_core::{NLM_F_ACK, NLM_F_DUMP, NetlinkPayload},
+    packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NetlinkMessage, NetlinkPayload},
     packet_route::{
-        AddressFamily, RouteNetlinkMessage,
-        link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkLayerType, LinkMessage},
+        RouteNetlinkMessage,
+        link::{LinkAttribute, LinkExtentMask, LinkMessage},
     },
     sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE},
 };
 use thiserror::Error;
+use tokio::time::{Instant, sleep_until};
 
+use self::message::{Message, Told};
 use super::netlink;
 
 /// A link came or went.
@@ -47,6 +55,9 @@ pub enum LinkEvent {
     },
     /// Every link that was there when the watch began (or began again) has been told.
     Listed,
+    /// The same as far as the kernel says, whose listings were all cut up by links that came or went: of older ones such a listing leaves
+    /// out some that live on. More listings follow; until one is whole, no link is gone because it was not told.
+    ListedInPart,
 }
 
 /// Links cannot be watched.
@@ -70,6 +81,15 @@ const LINK_GROUP: u32 = 1;
 /// two or three of 2.3 kilobytes by its count. More are lost, and all links listed again.
 const NOTIFICATIONS_BYTES: usize = 1 << 24;
 
+/// Notifications that are thrown away in a row: more than can wait, as the kernel counts one at half a kilobyte at least.
+const DISCARDED_MAX: usize = 2 * NOTIFICATIONS_BYTES / 512;
+
+/// Listings in a row that links may come or go in, which is told of for each piece. What one left out the others have.
+const CUT_UP_MAX: u32 = 8;
+
+/// How long links are told of as far as they are known, before they are listed again.
+const LIST_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
 /// The links of one network namespace. What the kernel tells is read one message after the other, when it is the next one's turn: of ten
 /// thousand links it says kilobytes each.
 #[derive(Debug)]
@@ -79,17 +99,14 @@ pub struct LinkWatch {
     known: Known,
     /// To be listed (again) before anything else.
     unlisted: bool,
+    /// Notifications were lost, and some of those from before that may wait still.
+    is_behind: bool,
     /// What was listed so far, while a listing is under way. It outlives a call that is cancelled.
-    listing: Option<Vec<(TapIndex, Told)>>,
-}
-
-/// What matters of a link.
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct Told {
-    name: String,
-    /// A tap's own.
-    mac: Option<MacAddr>,
-    is_tap: bool,
+    listing: Option<Listing>,
+    /// Listings in a row that were cut up.
+    cut_up: u32,
+    /// When to list again after too many of those.
+    list_again_at: Option<Instant>,
 }
 
 impl LinkWatch {
@@ -100,7 +117,10 @@ impl LinkWatch {
             listings: Socket::new().map_err(LinkWatchError::Socket)?,
             known: Known::default(),
             unlisted: true,
+            is_behind: false,
             listing: None,
+            cut_up: 0,
+            list_again_at: None,
         })
     }
 
@@ -115,23 +135,62 @@ impl LinkWatch {
             if let Some(event) = self.known.events.pop_front() {
                 return Ok(event);
             }
+            if self.is_behind {
+                self.is_behind = !self.notifications.discard().map_err(LinkWatchError::Read)?;
+                self.unlisted = true;
+            }
             if self.listing.is_none() && std::mem::take(&mut self.unlisted) {
                 self.listings.ask_for_all().map_err(LinkWatchError::List)?;
-                self.listing = Some(Vec::new());
+                self.listing = Some(Listing::default());
+                self.list_again_at = None;
             }
-            if let Some(listed) = &mut self.listing {
+            if let Some(listing) = &mut self.listing {
                 let datagram = self.listings.read().await.map_err(LinkWatchError::List)?;
-                if absorb(listed, &datagram).map_err(LinkWatchError::List)? {
-                    self.known.relist(self.listing.take().unwrap_or_default());
+                if listing.absorb(&datagram).map_err(LinkWatchError::List)? {
+                    let listing = self.listing.take().unwrap_or_default();
+                    self.handle_listing(listing);
                 }
                 continue;
             }
-            match self.notifications.read().await {
-                Ok(datagram) => readable(&datagram).for_each(|message| self.known.changed(&message)),
-                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => self.unlisted = true,
+            let notifications = tokio::select! {
+                biased;
+                () = until(self.list_again_at) => {
+                    self.unlisted = true;
+                    continue;
+                }
+                notifications = self.notifications.read() => notifications,
+            };
+            match notifications {
+                Ok(datagram) => {
+                    readable(&datagram).for_each(|message| self.known.changed(message.payload));
+                }
+                Err(error) if has_lost(&error) => self.is_behind = true,
                 Err(error) => return Err(LinkWatchError::Read(error)),
             }
         }
+    }
+
+    fn handle_listing(&mut self, listing: Listing) {
+        if !listing.is_cut_up {
+            self.cut_up = 0;
+            return self.known.relist(listing.links);
+        }
+        self.known.tell(listing.links);
+        self.cut_up += 1;
+        if self.cut_up < CUT_UP_MAX {
+            self.unlisted = true;
+        } else {
+            self.cut_up = 0;
+            self.list_again_at = Some(Instant::now() + LIST_AGAIN_AFTER);
+            self.known.events.push_back(LinkEvent::ListedInPart);
+        }
+    }
+}
+
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => pending().await,
     }
 }
 
@@ -167,6 +226,24 @@ impl Socket {
         let (datagram, _) = self.0.recv_from_full().await?;
         Ok(datagram)
     }
+
+    /// Throws away what waits, and returns whether that was all. Where more comes all the time it may not be.
+    fn discard(&self) -> io::Result<bool> {
+        for _ in 0..DISCARDED_MAX {
+            // What of a message there is no room for is thrown away.
+            match self.0.socket_ref().recv(&mut [0; 1].as_mut_slice(), 0) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(error) if !has_lost(&error) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Whether the kernel says that it could not keep all that there was to be told.
+fn has_lost(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::ENOBUFS as i32)
 }
 
 impl fmt::Debug for Socket {
@@ -176,25 +253,37 @@ impl fmt::Debug for Socket {
 }
 
 /// The messages in what the kernel says at once. One that cannot be read is passed over, as what is new in a kernel would be.
-fn readable(datagram: &[u8]) -> impl Iterator<Item = NetlinkPayload<RouteNetlinkMessage>> {
+fn readable(datagram: &[u8]) -> impl Iterator<Item = NetlinkMessage<Message>> {
     netlink::messages(datagram).filter_map(|message| {
         message
-            .inspect_err(|error| log::debug!("a message of rtnetlink is passed over: {error}"))
+            .inspect_err(|error| log::warn!("a message of rtnetlink is passed over: {error}"))
             .ok()
     })
 }
 
-/// Adds what the kernel says next to what it `listed`, and returns whether that is all.
-fn absorb(listed: &mut Vec<(TapIndex, Told)>, datagram: &[u8]) -> io::Result<bool> {
-    for message in readable(datagram) {
-        match message {
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => listed.extend(told(&link)),
-            NetlinkPayload::Done(_) => return Ok(true),
-            NetlinkPayload::Error(error) => return Err(error.to_io()),
-            _ => {}
+/// What the kernel lists.
+#[derive(Default, Debug)]
+struct Listing {
+    links: Vec<(TapIndex, Told)>,
+    /// Links came or went between two pieces of it. Kernels before 6.9 go on by position then, and leave out one that is there for each
+    /// that went.
+    is_cut_up: bool,
+}
+
+impl Listing {
+    /// Adds what the kernel says next, and returns whether that is all.
+    fn absorb(&mut self, datagram: &[u8]) -> io::Result<bool> {
+        for message in readable(datagram) {
+            self.is_cut_up |= message.header.flags & NLM_F_DUMP_INTR != 0;
+            match message.payload {
+                NetlinkPayload::InnerMessage(Message::There(index, told)) => self.links.push((index, told)),
+                NetlinkPayload::Done(_) => return Ok(true),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                _ => {}
+            }
         }
+        Ok(false)
     }
-    Ok(false)
 }
 
 /// The links that were told, and the events that were not yet.
@@ -205,33 +294,32 @@ struct Known {
 }
 
 impl Known {
+    /// These are there, and no others.
     fn relist(&mut self, links: Vec<(TapIndex, Told)>) {
         let listed: BTreeSet<_> = links.iter().map(|(index, _)| *index).collect();
-        for (index, _) in std::mem::take(&mut self.links) {
-            if !listed.contains(&index) {
-                self.events.push_back(LinkEvent::Gone { index });
-            }
-        }
-        for (index, told) in links {
-            self.appeared(index, told);
-        }
+        let unlisted: Vec<_> = self
+            .links
+            .keys()
+            .filter(|index| !listed.contains(index))
+            .copied()
+            .collect();
+        unlisted.into_iter().for_each(|index| self.gone(index));
+        self.tell(links);
         self.events.push_back(LinkEvent::Listed);
     }
 
-    fn changed(&mut self, message: &NetlinkPayload<RouteNetlinkMessage>) {
-        let NetlinkPayload::InnerMessage(message) = message else {
-            return;
-        };
+    /// These are there.
+    fn tell(&mut self, links: Vec<(TapIndex, Told)>) {
+        for (index, told) in links {
+            self.links.remove(&index);
+            self.appeared(index, told);
+        }
+    }
+
+    fn changed(&mut self, message: NetlinkPayload<Message>) {
         match message {
-            RouteNetlinkMessage::NewLink(link) => {
-                if let Some((index, told)) = told(link) {
-                    self.appeared(index, told);
-                }
-            }
-            // A bridge also says "deleted" of a port that leaves it: that link lives on.
-            RouteNetlinkMessage::DelLink(link) if !is_from_bridge(link) => {
-                self.gone(TapIndex(link.header.index.into()));
-            }
+            NetlinkPayload::InnerMessage(Message::There(index, told)) => self.appeared(index, told),
+            NetlinkPayload::InnerMessage(Message::Gone(index)) => self.gone(index),
             _ => {}
         }
     }
@@ -257,60 +345,25 @@ impl Known {
     }
 }
 
-/// What a message tells of its link: nothing where a bridge speaks of its port, in its own address family and without saying what
-/// kind of link it is.
-fn told(link: &LinkMessage) -> Option<(TapIndex, Told)> {
-    if is_from_bridge(link) {
-        return None;
-    }
-    let is_tap = is_tap(link);
-    let told = Told {
-        name: name_of(link)?.clone(),
-        mac: mac_of(link).filter(|_| is_tap),
-        is_tap,
-    };
-    Some((TapIndex(link.header.index.into()), told))
-}
-
-fn is_from_bridge(link: &LinkMessage) -> bool {
-    link.header.interface_family != AddressFamily::Unspec
-}
-
-fn name_of(link: &LinkMessage) -> Option<&String> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name),
-        _ => None,
-    })
-}
-
 /// Whether the device with this index is a tap, in the network namespace of the calling thread. For those who do not watch: it waits.
 pub(super) fn is_now_tap(index: TapIndex) -> Result<bool, LinkWatchError> {
     let mut link = LinkMessage::default();
     link.header.index = index.ifindex();
     let told = netlink::ask(RouteNetlinkMessage::GetLink(link), NLM_F_ACK).map_err(LinkWatchError::List)?;
-    let is_so =
-        |message: &RouteNetlinkMessage| matches!(message, RouteNetlinkMessage::NewLink(link) if is_tap(link));
+    let is_so = |message: &Message| matches!(message, Message::There(_, told) if told.is_tap);
     Ok(told.iter().any(is_so))
-}
-
-fn mac_of(link: &LinkMessage) -> Option<MacAddr> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Address(octets) => Some(MacAddr(octets.as_slice().try_into().ok()?)),
-        _ => None,
-    })
-}
-
-/// Layer 3 "tun" devices are of the same kind, but carry no Ethernet.
-fn is_tap(link: &LinkMessage) -> bool {
-    let is_tun_kind = link.attributes.iter().any(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::Tun)),
-        _ => false,
-    });
-    is_tun_kind && link.header.link_layer_type == LinkLayerType::Ether
 }
 
 #[cfg(test)]
 mod tests {
+    use rtnetlink::{
+        packet_core::{DoneMessage, NetlinkHeader},
+        packet_route::{
+            AddressFamily,
+            link::{InfoKind, LinkInfo, LinkLayerType},
+        },
+    };
+
     use super::*;
 
     fn link(index: u32, name: &str, family: AddressFamily) -> LinkMessage {
@@ -328,16 +381,37 @@ mod tests {
         link(index, name, AddressFamily::Unspec)
     }
 
+    fn hear(known: &mut Known, message: RouteNetlinkMessage) {
+        readable(&netlink::request(message, 0)).for_each(|message| known.changed(message.payload));
+    }
+
     fn appear(known: &mut Known, link: LinkMessage) {
-        known.changed(&NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)));
+        hear(known, RouteNetlinkMessage::NewLink(link));
     }
 
     fn go(known: &mut Known, link: LinkMessage) {
-        known.changed(&NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)));
+        hear(known, RouteNetlinkMessage::DelLink(link));
+    }
+
+    /// A listing in pieces of one link each; the end has these flags.
+    fn listing(links: &[LinkMessage], flags: u16) -> Listing {
+        let mut listing = Listing::default();
+        for link in links {
+            let message = netlink::request(RouteNetlinkMessage::NewLink(link.clone()), 0);
+            assert!(!listing.absorb(&message).unwrap());
+        }
+        let end = NetlinkPayload::Done(DoneMessage::default());
+        let mut end = NetlinkMessage::<RouteNetlinkMessage>::new(NetlinkHeader::default(), end);
+        end.header.flags = flags;
+        end.finalize();
+        let mut bytes = vec![0; end.buffer_len()];
+        end.serialize(&mut bytes);
+        assert!(listing.absorb(&bytes).unwrap());
+        listing
     }
 
     fn relist(known: &mut Known, links: &[LinkMessage]) {
-        known.relist(links.iter().filter_map(told).collect());
+        known.relist(listing(links, 0).links);
     }
 
     fn with_mac(mut link: LinkMessage, mac: [u8; 6]) -> LinkMessage {
@@ -416,6 +490,34 @@ mod tests {
         relist(&mut known, &[tap(8, "vnet1"), tap(9, "vnet2")]);
         assert_eq!(
             known.events,
+            [
+                gone(7),
+                appeared(8, "vnet1"),
+                appeared(9, "vnet2"),
+                LinkEvent::Listed
+            ]
+        );
+    }
+    /// The kernel left out a link that is there, and says that it may have.
+    #[tokio::test]
+    async fn listing_that_was_cut_up_tells_of_nobody_who_went() {
+        let mut watch = LinkWatch::new().unwrap();
+        watch.handle_listing(listing(&[tap(7, "vnet0"), tap(8, "vnet1")], 0));
+        watch.known.events.clear();
+        for number in 1..=CUT_UP_MAX {
+            watch.unlisted = false;
+            watch.handle_listing(listing(&[tap(8, "vnet1"), tap(9, "vnet2")], NLM_F_DUMP_INTR));
+            let is_last = number == CUT_UP_MAX;
+            assert_eq!(watch.unlisted, !is_last);
+            assert_eq!(watch.list_again_at.is_some(), is_last);
+            let mut expected = vec![appeared(8, "vnet1"), appeared(9, "vnet2")];
+            expected.extend(is_last.then_some(LinkEvent::ListedInPart));
+            assert_eq!(watch.known.events, expected);
+            watch.known.events.clear();
+        }
+        watch.handle_listing(listing(&[tap(8, "vnet1"), tap(9, "vnet2")], 0));
+        assert_eq!(
+            watch.known.events,
             [
                 gone(7),
                 appeared(8, "vnet1"),

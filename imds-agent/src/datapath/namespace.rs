@@ -211,6 +211,15 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// The same one where it was seen under another name, or in another place.
+    pub fn seen_at(&self, sighting: Sighting) -> Self {
+        Self {
+            sighting,
+            handle: Arc::clone(&self.handle),
+            visitor: self.visitor.clone(),
+        }
+    }
+
     /// Its number.
     pub fn number(&self) -> NamespaceNumber {
         self.sighting.number

@@ -4,8 +4,8 @@ use std::{io, iter};
 
 use rtnetlink::{
     packet_core::{
-        DecodeError, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-        NetlinkSerializable,
+        DecodeError, NLA_HEADER_SIZE, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+        NetlinkPayload, NetlinkSerializable, NlasIterator,
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
@@ -26,15 +26,27 @@ pub fn request<Q: NetlinkSerializable>(question: Q, flags: u16) -> Vec<u8> {
 /// The messages in what the kernel says at once, each as far as it can be read.
 pub fn messages<A: NetlinkDeserializable>(
     mut datagram: &[u8],
-) -> impl Iterator<Item = Result<NetlinkPayload<A>, DecodeError>> {
+) -> impl Iterator<Item = Result<NetlinkMessage<A>, DecodeError>> {
     iter::from_fn(move || {
         let length = u32::from_ne_bytes(*datagram.first_chunk()?);
         let length = usize::try_from(length).ok().filter(|length| *length > 0)?;
         let message = datagram.get(..length)?;
         // Each begins at a multiple of four bytes.
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(NetlinkMessage::deserialize(message).map(|message| message.payload))
+        Some(NetlinkMessage::deserialize(message))
     })
+}
+
+/// The value of the attribute of this kind, if it is among them. What the others say is nobody's concern.
+pub fn attribute(attributes: &[u8], kind: u16) -> Result<Option<&[u8]>, DecodeError> {
+    for attribute in NlasIterator::new(attributes) {
+        let attribute = attribute?;
+        if attribute.kind() == kind {
+            let end = usize::from(attribute.length());
+            return Ok(attribute.into_inner().get(NLA_HEADER_SIZE..end));
+        }
+    }
+    Ok(None)
 }
 
 /// Asks in the network namespace of the calling thread, and waits for all of the answer. Unless it is a dump, `flags` ask for an
@@ -49,7 +61,7 @@ pub fn ask<Q: NetlinkSerializable, A: NetlinkDeserializable>(question: Q, flags:
         bytes.clear();
         socket.recv(&mut bytes, 0)?;
         for message in messages(&bytes) {
-            match message.map_err(io::Error::other)? {
+            match message.map_err(io::Error::other)?.payload {
                 NetlinkPayload::InnerMessage(answer) => answers.push(answer),
                 NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
                 NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(answers),
@@ -79,7 +91,8 @@ mod tests {
     }
 
     fn read(datagram: &[u8]) -> Vec<Option<NetlinkPayload<RouteNetlinkMessage>>> {
-        messages(datagram).map(Result::ok).collect()
+        let payload = |message: Result<NetlinkMessage<_>, _>| Some(message.ok()?.payload);
+        messages(datagram).map(payload).collect()
     }
 
     #[test]

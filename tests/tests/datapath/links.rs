@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     io::{Seek as _, Write as _},
+    os::unix::ffi::OsStrExt as _,
     process::Command,
 };
 
@@ -82,8 +84,8 @@ fn links_are_told_as_they_come_and_go() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// So many changes of one tap that the kernel cannot keep what it has to tell: everything is listed once more, and what is told last is
-/// so.
+/// So many changes of one tap that the kernel cannot keep what it has to tell: everything is listed once more, nothing older is told after
+/// that, and what comes later is told as ever.
 #[test]
 fn lost_notifications_are_made_up_for() -> anyhow::Result<()> {
     const CHANGES: u32 = 20_000;
@@ -104,15 +106,60 @@ fn lost_notifications_are_made_up_for() -> anyhow::Result<()> {
             let mut ip = Command::new("ip");
             ensure!(ip.args(["-batch", "-"]).stdin(batch).status()?.success());
 
-            let (mut last, mut is_listed) = (None, false);
-            while last != Some(mac(CHANGES - 1)) || !is_listed {
+            let mut last = None;
+            let mut later: Option<Tap> = None;
+            loop {
                 match told(&mut watch).await? {
-                    LinkEvent::Listed => is_listed = true,
+                    LinkEvent::Listed => later = Some(Tap::new("later")?),
                     LinkEvent::Appeared { index, mac, .. } if index == tap.index() => last = mac,
+                    LinkEvent::Appeared { index, .. }
+                        if later.as_ref().is_some_and(|tap| index == tap.index()) =>
+                    {
+                        break;
+                    }
                     LinkEvent::Appeared { .. } => {}
-                    LinkEvent::Gone { index } => bail!("{index} is said to be gone"),
+                    event => bail!("{event:?}"),
                 }
             }
+            ensure!(last == Some(mac(CHANGES - 1)), "{last:?} is told last");
+            Ok(())
+        })
+    })?;
+    Ok(())
+}
+
+/// Anybody on the host may give a tap an alias, or one more name, and neither has to be text.
+#[test]
+fn tap_with_an_alias_that_is_no_text_is_told() -> anyhow::Result<()> {
+    let no_text = OsStr::from_bytes(b"no-text-\xff");
+    let ip = |words: &[&str]| -> anyhow::Result<()> {
+        ensure!(Command::new("ip").args(words).arg(no_text).status()?.success());
+        Ok(())
+    };
+    in_namespaces(|_| {
+        block_on(async {
+            let before = Tap::new("before")?;
+            ip(&["link", "set", "before", "alias"])?;
+            ip(&["link", "property", "add", "dev", "before", "altname"])?;
+            let mut watch = LinkWatch::new()?;
+            let mut is_told = false;
+            loop {
+                match told(&mut watch).await? {
+                    LinkEvent::Listed => break,
+                    LinkEvent::Appeared { index, is_tap, .. } => is_told |= is_tap && index == before.index(),
+                    event => bail!("{event:?}"),
+                }
+            }
+            ensure!(is_told, "it is not listed");
+            // Notifications say it as well.
+            let address = "fe:54:00:aa:bb:01";
+            let set = ["link", "set", "before", "address", address];
+            ensure!(Command::new("ip").args(set).status()?.success());
+            let event = told(&mut watch).await?;
+            let LinkEvent::Appeared { mac: Some(mac), .. } = event else {
+                bail!("{event:?}")
+            };
+            ensure!(mac.to_string() == address);
             Ok(())
         })
     })?;

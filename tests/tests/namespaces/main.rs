@@ -4,6 +4,7 @@
 mod commands;
 mod host;
 mod life;
+mod names;
 
 use std::{fs, net::TcpStream, os::unix::fs::symlink, path::Path, sync::Arc, time::Duration};
 

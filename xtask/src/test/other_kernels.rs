@@ -155,7 +155,9 @@ impl Files {
     fn new(stripped: &Path) -> Result<Self> {
         let mut files = Self::default();
         files.add("init", &build_init()?)?;
-        files.add_stripped("imds-agent", &target().join("debug/imds-agent"), stripped)?;
+        for program in ["imds-agent", "imdsctl"] {
+            files.add_stripped(program, &target().join("debug").join(program), stripped)?;
+        }
         for tool in TOOLS {
             let path = ask(Command::new("sh").args(["-c", "command -v \"$0\"", tool]))?;
             files.add_program(&format!("usr/bin/{tool}"), Path::new(path.trim()))?;

@@ -25,6 +25,11 @@ const TIMERS: &[(&str, usize, &str)] = &[
         "another process that holds the pins is waited for",
     ),
     (
+        "datapath/link_watch.rs",
+        1,
+        "links are listed again where some came or went in each listing, and told of meanwhile",
+    ),
+    (
         "datapath/pins.rs",
         1,
         "another process that holds the pins is waited for",

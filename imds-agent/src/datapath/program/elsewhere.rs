@@ -107,6 +107,13 @@ impl Classifier {
         self.posts.remove(&number);
     }
 
+    /// The same network namespace goes by another name from here on.
+    pub fn rename_namespace(&mut self, namespace: &Arc<Namespace>) {
+        if let Some(post) = self.posts.get_mut(&namespace.number()) {
+            post.namespace = Arc::clone(namespace);
+        }
+    }
+
     /// The taps of other network namespaces on which the classifier was left, and may hang still.
     pub fn left_behind(&self) -> impl Iterator<Item = TapIndex> {
         self.left_behind.iter().copied()
