@@ -143,6 +143,7 @@ mod tests {
         assert!(error.contains("/c: "), "{error}");
         assert_eq!(reload.config(), &before);
     }
+
     #[test]
     fn namespaces_end_and_begin_where_the_agent_began_with_some() {
         let some: Config = toml::from_str("network_namespaces = [\"fc-*\"]").unwrap();

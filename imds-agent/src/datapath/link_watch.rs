@@ -498,6 +498,7 @@ mod tests {
             ]
         );
     }
+
     /// The kernel left out a link that is there, and says that it may have.
     #[tokio::test]
     async fn listing_that_was_cut_up_tells_of_nobody_who_went() {
