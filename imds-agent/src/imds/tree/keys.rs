@@ -131,7 +131,7 @@ impl Placeholder {
             Self::ElasticInferenceAccelerator => {
                 let associations = &view.instance.elastic_inference_accelerator_associations;
                 associations.iter().try_for_each(|association| {
-                    let Some(id) = association.accelerator_id() else {
+                    let Some(id) = association.accelerator_id().filter(|id| is_segment(id)) else {
                         return ControlFlow::Continue(());
                     };
                     let elastic_inference_accelerator = Some(association);
@@ -143,8 +143,10 @@ impl Placeholder {
                 })
             }
             Self::ElasticGpu => {
-                let mut associations = view.instance.elastic_gpu_associations.iter();
-                associations.try_for_each(|association| {
+                let associations = view.instance.elastic_gpu_associations.iter();
+                let mut named =
+                    associations.filter(|association| is_segment(association.elastic_gpu_id.as_str()));
+                named.try_for_each(|association| {
                     let elastic_gpu = Some(association);
                     let keys = Keys { elastic_gpu, ..outer };
                     visit(&association.elastic_gpu_id, keys)
