@@ -9,11 +9,11 @@ use std::{fmt, net::Ipv4Addr};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::instance::{check_id, text_id};
+use super::instance::{check_name, text_id};
 
 text_id! {
     /// Names one Elastic Graphics accelerator: `egpu-f6d94dfa66df4883b284e96db7397ee6`.
-    ElasticGpuId
+    ElasticGpuId check_name
 }
 
 /// An Elastic Graphics accelerator of the instance.
@@ -50,7 +50,7 @@ impl ElasticInferenceAcceleratorAssociation {
     /// The id that its ARN ends in; nothing if that is none.
     pub fn accelerator_id(&self) -> Option<&str> {
         let (_, id) = self.elastic_inference_accelerator_arn.rsplit_once('/')?;
-        check_id(id).is_ok().then_some(id)
+        check_name(id).is_ok().then_some(id)
     }
 }
 

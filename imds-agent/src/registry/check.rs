@@ -6,7 +6,10 @@ use imds_ebpf::abi::{IMDS_MAC, MacAddr};
 
 use super::{
     events::Events,
-    instance::{Instance, InstanceMetadataTags, InstanceMetadataTagsIndex, NetworkInterface},
+    instance::{
+        Instance, InstanceMetadataTags, InstanceMetadataTagsIndex, NetworkInterface, check_name,
+        is_metadata_tag_key,
+    },
     problem::Finding,
     record::Rules,
     role::{IamArn, InstanceProfile, Role, RoleSource},
@@ -60,6 +63,7 @@ impl Check {
                 format!("is {user_data_bytes} bytes before base64, more than {max}"),
             );
         }
+        self.names(instance);
         self.accelerators(instance);
         self.tags(instance, rules);
         self.events(instance.events());
@@ -117,6 +121,26 @@ impl Check {
                 self.error(
                     format!("Roles[{index}].Arn"),
                     "is not the ARN of a role of that name",
+                );
+            }
+        }
+    }
+
+    /// What listings of the metadata tree show.
+    fn names(&mut self, instance: &Instance) {
+        for (index, key) in instance.public_keys.iter().enumerate() {
+            if key.key_name.chars().any(char::is_control) {
+                let field = format!("PublicKeys[{index}].KeyName");
+                self.error(field, "holds a control character, such as a line break");
+            }
+        }
+        for (index, mapping) in instance.block_device_mappings.iter().enumerate() {
+            let name = mapping.virtual_name.as_deref().filter(|name| !name.is_empty());
+            if let Some(Err(error)) = name.map(check_name) {
+                let field = format!("BlockDeviceMappings[{index}].VirtualName");
+                self.warning(
+                    field,
+                    format!("cannot be shown under block-device-mapping: {error}"),
                 );
             }
         }
@@ -238,15 +262,6 @@ impl Check {
     fn warning(&mut self, field: impl Into<String>, message: impl Into<String>) {
         self.warnings.push(Finding::field(field, message));
     }
-}
-
-/// EC2 user guide, "View tags for your EC2 instances using instance metadata".
-fn is_metadata_tag_key(key: &str) -> bool {
-    (1..=255).contains(&key.len())
-        && key
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_+=,.@:".contains(&byte))
-        && !matches!(key, "." | ".." | "_index")
 }
 
 /// A device of the agent's own network namespace, or `namespace/device`. A namespace is called by the name of a file.

@@ -16,9 +16,12 @@ use super::{
     text::Text,
 };
 
-/// Declares a newtype over text that refuses the empty string and whatever `$refuse` names.
+/// Declares a newtype over text that `$check` lets through: [`check_id`], or what is named.
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident) => {
+        $crate::registry::instance::text_id! { $(#[$doc])* $name check_id }
+    };
+    ($(#[$doc:meta])* $name:ident $check:ident) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
         pub struct $name(arcstr::ArcStr);
@@ -34,7 +37,7 @@ macro_rules! text_id {
             type Err = $crate::registry::instance::IdError;
 
             fn from_str(text: &str) -> Result<Self, Self::Err> {
-                $crate::registry::instance::check_id(text)?;
+                $crate::registry::instance::$check(text)?;
                 Ok(Self(text.into()))
             }
         }
@@ -62,13 +65,32 @@ pub(crate) use text_id;
 
 /// The text is not an id.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("an id is 1 to 255 visible ASCII characters without '/'")]
-pub struct IdError;
+pub enum IdError {
+    /// It is not one at all.
+    #[error("an id is 1 to 255 visible ASCII characters without '/'")]
+    Id,
+    /// It is not one that stands in paths.
+    #[error("a name is 1 to 255 of the letters and digits of ASCII and -_+=,.@: and neither '.' nor '..'")]
+    Name,
+}
 
 pub(crate) fn check_id(text: &str) -> Result<(), IdError> {
     let legal =
         (1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
-    if legal { Ok(()) } else { Err(IdError) }
+    if legal { Ok(()) } else { Err(IdError::Id) }
+}
+
+/// Whether a name means itself in a listing of the metadata tree and in a path. The characters are those of EC2's tags (user guide,
+/// "View tags using instance metadata"), and all that IAM has in names.
+pub(crate) fn check_name(text: &str) -> Result<(), IdError> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-_+=,.@:".contains(&byte);
+    let legal = (1..=255).contains(&text.len()) && text.bytes().all(legal) && !matches!(text, "." | "..");
+    if legal { Ok(()) } else { Err(IdError::Name) }
+}
+
+/// Whether a tag is listed by its key (EC2 user guide, "View tags using instance metadata").
+pub(crate) fn is_metadata_tag_key(key: &str) -> bool {
+    check_name(key).is_ok() && key != "_index"
 }
 
 text_id! {
@@ -435,5 +457,23 @@ fn hop_limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u8>, D
         _ => Err(de::Error::custom(format_args!(
             "HttpPutResponseHopLimit is {limit}, not 1 to 64"
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_tags() {
+        for key in ["Name", "a:b", "x_y-z+=,.@1", "...", "_index2"] {
+            assert!(is_metadata_tag_key(key), "{key}");
+        }
+        let long = "k".repeat(256);
+        for key in [
+            "", ".", "..", "_index", "a b", "a/b", "a?b", "a%41", "a\nb", "é", &long,
+        ] {
+            assert!(!is_metadata_tag_key(key), "{key}");
+        }
     }
 }

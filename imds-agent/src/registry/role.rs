@@ -12,8 +12,8 @@ text_id! {
 }
 
 text_id! {
-    /// Names a role within its account.
-    RoleName
+    /// Names a role within its account, and its credentials in the metadata tree.
+    RoleName check_name
 }
 
 text_id! {

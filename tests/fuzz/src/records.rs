@@ -1,9 +1,11 @@
 //! Record files of instances, roles and instance profiles.
 
+use std::sync::Arc;
+
 use imds_agent::{
     imds::path::{LATEST, VERSIONS},
     registry::{
-        record::{self, Kind, Rules},
+        record::{self, Kind, Record, Rules},
         records::{FileKey, Records},
     },
 };
@@ -19,14 +21,15 @@ const ROLE: &str = include_str!("../../../docs/examples/roles/web.json");
 const INSTANCE_PROFILE: &str = include_str!("../../../docs/examples/instance-profiles/web-servers.json");
 
 /// The first byte of `data` says the kind and a version of the tree, the rest is the file. An instance that is good gets a whole
-/// tree: nothing is listed, in that version or the latest, that is not there.
+/// tree, and so does one with a role that is: nothing is listed, in that version or the latest, that is not there.
 pub fn run(data: &[u8]) {
     let Some((&how, file)) = data.split_first() else {
         return;
     };
     let how = usize::from(how);
     let kind = Kind::ALL[how % Kind::ALL.len()];
-    let is_good = record::parse(kind, file, &Rules::default()).is_ok();
+    let parsed = record::parse(kind, file, &Rules::default());
+    let is_good = parsed.is_ok();
     let mut records = Records::new(Rules::default());
     let files = [
         (Kind::Role, "web.json", ROLE.as_bytes()),
@@ -48,15 +51,26 @@ pub fn run(data: &[u8]) {
     for problem in records.problems() {
         assert!(!problem.to_string().is_empty());
     }
-    if kind != Kind::Instance {
-        return;
+    let versions = [LATEST, VERSIONS[how / Kind::ALL.len() % VERSIONS.len()]];
+    if let Ok((Record::Role(role), _)) = parsed {
+        let mut member = World::full().member.clone();
+        member.role = Some(Arc::from(role));
+        return crawl_versions(&World::of(member), versions);
     }
-    assert_eq!(snapshot.instances.len(), usize::from(is_good));
+    let of_file = if kind == Kind::Instance {
+        usize::from(is_good)
+    } else {
+        0
+    };
+    assert_eq!(snapshot.instances.len(), of_file);
     for member in snapshot.instances.values() {
-        let world = World::of((**member).clone());
-        for version in [LATEST, VERSIONS[how / Kind::ALL.len() % VERSIONS.len()]] {
-            crawl(&world, &format!("/{version}"), 0);
-        }
+        crawl_versions(&World::of((**member).clone()), versions);
+    }
+}
+
+fn crawl_versions(world: &World, versions: [&str; 2]) {
+    for version in versions {
+        crawl(world, &format!("/{version}"), 0);
     }
 }
 

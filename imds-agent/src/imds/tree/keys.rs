@@ -15,7 +15,7 @@ use super::{
 use crate::registry::{
     InstanceMetadataTags, InstanceMetadataTagsIndex, NetworkInterface, Role,
     accelerators::{ElasticGpuAssociation, ElasticInferenceAcceleratorAssociation},
-    instance::{PublicKey, Tag},
+    instance::{PublicKey, Tag, check_name, is_metadata_tag_key},
 };
 
 /// A segment of a path template that stands for many names.
@@ -131,7 +131,7 @@ impl Placeholder {
             Self::ElasticInferenceAccelerator => {
                 let associations = &view.instance.elastic_inference_accelerator_associations;
                 associations.iter().try_for_each(|association| {
-                    let Some(id) = association.accelerator_id().filter(|id| is_segment(id)) else {
+                    let Some(id) = association.accelerator_id() else {
                         return ControlFlow::Continue(());
                     };
                     let elastic_inference_accelerator = Some(association);
@@ -143,10 +143,8 @@ impl Placeholder {
                 })
             }
             Self::ElasticGpu => {
-                let associations = view.instance.elastic_gpu_associations.iter();
-                let mut named =
-                    associations.filter(|association| is_segment(association.elastic_gpu_id.as_str()));
-                named.try_for_each(|association| {
+                let mut associations = view.instance.elastic_gpu_associations.iter();
+                associations.try_for_each(|association| {
                     let elastic_gpu = Some(association);
                     let keys = Keys { elastic_gpu, ..outer };
                     visit(&association.elastic_gpu_id, keys)
@@ -192,7 +190,11 @@ impl Placeholder {
             Self::Tag => match view.member.options.instance_metadata_tags {
                 InstanceMetadataTags::Disabled => ControlFlow::Continue(()),
                 InstanceMetadataTags::Enabled => {
-                    let mut tags = view.instance.tags.iter().filter(|tag| is_tag_name(&tag.key));
+                    let mut tags = view
+                        .instance
+                        .tags
+                        .iter()
+                        .filter(|tag| is_metadata_tag_key(&tag.key));
                     tags.try_for_each(|tag| {
                         visit(
                             &tag.key,
@@ -248,7 +250,7 @@ fn tag_of<'v>(view: &View<'v>, segment: &str) -> Option<&'v Tag> {
         Unescaped::of(segment).compare(key)
     })?;
     match options.instance_metadata_tags_index {
-        InstanceMetadataTagsIndex::Disabled => is_tag_name(&tag.key),
+        InstanceMetadataTagsIndex::Disabled => is_metadata_tag_key(&tag.key),
         // These two are directories to clients, who resolve them before they ask.
         InstanceMetadataTagsIndex::Enabled => !matches!(tag.key.as_str(), "." | ".."),
     }
@@ -283,7 +285,8 @@ fn devices<'v>(
     for mapping in mappings {
         match mapping.virtual_name.as_deref() {
             None | Some("" | "ami" | "root" | "swap") => {}
-            Some(name) if !is_segment(name) => {}
+            // A path could not say it.
+            Some(name) if check_name(name).is_err() => {}
             Some(name) => visit(&name, short(&mapping.device_name))?,
         }
     }
@@ -299,17 +302,6 @@ fn devices<'v>(
 /// EC2 says `/dev/xvda` of the root device, but `sdb` of any other.
 fn short(device: &str) -> &str {
     device.strip_prefix("/dev/").unwrap_or(device)
-}
-
-/// Whether a tag's key can be a path segment, by EC2's rule (user guide, "View tags using instance metadata").
-fn is_tag_name(key: &str) -> bool {
-    is_segment(key) && key != "_index"
-}
-
-/// Whether a name means itself in a listing and in a path.
-fn is_segment(name: &str) -> bool {
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-_+=,.@:".contains(&byte);
-    (1..=255).contains(&name.len()) && name.bytes().all(legal) && !matches!(name, "." | "..")
 }
 
 /// The bytes of a segment, its escapes undone. What is no escape is itself.
@@ -383,18 +375,5 @@ mod tests {
         assert!(is("%2", "%2") && is("%+1", "%+1") && is("%zz", "%zz"));
         assert!(!is("é", "e") && is("%C3%A9", "é") && is("é", "é"));
         assert!(is("a%2Fb%20c", "a/b c") && !is("a%252Fb", "a/b") && is("a%00", "a\0"));
-    }
-
-    #[test]
-    fn names_of_tags() {
-        for key in ["Name", "a:b", "x_y-z+=,.@1", "...", "_index2"] {
-            assert!(is_tag_name(key), "{key}");
-        }
-        let long = "k".repeat(256);
-        for key in [
-            "", ".", "..", "_index", "a b", "a/b", "a?b", "a%41", "a\nb", "é", &long,
-        ] {
-            assert!(!is_tag_name(key), "{key}");
-        }
     }
 }

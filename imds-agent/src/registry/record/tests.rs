@@ -441,3 +441,37 @@ proptest! {
         }
     }
 }
+
+/// What a listing of the metadata tree names a path has to be able to say.
+#[test]
+fn names_in_listings_are_names_in_paths() {
+    for wrong in ["a?b", "a%41", "a b", "a/b", "a#b", ".", "..", "", "a\nb", "é"] {
+        let field = refused_field(Kind::Role, |role| {
+            role["RoleName"] = wrong.into();
+            role["Arn"] = format!("arn:aws:iam::123456789012:role/{wrong}").into();
+        });
+        assert_eq!(field, "RoleName", "{wrong}");
+        let field = refused_field(Kind::Instance, |instance| {
+            instance["ElasticGpuAssociations"] = json!([{ "ElasticGpuId": wrong }]);
+        });
+        assert_eq!(field, "ElasticGpuAssociations[0].ElasticGpuId", "{wrong}");
+    }
+    for right in ["web", "web.2_x-y+=,@z"] {
+        let set = |role: &mut Value| {
+            role["RoleName"] = right.into();
+            role["Arn"] = format!("arn:aws:iam::123456789012:role/{right}").into();
+            role.as_object_mut().unwrap().remove("Path");
+        };
+        assert_eq!(findings(Kind::Role, set), Ok(vec![]), "{right}");
+    }
+    let key = json!([{ "KeyName": "ops\n1=other", "PublicKeyMaterial": "ssh-ed25519 AAAA ops" }]);
+    let set = |instance: &mut Value| instance["PublicKeys"] = key;
+    assert_eq!(refused_field(Kind::Instance, set), "PublicKeys[0].KeyName");
+    // This one is only not shown.
+    let devices = json!([{ "DeviceName": "/dev/sdb", "VirtualName": "ephemeral?0" }]);
+    let warnings = findings(Kind::Instance, |instance| {
+        instance["BlockDeviceMappings"] = devices;
+    })
+    .unwrap();
+    assert_eq!(warnings[0].field, "BlockDeviceMappings[0].VirtualName");
+}
