@@ -38,15 +38,15 @@ pub fn left(full_ns: u64, now_ns: u64, interval_ns: u32) -> Option<u64> {
 }
 
 /// When a bucket is full again that has as many tokens left at another rate. As a time it would not do: what takes a slow rate two
-/// minutes is more than a fast one's whole bucket, and nothing would be served for so long.
-pub fn at_another_rate(full_ns: u64, now_ns: u64, old_interval_ns: u32, new_interval_ns: u32) -> u64 {
-    match left(full_ns, now_ns, old_interval_ns) {
+/// minutes is more than a fast one's whole bucket, and nothing would be served for so long. Of a bucket whose rate is not known any more
+/// as much is missing as the new one lets be.
+pub fn at_another_rate(full_ns: u64, now_ns: u64, old_interval_ns: Option<u32>, new_interval_ns: u32) -> u64 {
+    let full_in = |missing: u64| now_ns.saturating_add(missing.saturating_mul(new_interval_ns.into()));
+    match old_interval_ns.map(|old| left(full_ns, now_ns, old)) {
+        None => full_ns.min(full_in(BURST_TOKENS)),
         // There was no limit, and nothing was counted.
-        None => 0,
-        Some(left) => {
-            let missing = BURST_TOKENS.saturating_sub(left);
-            now_ns.saturating_add(missing.saturating_mul(new_interval_ns.into()))
-        }
+        Some(None) => 0,
+        Some(Some(left)) => full_in(BURST_TOKENS.saturating_sub(left)),
     }
 }
 
@@ -125,13 +125,17 @@ mod tests {
         let slow = 1_000_000_000;
         for missing in [0, 1, 24, BURST_TOKENS] {
             let full_ns = NOW_NS + missing * u64::from(slow);
-            let faster = at_another_rate(full_ns, NOW_NS, slow, INTERVAL_NS);
+            let faster = at_another_rate(full_ns, NOW_NS, Some(slow), INTERVAL_NS);
             assert_eq!(left(faster, NOW_NS, INTERVAL_NS), Some(BURST_TOKENS - missing));
-            let again = at_another_rate(faster, NOW_NS, INTERVAL_NS, slow);
+            let again = at_another_rate(faster, NOW_NS, Some(INTERVAL_NS), slow);
             assert_eq!(left(again, NOW_NS, slow), Some(BURST_TOKENS - missing));
         }
         // A bucket of long ago is full, and so is one that nobody counted on.
-        assert_eq!(at_another_rate(5, NOW_NS, slow, INTERVAL_NS), NOW_NS);
-        assert_eq!(at_another_rate(NOW_NS * 2, NOW_NS, 0, INTERVAL_NS), 0);
+        assert_eq!(at_another_rate(5, NOW_NS, Some(slow), INTERVAL_NS), NOW_NS);
+        assert_eq!(at_another_rate(NOW_NS * 2, NOW_NS, Some(0), INTERVAL_NS), 0);
+        // Nobody was bound in between.
+        let empty = at_another_rate(NOW_NS * 2, NOW_NS, None, INTERVAL_NS);
+        assert_eq!(left(empty, NOW_NS, INTERVAL_NS), Some(0));
+        assert_eq!(at_another_rate(5, NOW_NS, None, INTERVAL_NS), 5);
     }
 }

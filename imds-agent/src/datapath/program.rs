@@ -220,15 +220,15 @@ impl Classifier {
     fn try_bind(&mut self, tap: TapIndex, binding: TapBinding) -> Result<(), MapError> {
         let before = found(self.taps.get(&tap.0, 0))?.map(TapBinding::from_bytes);
         self.taps.insert(tap.0, binding.to_bytes(), 0)?;
-        let (old, new) = (
-            before.map(|before| before.frame_interval_ns),
-            binding.frame_interval_ns,
-        );
-        if let (Some(old), Some(full_ns)) =
-            (old.filter(|old| *old != new), found(self.buckets.get(&tap.0, 0))?)
+        let old = before.map(|before| before.frame_interval_ns);
+        let new = binding.frame_interval_ns;
+        if old != Some(new)
+            && let Some(full_ns) = found(self.buckets.get(&tap.0, 0))?
         {
-            let full_ns = bucket::at_another_rate(full_ns, monotonic_ns(), old, new);
-            self.buckets.insert(tap.0, full_ns, 0)?;
+            let then_ns = bucket::at_another_rate(full_ns, monotonic_ns(), old, new);
+            if then_ns != full_ns {
+                self.buckets.insert(tap.0, then_ns, 0)?;
+            }
         }
         Ok(())
     }
