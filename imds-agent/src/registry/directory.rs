@@ -130,10 +130,7 @@ impl Directory {
                     Ok(events) => state.batch(events),
                     Err(error) => return error,
                 },
-                () = tokio::time::sleep(LOOK_AGAIN), if state.has_to_look_again() => Batch {
-                    unreadable: true,
-                    ..Batch::default()
-                },
+                () = tokio::time::sleep(LOOK_AGAIN), if state.has_to_look_again() => Batch::default(),
                 else => return io::ErrorKind::UnexpectedEof.into(),
             };
             let publish_to = Arc::clone(&published);
@@ -177,8 +174,6 @@ struct Batch {
     overflow: bool,
     /// All files are to be read again, by these.
     rules: Option<Rules>,
-    /// Files that could not be read are tried again: nothing tells when that would work.
-    unreadable: bool,
 }
 
 impl State {
@@ -255,9 +250,8 @@ impl State {
                 }
             }
         }
-        if batch.unreadable {
-            touched.extend(self.records.unreadable().iter().cloned());
-        }
+        // Nothing tells when one can be read.
+        touched.extend(self.records.unreadable().iter().cloned());
         touched.retain(|key| !self.absent.contains_key(&key.kind));
         reading::read(&self.root, touched.into_iter().collect(), &mut self.records);
         self.records.commit()
