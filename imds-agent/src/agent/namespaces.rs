@@ -130,34 +130,31 @@ impl Elsewhere {
 
     /// How they are, by name: those that the agent has hold of, and those that it cannot get hold of.
     pub fn describe(&self) -> Vec<NamespaceState> {
-        let state = |sighting: &Sighting, refused: Option<&str>| NamespaceState {
+        let states = self.states().map(|(sighting, refused)| NamespaceState {
             name: sighting.name.clone(),
             refused: refused.map(str::to_owned),
-        };
-        let mut states: Vec<_> = self
-            .0
-            .iter()
-            .flat_map(|watched| {
-                let open = watched.open.values().map(move |open| {
-                    let why = open
-                        .watching
-                        .is_none()
-                        .then_some("it cannot be watched: its taps are as they were");
-                    state(open.namespace.sighting(), why)
-                });
-                let refused = watched.refused.iter();
-                open.chain(refused.map(move |(sighting, why)| state(sighting, Some(why))))
-            })
-            .collect();
+        });
+        let mut states: Vec<_> = states.collect();
         states.sort_by(|one, other| one.name.cmp(&other.name));
         states
     }
 
     /// How many are served, and how many cannot be.
     pub fn count(&self) -> [usize; 2] {
-        let states = self.describe();
-        let refused = states.iter().filter(|state| state.refused.is_some()).count();
-        [states.len() - refused, refused]
+        let refused = self.states().filter(|(_, refused)| refused.is_some()).count();
+        [self.states().count() - refused, refused]
+    }
+
+    /// Each, and why it is not served.
+    fn states(&self) -> impl Iterator<Item = (&Sighting, Option<&str>)> {
+        let open = self.0.iter().flat_map(|watched| watched.open.values());
+        let open = open.map(|open| {
+            let is_blind = open.watching.is_none();
+            let why = is_blind.then_some("it cannot be watched: its taps are as they were");
+            (open.namespace.sighting(), why)
+        });
+        let refused = self.0.iter().flat_map(|watched| &watched.refused);
+        open.chain(refused.map(|(sighting, why)| (sighting, Some(why.as_str()))))
     }
 
     /// What a namespace is called, if the agent has hold of it.

@@ -1,7 +1,6 @@
 //! The records of a hypervisor's guests in the state directory, for the commands that write them.
 
 use std::{
-    io::{self, Write as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -13,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{
     Verdict,
-    print::{printable, printable_json},
+    print::{self, printable},
 };
 use crate::{
     config::Config,
@@ -173,25 +172,24 @@ impl Report {
     }
 
     /// Prints it all. It is so if every guest has its record.
-    pub fn print(self, is_json: bool) -> Result<Verdict> {
-        let mut out = io::stdout().lock();
+    pub fn print(self, is_json: bool) -> Verdict {
         if is_json {
-            let report = json!({ "Guests": self.guests, "Deleted": self.gone });
-            writeln!(out, "{}", printable_json(&format!("{report:#}")))?;
+            print::json(&json!({ "Guests": self.guests, "Deleted": self.gone }));
         } else {
             for guest in &self.guests {
                 let text = |field| printable(guest.get(field).and_then(Value::as_str).unwrap_or_default());
                 let detail = [text("InstanceId"), text("File"), text("Reason")].join(" ");
-                writeln!(out, "{}: {} {}", text("Guest"), text("Outcome"), detail.trim())?;
+                let (guest, outcome) = (text("Guest"), text("Outcome"));
+                print::line(format_args!("{guest}: {outcome} {}", detail.trim()));
             }
             for instance in &self.gone {
-                writeln!(out, "{instance}: deleted, its guest is gone")?;
+                print::line(format_args!("{instance}: deleted, its guest is gone"));
             }
         }
-        Ok(if self.has_failed {
+        if self.has_failed {
             Verdict::No
         } else {
             Verdict::Yes
-        })
+        }
     }
 }

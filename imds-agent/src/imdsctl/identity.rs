@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -17,7 +17,7 @@ use x509_cert::{Certificate, time::Time};
 
 use super::{
     Verdict,
-    print::{printable, printable_json},
+    print::{self, printable, printable_json},
 };
 use crate::imds::identity::verify::{Verified, VerifyError, verify_signature, verify_signed_data};
 
@@ -81,9 +81,9 @@ pub fn run(arguments: Arguments, is_json: bool) -> Result<Verdict> {
             let certificates = read_certificates(&certificate)?;
             let facts = certificates.iter().map(facts).collect::<Result<Vec<_>>>()?;
             if is_json {
-                print_json(&facts.into_iter().map(Value::Object).collect())?;
+                print::json(&facts.into_iter().map(Value::Object).collect());
             } else {
-                facts.iter().try_for_each(print_table)?;
+                facts.iter().for_each(print_table);
             }
             Ok(Verdict::Yes)
         }
@@ -130,9 +130,9 @@ fn print_outcome(outcome: Outcome<'_>, is_json: bool) -> Result<Verdict> {
         Ok((claims, verified)) => {
             if is_json {
                 let certificate = facts(verified.certificate)?;
-                print_json(&json!({ "verified": true, "claims": claims, "certificate": certificate }))?;
+                print::json(&json!({ "verified": true, "claims": claims, "certificate": certificate }));
             } else {
-                print_table(&claims)?;
+                print_table(&claims);
                 let signer = &verified.certificate.tbs_certificate.subject;
                 eprintln!("imdsctl: verified, signed by {signer}");
             }
@@ -140,7 +140,7 @@ fn print_outcome(outcome: Outcome<'_>, is_json: bool) -> Result<Verdict> {
         }
         Err((code, reason)) => {
             if is_json {
-                print_json(&json!({ "verified": false, "code": code, "reason": reason }))?;
+                print::json(&json!({ "verified": false, "code": code, "reason": reason }));
             } else {
                 eprintln!("imdsctl: NOT verified: {reason}");
             }
@@ -184,9 +184,8 @@ fn colons(bytes: &[u8]) -> String {
     hexadecimal.join(":")
 }
 
-fn print_table(claims: &Map<String, Value>) -> io::Result<()> {
+fn print_table(claims: &Map<String, Value>) {
     let width = claims.keys().map(String::len).max().unwrap_or_default();
-    let mut out = io::stdout().lock();
     for (name, value) in claims {
         let text = match value {
             Value::Null => "-".to_owned(),
@@ -194,13 +193,8 @@ fn print_table(claims: &Map<String, Value>) -> io::Result<()> {
             Value::String(text) if !text.chars().any(char::is_control) => text.clone(),
             value => printable_json(&value.to_string()),
         };
-        writeln!(out, "{:width$}  {text}", printable(name))?;
+        print::line(format_args!("{:width$}  {text}", printable(name)));
     }
-    Ok(())
-}
-
-fn print_json(value: &Value) -> io::Result<()> {
-    writeln!(io::stdout().lock(), "{}", printable_json(&format!("{value:#}")))
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<Certificate>> {

@@ -109,5 +109,5 @@ fn import(guests: &Guests, connect: &str, is_json: bool) -> Result<Verdict> {
     let domains = uuids
         .into_iter()
         .map(|uuid| (libvirt::origin(uuid), domain(uuid)));
-    guests.import_all(&known, domains)?.print(is_json)
+    Ok(guests.import_all(&known, domains)?.print(is_json))
 }

@@ -71,7 +71,7 @@ pub fn run(arguments: Arguments, is_json: bool) -> Result<Verdict> {
             }
         }
     };
-    report.print(is_json)
+    Ok(report.print(is_json))
 }
 
 /// The numbers of all machines, which are the names of their files.
