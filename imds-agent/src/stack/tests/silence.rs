@@ -31,6 +31,13 @@ fn connect() -> (Stack, u32) {
     (stack, ours)
 }
 
+/// Has `request` answered at the fifth second, and returns the next sequence numbers, ours and the guest's.
+fn answered(stack: &mut Stack, ours: u32, request: &[u8]) -> (u32, u32) {
+    let asks = segment(PSH, 1000, ours, request);
+    let ours = next(&feed(stack, at_second(5), &asks));
+    (ours, 1000 + u32::try_from(request.len()).unwrap())
+}
+
 fn seconds(heard: Option<&(Duration, Segment)>) -> u64 {
     heard.expect("a packet").0.as_secs()
 }
@@ -57,13 +64,7 @@ fn a_fresh_connection_is_closed_after_30_s() {
 #[test]
 fn a_connection_kept_alive_is_closed_after_30_s() {
     let (mut stack, ours) = connect();
-    let request = get_keep_alive("/5");
-    let ours = next(&feed(
-        &mut stack,
-        at_second(5),
-        &segment(PSH, 1000, ours, &request),
-    ));
-    let theirs = 1000 + u32::try_from(request.len()).unwrap();
+    let (ours, theirs) = answered(&mut stack, ours, &get_keep_alive("/5"));
     feed(&mut stack, at_second(6), &segment(0, theirs, ours, b""));
     assert_closed_at(35, &silence(&mut stack, Duration::from_secs(6)));
 }
@@ -93,13 +94,7 @@ fn a_peer_that_acknowledges_no_response_is_reset_after_20_s() {
 #[test]
 fn a_peer_that_acknowledges_no_fin_is_reset_after_20_s() {
     let (mut stack, ours) = connect();
-    let request = get("/5");
-    let ours = next(&feed(
-        &mut stack,
-        at_second(5),
-        &segment(PSH, 1000, ours, &request),
-    ));
-    let theirs = 1000 + u32::try_from(request.len()).unwrap();
+    let (ours, theirs) = answered(&mut stack, ours, &get("/5"));
     feed(&mut stack, at_second(6), &segment(0, theirs, ours - 1, b""));
     let heard = silence(&mut stack, Duration::from_secs(6));
     assert!(heard.last().is_some_and(|(_, segment)| segment.rst));
