@@ -8,7 +8,7 @@ mod taps;
 mod work;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     future::ready,
     io,
     path::Path,
@@ -28,6 +28,7 @@ use tokio::{
 
 use self::{
     namespaces::{Elsewhere, Notice},
+    taps::Round,
     work::Work,
 };
 use crate::{
@@ -71,6 +72,7 @@ enum Event {
     Retry,
     Watchdog,
     Asked(metrics::Asked),
+    Read,
     Look,
     Stop(&'static str),
 }
@@ -102,6 +104,8 @@ struct Agent {
     /// Of the sessions of roles, and of those of the instances' own.
     fetches: [Arc<Totals>; 2],
     frames: Frames,
+    /// Who waits for taps to be read, in the order in which they asked.
+    rounds: VecDeque<Round>,
     has_metrics_per_tap: bool,
     /// When the snapshot was taken over.
     loaded: Timestamp,
@@ -199,6 +203,7 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
         requests,
         fetches,
         frames: Frames::default(),
+        rounds: VecDeque::new(),
         has_metrics_per_tap: config.has_metrics_per_tap(),
         loaded: Timestamp::now(),
     };
@@ -245,6 +250,7 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
             Some(_) = upkeep.join_next() => Event::Ended("the upkeep of credentials"),
             Some(asked) = scrapes.recv() => Event::Asked(asked),
             _ = retries.tick(), if agent.has_to_retry() => Event::Retry,
+            () = ready(()), if agent.is_reading() => Event::Read,
             // Hundreds at once keep nobody above from anything.
             notice = agent.elsewhere.next() => Event::Elsewhere(notice?),
             () = ready(()), if agent.is_behind() => Event::CatchUp,
@@ -271,6 +277,7 @@ pub async fn run(config: Config, pins: &Path, grace_periods: GracePeriods, read:
             }
             Event::Watchdog => agent.manager.tell_alive(),
             Event::Asked(asked) => agent.tell(asked),
+            Event::Read => agent.read_on(),
             Event::Look => {}
             Event::Stop(signal) => {
                 agent.manager.tell_stopping();

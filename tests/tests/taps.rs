@@ -11,17 +11,18 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use imds_ebpf::abi::{IMDS_MAC, MacAddr};
+use imds_ebpf::abi::{BURST_TOKENS, IMDS_MAC, MacAddr};
 use imds_tests::{
     agent::{Agent, HostFiles},
     client::{PATIENCE, get, text, token, wait_for},
-    control::run,
+    control::{imdsctl_json, run},
     frames::{Arp, BROADCAST, GUEST_MAC},
     host::{ADDRESS, Host, INSTANCE_ID, program},
     kernel_guest::KernelGuest,
     netns::Namespace,
     pace,
     records::{self, guest_mac},
+    scrape::Scrape,
     tap::{Tap, bridge},
 };
 
@@ -175,7 +176,7 @@ fn a_thousand_taps_are_attached_and_bound_at_start() -> Result<()> {
     const BOUND: &str = ": bound to 06:";
     let taps = pace::work(1000, 100);
     let namespace = Namespace::new()?;
-    let files = HostFiles::new("")?;
+    let files = HostFiles::new("metrics.per_tap = true")?;
     let mut commands = String::new();
     for number in 0..taps {
         let [high, low] = u16::try_from(number)?.to_be_bytes();
@@ -216,6 +217,14 @@ fn a_thousand_taps_are_attached_and_bound_at_start() -> Result<()> {
             agent.wait_for_log(BOUND)?;
         }
         println!("the {start} start with {taps} taps to ready: {took:?}, {refused} refused at first");
+        // They are read a few at a time, and each of them once.
+        let scrape = Scrape::of(&files.metrics())?;
+        ensure!(scrape.value("imds_taps_bound", &[]) == Some(taps as f64));
+        let left = scrape.sum("imds_tap_budget_left", &[("limit", "packets")]);
+        ensure!(left == taps as f64 * BURST_TOKENS as f64, "{left}");
+        let status = imdsctl_json(&files, "status")?;
+        let measured = status["taps"].as_array().into_iter().flatten();
+        ensure!(measured.filter(|tap| tap["framesDropped"] == 0).count() == taps);
         agent.stop()?;
     }
     Ok(())

@@ -1,8 +1,9 @@
 //! What the agent's loop tells of its taps: to the control socket, and for metrics.
 //!
-//! What has to be asked of the workers first is told by a task of its own: the loop waits for nobody.
+//! Taps are read a few at a time, between other events, and what has to be asked of the workers is told by a task of its own:
+//! the loop waits for nobody, and nobody waits long for the loop.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, vec};
 
 use imds_ebpf::abi::{BURST_TOKENS, NamespaceNumber, TapBinding, TapIndex};
 use tokio::sync::oneshot;
@@ -10,6 +11,7 @@ use tokio::sync::oneshot;
 use super::Agent;
 use crate::{
     control::{TapMeasures, TapState},
+    datapath::Counters,
     observe::{
         Budget,
         budget::{Left, Scarcest},
@@ -18,6 +20,24 @@ use crate::{
     stack::CONNECTIONS_MAX,
     worker::Usage,
 };
+
+/// Taps that are read at once. The kernel copies half a kilobyte for each tap and processor.
+const TAPS_AT_ONCE: usize = 32;
+
+/// Somebody who waits for taps that are read.
+pub(super) struct Round {
+    left: vec::IntoIter<TapIndex>,
+    /// What was counted of each, where that is wanted.
+    frames: Vec<(TapIndex, String, Counters)>,
+    /// What each has left of its packets that is somebody's.
+    packets: Vec<(TapIndex, Option<Left>)>,
+    asked: Asked,
+}
+
+enum Asked {
+    Metrics(metrics::Asked),
+    Control(oneshot::Sender<Vec<TapMeasures>>),
+}
 
 /// What taps have left of their limits: of their packets already, of the rest when the workers have answered.
 struct Budgets {
@@ -58,27 +78,116 @@ impl Agent {
         }
     }
 
-    /// Tells what nobody else knows, for metrics. Costs three system calls for each tap.
+    /// Tells what nobody else knows, for metrics, once all taps are read.
     pub(super) fn tell(&mut self, asked: metrics::Asked) {
-        let mut taps = Vec::new();
-        for tap in self.classifier.attached() {
-            let Ok(counters) = self.classifier.counters(tap) else {
-                continue;
-            };
-            if self.has_metrics_per_tap
-                && let Some(name) = self.bindings.name(tap)
-            {
-                taps.push((tap, name.to_owned(), counters.clone()));
-            }
-            self.frames.handle_counters(tap, counters);
+        let taps = self.classifier.attached().collect();
+        self.rounds.push_back(Round::new(taps, Asked::Metrics(asked)));
+    }
+
+    /// Tells the frames of these taps, or of all, and what they have left, once they are read.
+    pub(super) fn measure(&mut self, taps: Option<Vec<TapIndex>>, asked: oneshot::Sender<Vec<TapMeasures>>) {
+        let taps = taps.unwrap_or_else(|| self.bindings.taps().map(|(tap, ..)| tap).collect());
+        self.rounds.push_back(Round::new(taps, Asked::Control(asked)));
+    }
+
+    /// Whether somebody waits for taps that are to be read.
+    pub(super) fn is_reading(&self) -> bool {
+        !self.rounds.is_empty()
+    }
+
+    /// Reads the next few taps for whoever asked first, and answers when that were the last.
+    pub(super) fn read_on(&mut self) {
+        let Some(mut round) = self.rounds.pop_front() else {
+            return;
+        };
+        if round.asked.has_gone() {
+            return;
         }
-        let bound = self.bindings.taps().filter(|(.., bound)| bound.is_some());
-        let bound: Vec<_> = bound.map(|(tap, ..)| tap).collect();
+        for _ in 0..TAPS_AT_ONCE {
+            let Some(tap) = round.left.next() else {
+                return self.answer(round);
+            };
+            self.read(tap, &mut round);
+        }
+        self.rounds.push_front(round);
+    }
+
+    /// Costs three system calls.
+    fn read(&mut self, tap: TapIndex, round: &mut Round) {
+        let Ok(counters) = self.classifier.counters(tap) else {
+            return;
+        };
+        let is_each_wanted = match round.asked {
+            Asked::Metrics(_) => self.has_metrics_per_tap,
+            Asked::Control(_) => true,
+        };
+        if is_each_wanted && let Some(name) = self.bindings.name(tap) {
+            round.frames.push((tap, name.to_owned(), counters.clone()));
+        }
+        self.frames.handle_counters(tap, counters);
+        if self.bindings.tap(tap).is_some_and(|(.., bound)| bound.is_some()) {
+            let left = self.classifier.packets_left(tap).ok().flatten();
+            let of = BURST_TOKENS;
+            round.packets.push((tap, left.map(|left| Left { left, of })));
+        }
+    }
+
+    fn answer(&self, round: Round) {
+        let Round {
+            frames,
+            packets,
+            asked,
+            ..
+        } = round;
+        let budgets = Budgets {
+            packets,
+            usage: self.work.ask_usage(),
+        };
+        match asked {
+            Asked::Metrics(asked) => {
+                let told = self.told(budgets.packets.len());
+                tokio::spawn(async move {
+                    let budgets = budgets.told().await;
+                    let of_tap = |(tap, name, frames)| {
+                        let budget = budgets.get(&tap).copied();
+                        (name, metrics::ToldOfTap { frames, budget })
+                    };
+                    // Who asked may have gone.
+                    _ = asked.send(metrics::Told {
+                        scarcest: Scarcest::of(budgets.values()),
+                        taps: frames.into_iter().map(of_tap).collect(),
+                        ..told
+                    });
+                });
+            }
+            Asked::Control(asked) => {
+                tokio::spawn(async move {
+                    let budgets = budgets.told().await;
+                    let of_tap = |(index, name, frames): (TapIndex, _, Counters)| TapMeasures {
+                        index,
+                        name,
+                        punted: frames.punted,
+                        hairpinned: frames.hairpinned,
+                        dropped: frames
+                            .dropped
+                            .iter()
+                            .map(|(reason, count)| (reason.name(), *count))
+                            .collect(),
+                        budget: budgets.get(&index).copied(),
+                    };
+                    _ = asked.send(frames.into_iter().map(of_tap).collect());
+                });
+            }
+        }
+    }
+
+    /// All but what there is to tell of each tap. So many taps are bound.
+    fn told(&self, bound: usize) -> metrics::Told {
         let config = self.reload.config();
-        let mut told = metrics::Told {
+        metrics::Told {
             hook: self.classifier.hook(),
             attached: self.classifier.attached().count(),
-            bound: bound.len(),
+            bound,
             refused: self.refused.len(),
             namespaces: self.elsewhere.count(),
             frames: self.frames.sum().clone(),
@@ -90,63 +199,26 @@ impl Agent {
                 user_data_bytes: config.user_data_bytes_max,
             },
             loaded: self.loaded,
-        };
-        let budgets = self.budgets(bound);
-        tokio::spawn(async move {
-            let budgets = budgets.told().await;
-            told.scarcest = Scarcest::of(budgets.values());
-            let of_tap = |(tap, name, frames)| {
-                let budget = budgets.get(&tap).copied();
-                (name, metrics::ToldOfTap { frames, budget })
-            };
-            told.taps = taps.into_iter().map(of_tap).collect();
-            // Who asked may have gone.
-            _ = asked.send(told);
-        });
+        }
     }
+}
 
-    /// Tells the frames of these taps, or of all, and what they have left. Costs three system calls for each.
-    pub(super) fn measure(&self, taps: Option<Vec<TapIndex>>, asked: oneshot::Sender<Vec<TapMeasures>>) {
-        let taps = taps.unwrap_or_else(|| self.bindings.taps().map(|(tap, ..)| tap).collect());
-        let measure = |tap: &TapIndex| {
-            let counters = self.classifier.counters(*tap).ok()?;
-            let dropped = counters.dropped.iter();
-            Some(TapMeasures {
-                index: *tap,
-                name: self.bindings.name(*tap)?.to_owned(),
-                punted: counters.punted,
-                hairpinned: counters.hairpinned,
-                dropped: dropped.map(|(reason, count)| (reason.name(), *count)).collect(),
-                budget: None,
-            })
-        };
-        let mut measures: Vec<_> = taps.iter().filter_map(measure).collect();
-        let is_bound = |tap: &TapIndex| {
-            let tap = self.bindings.tap(*tap);
-            tap.is_some_and(|(.., bound)| bound.is_some())
-        };
-        let budgets = self.budgets(taps.into_iter().filter(is_bound));
-        tokio::spawn(async move {
-            let budgets = budgets.told().await;
-            for measures in &mut measures {
-                measures.budget = budgets.get(&measures.index).copied();
-            }
-            _ = asked.send(measures);
-        });
+impl Round {
+    fn new(taps: Vec<TapIndex>, asked: Asked) -> Self {
+        Self {
+            left: taps.into_iter(),
+            frames: Vec::new(),
+            packets: Vec::new(),
+            asked,
+        }
     }
+}
 
-    /// Of these taps, which are all bound.
-    fn budgets(&self, taps: impl IntoIterator<Item = TapIndex>) -> Budgets {
-        let left = |tap| {
-            let left = self.classifier.packets_left(tap).ok().flatten()?;
-            Some(Left {
-                left,
-                of: BURST_TOKENS,
-            })
-        };
-        Budgets {
-            packets: taps.into_iter().map(|tap| (tap, left(tap))).collect(),
-            usage: self.work.ask_usage(),
+impl Asked {
+    fn has_gone(&self) -> bool {
+        match self {
+            Self::Metrics(asked) => asked.is_closed(),
+            Self::Control(asked) => asked.is_closed(),
         }
     }
 }
