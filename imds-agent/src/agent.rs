@@ -387,6 +387,7 @@ impl Agent {
             snapshot.instances.len()
         );
         self.signer.handle_snapshot(Arc::clone(&snapshot));
+        self.facts.guests.handle_snapshot(&snapshot);
         let changes = self.bindings.handle_snapshot(&snapshot);
         self.snapshot = snapshot;
         self.loaded = Timestamp::now();

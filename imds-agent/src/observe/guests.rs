@@ -28,7 +28,7 @@ use crate::{
     imds::Outcome,
     now::Now,
     privilege,
-    registry::InstanceId,
+    registry::{InstanceId, Snapshot},
     stack::{Sign, Undelivered},
 };
 
@@ -154,7 +154,18 @@ impl Guests {
 
     /// Who asks without a session token on `instance`, as of a moment ago.
     pub fn tokenless(&self, instance: &InstanceId) -> tokenless::Report {
-        locked(&self.kept).tokenless.report(instance)
+        tokenless::Report {
+            lost: self.totals().lost,
+            ..locked(&self.kept).tokenless.report(instance)
+        }
+    }
+
+    /// Forgets the instances that are not there any more.
+    pub fn handle_snapshot(&self, snapshot: &Snapshot) {
+        let mut kept = locked(&self.kept);
+        let is_there = |instance: &InstanceId| snapshot.instances.contains_key(instance);
+        kept.tokenless.retain(is_there);
+        kept.hop_limit.retain(is_there);
     }
 
     /// Whether session tokens do not arrive on `instance`, as of a moment ago.

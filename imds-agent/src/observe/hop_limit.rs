@@ -4,21 +4,17 @@
 //! its token dies at that router, and all it sees is a request that hangs. The stack tells what it notices of that; here it
 //! is kept per instance, with the remedy.
 
-use std::{net::IpAddr, time::Duration};
+use std::{collections::HashMap, net::IpAddr, time::Duration};
 
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{recent::Recent, warnings::Warnings};
+use super::warnings::Warnings;
 use crate::{
     now::Now,
     registry::InstanceId,
     stack::{Sign, Undelivered},
 };
-
-/// Instances that are kept. At some two hundred bytes each they take a megabyte at most; past it the one that was heard of
-/// longest ago goes.
-pub const INSTANCES_MAX: usize = 4096;
 
 /// Without a router's word the log tells only of so many responses that nobody acknowledged: one alone may be of a guest
 /// that was stopped just then.
@@ -67,24 +63,16 @@ impl Report {
     }
 }
 
-/// What is kept of all instances.
-#[derive(Debug)]
+/// What is kept of all instances that there are.
+#[derive(Default, Debug)]
 pub(super) struct HopLimit {
-    instances: Recent<InstanceId, Found>,
+    instances: HashMap<InstanceId, Found>,
 }
 
 #[derive(Default, Debug)]
 struct Found {
     report: Report,
     told_at: Option<Duration>,
-}
-
-impl Default for HopLimit {
-    fn default() -> Self {
-        Self {
-            instances: Recent::new(INSTANCES_MAX),
-        }
-    }
 }
 
 impl HopLimit {
@@ -99,7 +87,7 @@ impl HopLimit {
             instance,
             undelivered,
         } = sighting;
-        let (Found { report, told_at }, _) = self.instances.touch(now.monotonic, instance.clone());
+        let Found { report, told_at } = self.instances.entry(instance.clone()).or_default();
         let router = match undelivered.sign {
             Sign::TimeExceeded { router } => {
                 report.time_exceeded += 1;
@@ -127,6 +115,11 @@ impl HopLimit {
     pub(super) fn report(&self, instance: &InstanceId) -> Report {
         let found = self.instances.get(instance);
         found.map(|found| found.report.clone()).unwrap_or_default()
+    }
+
+    /// Forgets the instances that are not there any more.
+    pub(super) fn retain(&mut self, is_there: impl Fn(&InstanceId) -> bool) {
+        self.instances.retain(|instance, _| is_there(instance));
     }
 
     /// Everything that is sure.

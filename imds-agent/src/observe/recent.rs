@@ -33,6 +33,11 @@ impl<K: Eq + Hash + Clone, V: Default> Recent<K, V> {
         (value, forgotten)
     }
 
+    /// Forgets the entries whose key is none that `is_kept`.
+    pub(super) fn retain(&mut self, is_kept: impl Fn(&K) -> bool) {
+        self.entries.retain(|key, _| is_kept(key));
+    }
+
     /// The entry of `key`, left as old as it is.
     pub(super) fn get(&self, key: &K) -> Option<&V> {
         self.entries.get(key).map(|(_, value)| value)

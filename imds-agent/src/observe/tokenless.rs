@@ -3,7 +3,7 @@
 //! Of every instance the callers are kept by path and user agent, cut and cleaned, so that nothing a guest writes becomes
 //! more than a short line of plain text. A query is no part of it.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use imds_ebpf::abi::MacAddr;
 use jiff::Timestamp;
@@ -21,7 +21,7 @@ use crate::{
 /// was heard of longest ago goes.
 pub const CALLERS_MAX: usize = 64;
 
-/// Instances of which callers are kept. With two texts of 128 bytes and what counts them a caller takes some 400 bytes,
+/// Instances of which callers are kept; of every other one how many requests there were. With two texts of 128 bytes and what counts them a caller takes some 400 bytes,
 /// so that 1024 instances whose software makes up a path for every request take 26 MB, and ordinary ones a tenth of it.
 pub const INSTANCES_MAX: usize = 1024;
 
@@ -72,6 +72,8 @@ pub struct Report {
     pub callers: Vec<Caller>,
     /// Requests of callers that are no longer listed, because there were too many.
     pub unlisted: u64,
+    /// What was noticed of all instances together and is in no report, because it came too fast.
+    pub lost: u64,
 }
 
 /// A path as one program asks for it.
@@ -98,20 +100,23 @@ pub struct Caller {
 /// What is kept of all instances.
 #[derive(Debug)]
 pub(super) struct Tokenless {
-    instances: Recent<InstanceId, Asked>,
+    /// Those that there are: an instance that was forgotten would pass for one that asks for tokens.
+    instances: HashMap<InstanceId, Asked>,
+    callers: Recent<InstanceId, Callers>,
 }
 
 /// What is kept of one instance.
-#[derive(Debug)]
+#[derive(Default, Debug)]
 struct Asked {
     admitted: u64,
     rejected: u64,
-    callers: Recent<Key, Seen>,
-    unlisted: u64,
     /// Refused since the log told of it, and when that was.
     untold: u64,
     told_at: Option<Duration>,
 }
+
+#[derive(Debug)]
+struct Callers(Recent<Key, Seen>);
 
 #[derive(Default, Debug)]
 struct Seen {
@@ -163,21 +168,15 @@ fn plain(bytes: &[u8], length_max: usize) -> Box<str> {
 impl Default for Tokenless {
     fn default() -> Self {
         Self {
-            instances: Recent::new(INSTANCES_MAX),
+            instances: HashMap::new(),
+            callers: Recent::new(INSTANCES_MAX),
         }
     }
 }
 
-impl Default for Asked {
+impl Default for Callers {
     fn default() -> Self {
-        Self {
-            admitted: 0,
-            rejected: 0,
-            callers: Recent::new(CALLERS_MAX),
-            unlisted: 0,
-            untold: 0,
-            told_at: None,
-        }
+        Self(Recent::new(CALLERS_MAX))
     }
 }
 
@@ -190,13 +189,13 @@ impl Tokenless {
         warnings: &mut Warnings,
     ) -> Option<String> {
         let monotonic = now.monotonic;
-        let (asked, _) = self.instances.touch(monotonic, sighting.instance.clone());
-        let (seen, forgotten) = asked.callers.touch(monotonic, sighting.caller.clone());
+        let asked = self.instances.entry(sighting.instance.clone()).or_default();
+        let (callers, _) = self.callers.touch(monotonic, sighting.instance.clone());
+        let (seen, _) = callers.0.touch(monotonic, sighting.caller.clone());
         seen.count += 1;
         seen.last_seen = now.timestamp();
         seen.source_port = sighting.source_port;
         seen.interface = sighting.interface;
-        asked.unlisted += forgotten.map_or(0, |forgotten| forgotten.count);
         if sighting.fate == Fate::Admitted {
             asked.admitted += 1;
             return None;
@@ -217,7 +216,9 @@ impl Tokenless {
         let Some(asked) = self.instances.get(instance) else {
             return Report::default();
         };
-        let callers = asked.callers.iter().map(|(key, seen)| Caller {
+        let callers = self.callers.get(instance).into_iter();
+        let callers = callers.flat_map(|Callers(callers)| callers.iter());
+        let callers = callers.map(|(key, seen)| Caller {
             path: key.path.to_string(),
             user_agent: key.user_agent.to_string(),
             count: seen.count,
@@ -226,12 +227,21 @@ impl Tokenless {
             source_port: seen.source_port,
             interface: seen.interface,
         });
+        let callers: Vec<_> = callers.collect();
+        let listed = callers.iter().map(|caller| caller.count).sum();
         Report {
             metadata_no_token: asked.admitted,
             metadata_no_token_rejected: asked.rejected,
-            callers: callers.collect(),
-            unlisted: asked.unlisted,
+            callers,
+            unlisted: (asked.admitted + asked.rejected).saturating_sub(listed),
+            lost: 0,
         }
+    }
+
+    /// Forgets the instances that are not there any more.
+    pub(super) fn retain(&mut self, is_there: impl Fn(&InstanceId) -> bool) {
+        self.instances.retain(|instance, _| is_there(instance));
+        self.callers.retain(is_there);
     }
 }
 

@@ -125,8 +125,22 @@ fn bounds_hold_and_what_is_forgotten_is_counted() {
         let sighting = sighting(&other, &get("/", ""), Fate::Admitted);
         tokenless.record(at(2000), &sighting, &mut warnings);
     }
+    // It still asks without a token, for all that is known.
+    let forgotten = Report {
+        metadata_no_token: 1000,
+        unlisted: 1000,
+        ..Report::default()
+    };
+    assert_eq!(tokenless.report(&one), forgotten);
+    assert_eq!(tokenless.callers.iter().count(), INSTANCES_MAX);
+    let two = instance("i-2");
+    tokenless.retain(|instance| *instance == two);
     assert_eq!(tokenless.report(&one), Report::default());
-    assert_eq!(tokenless.instances.iter().count(), INSTANCES_MAX);
+    assert_eq!(tokenless.report(&two).callers.len(), 1);
+    assert_eq!(
+        (tokenless.instances.len(), tokenless.callers.iter().count()),
+        (1, 1)
+    );
 }
 
 #[test]
