@@ -24,6 +24,12 @@ use crate::registry::InstanceId;
 /// The longest life of a token, six hours, in seconds.
 pub const TTL_SECONDS_MAX: u32 = 21_600;
 
+/// How much the clock by which a token is verified may be behind the one by which it was minted.
+const CLOCKS_DIFFER_BY: Duration = Duration::from_secs(60);
+
+/// No token has so much left.
+const LEFT_MILLISECONDS_END: u64 = (TTL_SECONDS_MAX as u64 + CLOCKS_DIFFER_BY.as_secs()) * 1000 + 1;
+
 /// Characters of a token.
 pub const TOKEN_CHARS: usize = 56;
 
@@ -191,7 +197,8 @@ impl TokenKeys {
             expiry_0, expiry_1, expiry_2, expiry_3, expiry_4, expiry_5, expiry_6, expiry_7,
         ]);
         match expiry.saturating_sub(milliseconds(now)) {
-            0 => Err(TokenError::Expired),
+            // So much was never left of it: the clock was put back, and how old it is nobody knows.
+            0 | LEFT_MILLISECONDS_END.. => Err(TokenError::Expired),
             left => Ok(u32::try_from(left.div_ceil(1000)).unwrap_or(u32::MAX)),
         }
     }
@@ -265,6 +272,22 @@ mod tests {
         assert_eq!(after(1000), Ok(59));
         assert_eq!(after(59_999), Ok(1));
         assert_eq!(after(60_000), Err(TokenError::Expired));
+    }
+
+    /// What was worth nothing any more is not worth anything again.
+    #[test]
+    fn a_clock_that_is_put_back_makes_no_token_younger() {
+        let keys = keys();
+        let token = mint(&keys, TTL_SECONDS_MAX);
+        let at = |now| check(&keys, now, &token, "i-1", MAC);
+        assert_eq!(at(NOW - CLOCKS_DIFFER_BY), Ok(TTL_SECONDS_MAX + 60));
+        for now in [
+            Duration::ZERO,
+            NOW - Duration::from_hours(24),
+            NOW - CLOCKS_DIFFER_BY - Duration::from_millis(1),
+        ] {
+            assert_eq!(at(now), Err(TokenError::Expired), "{now:?}");
+        }
     }
 
     #[test]
