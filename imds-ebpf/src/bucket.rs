@@ -16,16 +16,29 @@ pub fn tokens(length: usize) -> u64 {
     }
 }
 
-/// Takes `tokens` out of the bucket that is full again at `full_ns`: the time at which it is full then. All times are of
-/// the one clock that only goes forward.
+/// What taking tokens makes of the time at which a bucket is full again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Taken {
+    /// The bucket was full: it is this time now.
+    Until(u64),
+    /// It is later by so much. CPUs that take at the same time may each add theirs, and no token is taken twice.
+    Later(u64),
+}
+
+/// Takes `tokens` out of the bucket that is full again at `full_ns`. All times are of the one clock that only goes forward.
 #[inline(always)]
-pub fn take(full_ns: u64, now_ns: u64, interval_ns: u32, tokens: u64) -> Result<u64, Reason> {
+pub fn take(full_ns: u64, now_ns: u64, interval_ns: u32, tokens: u64) -> Result<Taken, Reason> {
     let interval_ns = u64::from(interval_ns);
-    let after_ns = full_ns.max(now_ns).wrapping_add(tokens.wrapping_mul(interval_ns));
+    let cost_ns = tokens.wrapping_mul(interval_ns);
+    let after_ns = full_ns.max(now_ns).wrapping_add(cost_ns);
     if after_ns.wrapping_sub(now_ns) > BURST_TOKENS.wrapping_mul(interval_ns) {
         return Err(Reason::RateLimited);
     }
-    Ok(after_ns)
+    Ok(if full_ns < now_ns {
+        Taken::Until(after_ns)
+    } else {
+        Taken::Later(cost_ns)
+    })
 }
 
 /// Tokens that are left in the bucket, or nothing if there is no limit.
@@ -57,12 +70,21 @@ mod tests {
 
     const INTERVAL_NS: u32 = TapBinding::to(IMDS_MAC).frame_interval_ns;
 
+    impl Taken {
+        fn of(self, full_ns: u64) -> u64 {
+            match self {
+                Self::Until(time) => time,
+                Self::Later(by) => full_ns + by,
+            }
+        }
+    }
+
     /// How many frames are served that come every `every_ns` for `seconds`.
     fn served(full_ns: &mut u64, from_ns: u64, seconds: u64, every_ns: u64, tokens: u64) -> u64 {
         let mut count = 0;
         for frame in 0..seconds * 1_000_000_000 / every_ns {
-            if let Ok(after) = take(*full_ns, from_ns + frame * every_ns, INTERVAL_NS, tokens) {
-                *full_ns = after;
+            if let Ok(taken) = take(*full_ns, from_ns + frame * every_ns, INTERVAL_NS, tokens) {
+                *full_ns = taken.of(*full_ns);
                 count += 1;
             }
         }
@@ -103,7 +125,7 @@ mod tests {
         let (mut full_ns, start) = (0, 5_000_000_000_000);
         assert_eq!(left(full_ns, start, INTERVAL_NS), Some(BURST_TOKENS));
         for taken in 1..=BURST_TOKENS {
-            full_ns = take(full_ns, start, INTERVAL_NS, 1).unwrap();
+            full_ns = take(full_ns, start, INTERVAL_NS, 1).unwrap().of(full_ns);
             assert_eq!(left(full_ns, start, INTERVAL_NS), Some(BURST_TOKENS - taken));
         }
         assert_eq!(
@@ -115,8 +137,8 @@ mod tests {
     #[test]
     fn no_interval_is_no_limit() {
         assert_eq!(left(7, 0, 0), None);
-        assert_eq!(take(0, 7, 0, 8), Ok(7));
-        assert_eq!(take(7, 7, 0, 8), Ok(7));
+        assert_eq!(take(0, 7, 0, 8), Ok(Taken::Until(7)));
+        assert_eq!(take(7, 7, 0, 8), Ok(Taken::Later(0)));
     }
 
     #[test]

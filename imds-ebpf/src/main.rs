@@ -5,6 +5,7 @@
 
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 #![expect(
     unsafe_code,
     reason = "the kernel's edge: context fields, packet bytes and helpers"
@@ -18,6 +19,8 @@ mod punt;
 mod rings;
 mod skb;
 
+use core::arch::asm;
+
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::bpf_ktime_get_ns,
@@ -27,7 +30,7 @@ use aya_ebpf::{
 };
 use imds_ebpf::{
     abi::{HAIRPINNED_SLOT, PUNTED_SLOT, Reason, TAPS_MAX, TapBinding, TapCounters, TapIndex, WorkerNumber},
-    bucket::{take, tokens},
+    bucket::{Taken, take, tokens},
     classify::{Frame, Verdict, classify},
     hairpin::{advertisement, arp_reply},
     inbound::admit,
@@ -101,9 +104,10 @@ fn binding(tap: TapIndex) -> Option<TapBinding> {
 
 /// Takes a frame's tokens out of the tap's bucket. A tap without a bucket has no tokens.
 ///
-/// CPUs that serve frames of one tap at the very same time (it must have several queues for that) may read the same
-/// number and pay once for a frame each. The window is of a few nanoseconds and every interval opens it once, so a guest
-/// gains a frame now and then by it, never a multiple of its rate; an exchange that is atomic would want Linux 5.12.
+/// CPUs that serve frames of one tap at the very same time (it must have several queues for that) may find the last token
+/// there for a frame each, which the bucket is behind by then; and those that find it full may begin it once each, in a window of
+/// a few nanoseconds after every time that the guest was silent for long enough. Else none is lost: an exchange that is atomic
+/// would want Linux 5.12, an addition is everywhere.
 #[inline(always)]
 fn take_tokens(tap: TapIndex, tokens: u64, interval_ns: u32) -> Result<(), Reason> {
     if interval_ns == 0 {
@@ -114,7 +118,11 @@ fn take_tokens(tap: TapIndex, tokens: u64, interval_ns: u32) -> Result<(), Reaso
     // written as a whole.
     unsafe {
         let now_ns = bpf_ktime_get_ns();
-        bucket.write_volatile(take(bucket.read_volatile(), now_ns, interval_ns, tokens)?);
+        match take(bucket.read_volatile(), now_ns, interval_ns, tokens)? {
+            Taken::Until(time) => bucket.write_volatile(time),
+            // Rust's atomic numbers are not to be had for BPF's first instruction set, of which this one is.
+            Taken::Later(by) => asm!("lock *(u64 *)({} + 0) += {}", in(reg) bucket, in(reg) by),
+        }
     }
     Ok(())
 }

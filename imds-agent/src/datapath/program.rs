@@ -407,17 +407,13 @@ impl Classifier {
         tap::describe(tap, || post?.namespace.name_of(tap).ok())
     }
 
-    /// Makes room for a tap's counters, all zero, or leaves those that it has, and fills its bucket. A tap that has a bucket
+    /// Makes room for a tap's counters, all zero, and for its bucket, which is full, or leaves what it has. A tap that has a bucket
     /// has counters, by which the next agent finds it.
     fn count_from_now(&mut self, tap: TapIndex, flags: u64) -> Result<(), MapError> {
         let cpus = nr_cpus().map_err(|(_, error)| error)?;
         let zeroes = PerCpuValues::try_from(vec![[0; COUNTERS]; cpus])?;
-        match self.counters.insert(tap.0, zeroes, flags) {
-            Err(MapError::SyscallError(error))
-                if flags == KEEP_COUNTING && error.io_error.kind() == io::ErrorKind::AlreadyExists => {}
-            inserted => inserted?,
-        }
-        self.buckets.insert(tap.0, 0, 0)
+        kept(self.counters.insert(tap.0, zeroes, flags))?;
+        kept(self.buckets.insert(tap.0, 0, flags))
     }
 
     fn forget(&mut self, tap: TapIndex) -> Result<(), MapError> {
@@ -447,6 +443,14 @@ fn monotonic_ns() -> u64 {
 
 /// `BPF_NOEXIST`: an entry that is there already stays.
 const KEEP_COUNTING: u64 = 1;
+
+/// What is there already may stay.
+fn kept(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
+    }
+}
 
 /// What there is, if it is there.
 fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
