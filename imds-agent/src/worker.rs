@@ -226,6 +226,7 @@ impl Serving {
                     self.is_stopped |= obey_all(&self.inbox, &mut self.interfaces, &self.clock);
                     if !self.interfaces.serves(punt.tap) {
                         // It is nobody's by now, or another worker's since the last agent: its guest asks again.
+                        self.interfaces.pass_over();
                         continue;
                     }
                 }
@@ -319,7 +320,7 @@ impl Clock {
                 return Now { monotonic, unix };
             }
         }
-        // A clock before 1970 makes every token expired, which is the safe side.
+        // With a clock before 1970 no token is worth anything: none can be that young.
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = Now { monotonic, unix };
         self.unix.set(Some(now));

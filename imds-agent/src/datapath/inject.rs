@@ -35,6 +35,10 @@ const SMALL_BATCH: usize = 4;
 
 const ETHERNET_BYTES: usize = 14;
 
+/// Room for queued frames that is kept from one flush to the next. More is taken by guests whose time comes together, and given back.
+const KEPT_BYTES: usize = 1 << 20;
+const KEPT_FRAMES: usize = KEPT_BYTES / 256;
+
 /// Of the frames that wait: the most that the kernel takes, and it doubles that. How much waits for one tap is its queueing
 /// discipline's to say: mostly 1000 frames (a tap's `txqueuelen`), 2.3 kB each in the kernel's memory, which is about what 64
 /// connections with 16 KiB under way come to as well. So some 900 taps may have all of that waiting at the same time. It
@@ -170,6 +174,10 @@ impl Injector {
     pub fn clear(&mut self) {
         self.queue.clear();
         self.bytes.clear();
+        if self.bytes.capacity() > KEPT_BYTES || self.queue.capacity() > KEPT_FRAMES {
+            self.bytes.shrink_to(KEPT_BYTES);
+            self.queue.shrink_to(KEPT_FRAMES);
+        }
     }
 
     /// Frames that taps took.

@@ -9,14 +9,13 @@ use std::sync::{
 #[derive(Default, Debug)]
 #[repr(align(128))]
 pub struct WorkerHealth {
-    malformed: AtomicU64,
-    stale: AtomicU64,
-    injected: AtomicU64,
-    lost: AtomicU64,
+    counters: [AtomicU64; COUNTERS],
     connections: AtomicU64,
 }
 
-/// What a worker's ring and injector have counted since they were made.
+const COUNTERS: usize = 9;
+
+/// What a worker's ring, injector and stacks have counted since they were made.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Counted {
     /// Records of the ring that were shorter than they said.
@@ -27,6 +26,43 @@ pub struct Counted {
     pub injected: u64,
     /// Frames that taps refused.
     pub lost: u64,
+    /// Frames that are no whole TCP segment.
+    pub frames_malformed: u64,
+    /// Frames of taps that are nobody's any more, or another worker's.
+    pub frames_not_served: u64,
+    /// Frames of taps that pause after a panic.
+    pub frames_paused: u64,
+    /// Idle connections that were reset to make room for others.
+    pub connections_reset: u64,
+    /// SYNs that waited in vain for room.
+    pub syns_dropped: u64,
+}
+
+impl Counted {
+    fn all(self) -> [u64; COUNTERS] {
+        let Self {
+            malformed,
+            stale,
+            injected,
+            lost,
+            frames_malformed,
+            frames_not_served,
+            frames_paused,
+            connections_reset,
+            syns_dropped,
+        } = self;
+        [
+            malformed,
+            stale,
+            injected,
+            lost,
+            frames_malformed,
+            frames_not_served,
+            frames_paused,
+            connections_reset,
+            syns_dropped,
+        ]
+    }
 }
 
 /// The writing end. A worker that is started anew, with a ring and an injector that count from nothing, makes a new one.
@@ -40,12 +76,30 @@ pub struct Report {
 impl WorkerHealth {
     /// What was counted.
     pub fn counted(&self) -> Counted {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let [
+            malformed,
+            stale,
+            injected,
+            lost,
+            frames_malformed,
+            frames_not_served,
+            frames_paused,
+            connections_reset,
+            syns_dropped,
+        ] = self
+            .counters
+            .each_ref()
+            .map(|counter| counter.load(Ordering::Relaxed));
         Counted {
-            malformed: read(&self.malformed),
-            stale: read(&self.stale),
-            injected: read(&self.injected),
-            lost: read(&self.lost),
+            malformed,
+            stale,
+            injected,
+            lost,
+            frames_malformed,
+            frames_not_served,
+            frames_paused,
+            connections_reset,
+            syns_dropped,
         }
     }
 
@@ -67,13 +121,9 @@ impl Report {
 
     /// Passes on what changed since the last time.
     pub fn tell(&mut self, counted: Counted, connections: usize) {
-        let (health, last) = (&self.health, self.last);
-        for (counter, is, was) in [
-            (&health.malformed, counted.malformed, last.malformed),
-            (&health.stale, counted.stale, last.stale),
-            (&health.injected, counted.injected, last.injected),
-            (&health.lost, counted.lost, last.lost),
-        ] {
+        let health = &self.health;
+        let since = counted.all().into_iter().zip(self.last.all());
+        for (counter, (is, was)) in health.counters.iter().zip(since) {
             if is != was {
                 counter.fetch_add(is.wrapping_sub(was), Ordering::Relaxed);
             }

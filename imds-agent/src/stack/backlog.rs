@@ -25,22 +25,30 @@ struct Waiting {
     until: Duration,
 }
 
-/// The waiting SYNs of one interface, oldest first.
+/// The waiting SYNs of one interface.
 #[derive(Default, Debug)]
-pub struct Backlog(VecDeque<Waiting>);
+pub struct Backlog {
+    /// Oldest first.
+    waiting: VecDeque<Waiting>,
+    dropped: u64,
+}
 
 impl Backlog {
     /// Lets `packet`, the SYN of `peer`, wait.
     pub fn push(&mut self, now: Now, peer: Peer, packet: &[u8]) {
         self.expire(now);
-        if packet.len() > PACKET_BYTES_MAX || self.0.iter().any(|waiting| waiting.peer == peer) {
+        if self.waiting.iter().any(|waiting| waiting.peer == peer) {
             return;
         }
-        if self.0.len() >= BACKLOG_MAX {
-            self.0.pop_front();
+        if packet.len() > PACKET_BYTES_MAX {
+            self.dropped = self.dropped.saturating_add(1);
+            return;
+        }
+        if self.waiting.len() >= BACKLOG_MAX {
+            self.drop_first();
         }
         let until = now.monotonic.saturating_add(WAITS_FOR);
-        self.0.push_back(Waiting {
+        self.waiting.push_back(Waiting {
             peer,
             packet: packet.to_vec(),
             until,
@@ -50,22 +58,29 @@ impl Backlog {
     /// The SYN that has waited for longest and not for too long.
     pub fn pop(&mut self, now: Now) -> Option<Vec<u8>> {
         self.expire(now);
-        self.0.pop_front().map(|waiting| waiting.packet)
+        self.waiting.pop_front().map(|waiting| waiting.packet)
+    }
+
+    /// How many were dropped since the last call.
+    pub fn take_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
     }
 
     /// Forgets what has waited for too long.
     fn expire(&mut self, now: Now) {
-        while self
-            .0
-            .front()
-            .is_some_and(|waiting| waiting.until <= now.monotonic)
-        {
-            self.0.pop_front();
+        let is_over = |waiting: &Waiting| waiting.until <= now.monotonic;
+        while self.waiting.front().is_some_and(is_over) {
+            self.drop_first();
         }
+    }
+
+    fn drop_first(&mut self) {
+        self.waiting.pop_front();
+        self.dropped = self.dropped.saturating_add(1);
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.waiting.is_empty()
     }
 }

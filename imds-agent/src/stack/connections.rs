@@ -79,6 +79,7 @@ pub struct Connections {
     spares: Spares,
     /// As many as there may be connections, if nobody asks for them.
     undelivered: VecDeque<Undelivered>,
+    reset_for_others: u64,
 }
 
 /// A connection's place, until one is removed.
@@ -228,10 +229,16 @@ impl Connections {
         match oldest {
             Some(oldest) if oldest.idle_at() <= now.monotonic => {
                 oldest.abort();
+                self.reset_for_others = self.reset_for_others.saturating_add(1);
                 true
             }
             _ => false,
         }
+    }
+
+    /// How many [`abort_idle`](Self::abort_idle) has reset since the last call.
+    pub fn take_reset(&mut self) -> u64 {
+        std::mem::take(&mut self.reset_for_others)
     }
 
     /// When [`abort_idle`](Self::abort_idle) finds one.

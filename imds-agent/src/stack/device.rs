@@ -59,9 +59,11 @@ impl<T: Transmit> Device for PacketDevice<'_, T> {
 }
 
 /// A guest with checksum offload leaves partial TCP checksums, and the frame crossed no wire: they are not verified.
-/// Ours are always computed, since a guest may verify them. IP header checksums are the guest's own work in every case.
+/// Ours are always computed, since a guest may verify them. IP header checksums are the guest's own work in every case, and
+/// were [verified](super::segment::Segment::parse) before.
 pub fn checksums() -> ChecksumCapabilities {
     let mut checksums = ChecksumCapabilities::default();
+    checksums.ipv4 = Checksum::Tx;
     checksums.tcp = Checksum::Tx;
     checksums
 }

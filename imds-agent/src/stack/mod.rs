@@ -85,6 +85,17 @@ impl Transmit for Vec<Vec<u8>> {
     }
 }
 
+/// What a stack did not take.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Refused {
+    /// Packets that are neither a whole TCP segment nor word of one that expired.
+    pub malformed: u64,
+    /// Idle connections that were reset to make room for others.
+    pub reset: u64,
+    /// SYNs that waited in vain for room.
+    pub dropped: u64,
+}
+
 /// The stack of one interface.
 pub struct Stack {
     interface: Interface,
@@ -93,6 +104,7 @@ pub struct Stack {
     time_waits: TimeWaits,
     /// For segments of no connection, which smoltcp answers as it has to.
     nobody: SocketSet<'static>,
+    malformed: u64,
 }
 
 impl Stack {
@@ -116,6 +128,7 @@ impl Stack {
             backlog: Backlog::default(),
             time_waits: TimeWaits::default(),
             nobody: SocketSet::new(Vec::new()),
+            malformed: 0,
         }
     }
 
@@ -132,6 +145,7 @@ impl Stack {
                 self.connections.handle_time_exceeded(&peer, router);
                 return;
             }
+            self.malformed = self.malformed.saturating_add(1);
             log::trace!("not a whole TCP segment: {} bytes", packet.len());
             return;
         };
@@ -167,6 +181,15 @@ impl Stack {
     /// The next response that did not arrive, each told once.
     pub fn poll_undelivered(&mut self) -> Option<Undelivered> {
         self.connections.poll_undelivered()
+    }
+
+    /// What it did not take since the last call.
+    pub fn take_refused(&mut self) -> Refused {
+        Refused {
+            malformed: std::mem::take(&mut self.malformed),
+            reset: self.connections.take_reset(),
+            dropped: self.backlog.take_dropped(),
+        }
     }
 
     /// A deadline of [`poll_timeout`](Self::poll_timeout) may have passed.

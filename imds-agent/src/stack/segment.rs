@@ -56,7 +56,8 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Reads the headers, or nothing if the packet is not one whole TCP segment.
+    /// Reads the headers, or nothing if the packet is not one whole TCP segment: smoltcp passes over none of the others without a
+    /// word, so that all that a guest sends is either taken or counted.
     pub fn parse(packet: &[u8]) -> Option<Self> {
         // smoltcp's `of_packet` panics on nothing at all.
         if packet.is_empty() {
@@ -66,7 +67,7 @@ impl Segment {
             match IpVersion::of_packet(packet).ok()? {
                 IpVersion::Ipv4 => {
                     let packet = Ipv4Packet::new_checked(packet).ok()?;
-                    if packet.next_header() != IpProtocol::Tcp {
+                    if packet.next_header() != IpProtocol::Tcp || !packet.verify_checksum() {
                         return None;
                     }
                     (
@@ -88,6 +89,14 @@ impl Segment {
                 }
             };
         let tcp = TcpPacket::new_checked(payload).ok()?;
+        let controls = [tcp.syn(), tcp.fin(), tcp.rst()];
+        if !source.is_unicast()
+            || tcp.src_port() == 0
+            || controls.into_iter().filter(|is_set| *is_set).count() > 1
+            || !are_options_whole(tcp.options())
+        {
+            return None;
+        }
         #[expect(
             clippy::arithmetic_side_effects,
             reason = "sequence numbers wrap, and a segment is under 64 KiB"
@@ -111,6 +120,23 @@ impl Segment {
     pub fn opens(&self) -> bool {
         self.syn && self.acknowledges.is_none() && !self.rst && !self.fin
     }
+}
+
+/// Whether each option ends within `options`. Nearly all segments have those of a timestamp, aligned (RFC 7323, appendix A).
+fn are_options_whole(mut options: &[u8]) -> bool {
+    if let [1, 1, 8, 10, timestamps @ ..] = options
+        && timestamps.len() == 8
+    {
+        return true;
+    }
+    while !options.is_empty() {
+        match TcpOption::parse(options) {
+            Ok((_, TcpOption::EndOfList)) => break,
+            Ok((rest, _)) => options = rest,
+            Err(_) => return false,
+        }
+    }
+    true
 }
 
 /// `packet`, which is a SYN, with every maximum segment size in it at least [`MSS_MIN`]. Its checksum is wrong then, but

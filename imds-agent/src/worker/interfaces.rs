@@ -31,6 +31,10 @@ const ETHERNET_HEADER_BYTES: usize = 14;
 /// The finest step that timers are told apart by.
 const TICK: Duration = Duration::from_millis(1);
 
+/// Taps whose time has come that are served at once, before frames get their turn. What each may have to send again then is a
+/// megabyte.
+const DUE_MAX: usize = 16;
+
 /// The stacks, and all that answers their requests.
 pub struct Interfaces {
     facts: Facts,
@@ -51,6 +55,8 @@ pub struct Interfaces {
     connections: usize,
     /// Requests whose answers are not with the kernel yet.
     unsent: Unsent,
+    /// What of the frames and connections was not taken, of all stacks.
+    refused: Counted,
     report: Report,
 }
 
@@ -68,6 +74,7 @@ impl Interfaces {
         Self {
             buckets: RequestBuckets::new(facts.requests_per_second),
             unsent: Unsent::default(),
+            refused: Counted::default(),
             report: Report::new(Arc::clone(&facts.health)),
             facts,
             imds,
@@ -102,9 +109,11 @@ impl Interfaces {
         let &Punt { tap, mac, frame, .. } = punt;
         log::trace!("frame of {} bytes from tap {tap} {mac}", frame.len());
         let Some(packet) = frame.get(ETHERNET_HEADER_BYTES..) else {
+            self.refused.frames_malformed += 1;
             return;
         };
         if !self.convalescents.is_empty() && self.rests(now, tap) {
+            self.refused.frames_paused += 1;
             return;
         }
         let interface = match self.stacks.entry(tap) {
@@ -139,6 +148,11 @@ impl Interfaces {
         }
     }
 
+    /// A frame of a tap came that is [not served](Self::serves).
+    pub fn pass_over(&mut self) {
+        self.refused.frames_not_served += 1;
+    }
+
     /// Sends what the stacks that got frames have to say.
     pub fn flush(&mut self, now: Now) -> io::Result<()> {
         let mut touched = std::mem::take(&mut self.touched);
@@ -165,9 +179,13 @@ impl Interfaces {
         sent
     }
 
-    /// Lets the stacks act whose time has come.
+    /// Lets the stacks act whose time has come, [so many](DUE_MAX) of them: with more [`quiet_until`](Self::quiet_until) stays where
+    /// it is.
     pub fn handle_deadlines(&mut self, now: Now) -> io::Result<()> {
-        while let Some((_, tap)) = self.deadlines.first(now.monotonic) {
+        for _ in 0..DUE_MAX {
+            let Some((_, tap)) = self.deadlines.first(now.monotonic) else {
+                break;
+            };
             let Some(interface) = self.stacks.get_mut(&tap) else {
                 self.deadlines.set(tap, None);
                 continue;
@@ -200,6 +218,7 @@ impl Interfaces {
             stale: ring.stale(),
             injected: self.injector.sent(),
             lost: self.injector.lost(),
+            ..self.refused
         };
         self.report.tell(counted, self.connections);
     }
@@ -304,6 +323,10 @@ impl Interfaces {
                 self.facts.guests.saw_undelivered(now, instance, undelivered);
             }
         }
+        let refused = interface.stack.take_refused();
+        self.refused.frames_malformed += refused.malformed;
+        self.refused.connections_reset += refused.reset;
+        self.refused.syns_dropped += refused.dropped;
         let due = interface.stack.poll_timeout();
         self.deadlines
             .set(tap, due.map(|due| due.max(now.monotonic + TICK)));
@@ -342,6 +365,7 @@ impl Transmit for TapTransmit<'_> {
 mod tests {
     use std::sync::Arc;
 
+    use imds_tests::segment::Segment;
     use rand::{SeedableRng as _, rngs::StdRng};
 
     use super::*;
@@ -415,6 +439,35 @@ mod tests {
         interfaces.serve(ONE, "i-new".parse().unwrap());
         send(&mut interfaces, at(1), ONE);
         assert_eq!(stacks(&interfaces), [true, true]);
+    }
+
+    /// Guests whose time comes together are not all served before anybody's frames.
+    #[test]
+    fn deadlines_of_many_leave_frames_their_turn() {
+        const LATER: u64 = 1500;
+        let mut interfaces = interfaces();
+        let syn = [vec![0; ETHERNET_HEADER_BYTES], Segment::default().ipv4()].concat();
+        for tap in (100..).map(TapIndex).take(2 * DUE_MAX + 1) {
+            interfaces.serve(tap, "i-many".parse().unwrap());
+            let punt = Punt {
+                tap,
+                mac: MacAddr([6, 0, 0, 0, 0, 1]),
+                arrived: Duration::ZERO,
+                frame: &syn,
+            };
+            interfaces.handle_punt(at(0), &punt);
+        }
+        // There is nowhere to send to.
+        _ = interfaces.flush(at(0));
+        let mut turns = 0;
+        while interfaces
+            .quiet_until()
+            .is_some_and(|due| due <= at(LATER).monotonic)
+        {
+            _ = interfaces.handle_deadlines(at(LATER));
+            turns += 1;
+        }
+        assert_eq!((turns, interfaces.connections()), (3, 2 * DUE_MAX + 1));
     }
 
     #[test]

@@ -45,23 +45,34 @@ fn a_guest_at_its_limits_is_told_with_what_it_has_left() -> Result<()> {
     assert_eq!((of("tap0"), of("tap1")), (Some(0.0), Some(4.0)));
     host.wait_for_metric("imds_budget_left_min", &requests, 4.0)?;
 
-    for port in 0..64 {
-        let port = 50_000 + port;
-        let syn = Segment {
-            port,
-            ..Segment::default()
-        };
+    let send = |packet: &[u8]| {
         host.tap
-            .send(&eth(GATEWAY_MAC, guest_mac(2), &[], 0x0800, &syn.ipv4()))?;
+            .send(&eth(GATEWAY_MAC, guest_mac(2), &[], 0x0800, packet))
+    };
+    let syn = |port| Segment {
+        port,
+        ..Segment::default()
+    };
+    for port in 50_000..50_064 {
+        send(&syn(port).ipv4())?;
     }
     let connections = [("limit", "connections")];
     let half_open = host.wait_for_metric("imds_budget_left_min", &connections, 0.0)?;
     assert_eq!(half_open.value("imds_taps_at_limit", &connections), Some(1.0));
+    // One more, which takes the place of one that is idle by then.
+    send(&syn(50_064).ipv4())?;
+    let turned_away = "imds_connections_turned_away_total";
+    let scrape = host.wait_for_metric(turned_away, &[("how", "reset")], 1.0)?;
+    assert_eq!(scrape.value(turned_away, &[("how", "dropped")]), Some(0.0));
+    let mut wrong = syn(50_065).ipv4();
+    wrong[10] ^= 0xff;
+    send(&wrong)?;
+    let scrape = host.wait_for_metric("imds_frames_discarded_total", &[("reason", "malformed")], 1.0)?;
+    assert_eq!(scrape.sum("imds_frames_discarded_total", &[]), 1.0);
 
     let packet = Ipv4::default().packet(&tcp(80, 0));
     for _ in 0..1100 {
-        host.tap
-            .send(&eth(GATEWAY_MAC, guest_mac(2), &[], 0x0800, &packet))?;
+        send(&packet)?;
     }
     let packets = [("limit", "packets")];
     let flooded = Scrape::of(&host.files.metrics())?;

@@ -125,6 +125,8 @@ families! {
         "Requests refused because their instance requires session tokens: CloudWatch's MetadataNoTokenRejected.";
     TOKENS_UNDELIVERED: Counter "imds_token_responses_undelivered" ["sign"] max 2,
         "Token responses that did not arrive: a router behind the guest said that the hop limit was used up (time-exceeded), or nobody acknowledged them (unacknowledged).";
+    SIGHTINGS_LOST: Counter "imds_sightings_lost" max 1,
+        "Requests without a session token, and undelivered token responses, that are in the sums above and in no instance's report, because they came too fast.";
 
     FRAMES_PUNTED: Counter "imds_frames_punted" max 1,
         "Frames that the classifier handed to the agent, of all taps since the agent started.";
@@ -153,10 +155,14 @@ families! {
         "Datapath threads.";
     CONNECTIONS: Gauge "imds_connections" max 1,
         "TCP connections of guests, half-open ones included.";
+    CONNECTIONS_TURNED_AWAY: Counter "imds_connections_turned_away" ["how"] max 2,
+        "Connections past the limit of an interface: idle ones that were reset for others (reset), and new ones for which there was no room for a second (dropped).";
     RING_MALFORMED: Counter "imds_ring_records_malformed" max 1,
         "Records of the ring that were shorter than they said: never, unless classifier and agent disagree.";
     RING_STALE: Counter "imds_ring_frames_stale" max 1,
         "Frames that waited in the ring from before the agent started, and were passed over.";
+    FRAMES_DISCARDED: Counter "imds_frames_discarded" ["reason"] max 3,
+        "Frames that the classifier handed to the agent and that it did not take: no whole TCP segment (malformed), of a tap that is nobody's any more (not-served), or of one that pauses after a panic (paused).";
     FRAMES_INJECTED: Counter "imds_frames_injected" max 1,
         "Frames to guests that their taps took.";
     FRAMES_LOST: Counter "imds_frames_lost" max 1,

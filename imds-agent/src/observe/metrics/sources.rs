@@ -96,8 +96,19 @@ impl Source for Workers {
         samples.one(f::WORKERS, self.0.len())?;
         let connections = self.0.iter().map(|(_, health)| health.connections());
         samples.one(f::CONNECTIONS, connections.sum::<u64>())?;
+        let turned_away = [
+            (["reset"], health(|counted| counted.connections_reset)),
+            (["dropped"], health(|counted| counted.syns_dropped)),
+        ];
+        samples.many(f::CONNECTIONS_TURNED_AWAY, turned_away)?;
         samples.one(f::RING_MALFORMED, health(|counted| counted.malformed))?;
         samples.one(f::RING_STALE, health(|counted| counted.stale))?;
+        let discarded = [
+            (["malformed"], health(|counted| counted.frames_malformed)),
+            (["not-served"], health(|counted| counted.frames_not_served)),
+            (["paused"], health(|counted| counted.frames_paused)),
+        ];
+        samples.many(f::FRAMES_DISCARDED, discarded)?;
         samples.one(f::FRAMES_INJECTED, health(|counted| counted.injected))?;
         samples.one(f::FRAMES_LOST, health(|counted| counted.lost))
     }
@@ -423,7 +434,8 @@ impl Source for Guests {
             (["time-exceeded"], totals.time_exceeded),
             (["unacknowledged"], totals.unacknowledged),
         ];
-        samples.many(f::TOKENS_UNDELIVERED, signs)
+        samples.many(f::TOKENS_UNDELIVERED, signs)?;
+        samples.one(f::SIGHTINGS_LOST, totals.lost)
     }
 }
 

@@ -18,6 +18,10 @@ fn a_repeated_syn_waits_in_place_of_one_that_waited_for_too_long() {
     backlog.push(at_second(2), peer, &again);
     assert_eq!(backlog.pop(at(Duration::from_millis(2999))), Some(again));
     assert!(backlog.is_empty());
+    // The one that waited for too long, and none that only came again.
+    assert_eq!((backlog.take_dropped(), backlog.take_dropped()), (1, 0));
+    backlog.push(at_second(3), peer, &[0; backlog::PACKET_BYTES_MAX + 1]);
+    assert_eq!(backlog.take_dropped(), 1);
 }
 
 /// The first of two SYNs waits. The second comes when there is room, before anybody looked whether the first may go.
@@ -49,4 +53,9 @@ fn a_syn_that_comes_twice_opens_one_connection() {
         "{answers:?}"
     );
     assert!(stack.backlog.is_empty());
+    let reset = Refused {
+        reset: 1,
+        ..Refused::default()
+    };
+    assert_eq!(stack.take_refused(), reset);
 }

@@ -253,13 +253,15 @@ impl Link {
             .poll(instant(at(self.now)), &mut device, &mut self.sockets);
     }
 
-    /// Whether the guest's kernel takes the packet: smoltcp is told to check no TCP checksum, so that is done here.
+    /// Whether the guest's kernel takes the packet: smoltcp is told to check no checksums, so that is done here.
     fn reaches_guest(&self, packet: &[u8]) -> bool {
         let intact = !packet.is_empty()
             && match IpVersion::of_packet(packet) {
                 Ok(IpVersion::Ipv4) => Ipv4Packet::new_checked(packet).is_ok_and(|ip| {
                     let (from, to) = (ip.src_addr().into(), ip.dst_addr().into());
-                    TcpPacket::new_checked(ip.payload()).is_ok_and(|tcp| tcp.verify_checksum(&from, &to))
+                    ip.verify_checksum()
+                        && TcpPacket::new_checked(ip.payload())
+                            .is_ok_and(|tcp| tcp.verify_checksum(&from, &to))
                 }),
                 Ok(IpVersion::Ipv6) => Ipv6Packet::new_checked(packet).is_ok_and(|ip| {
                     let (from, to) = (ip.src_addr().into(), ip.dst_addr().into());

@@ -77,6 +77,58 @@ fn partial_checksums_are_accepted() {
     assert!(feed(&mut stack, at_second(1), &packet)[0].syn);
 }
 
+/// Each is dropped without a word, and counted.
+#[test]
+fn what_is_no_whole_segment_is_counted() {
+    let with = |change: fn(&mut Vec<u8>)| {
+        let mut packet = syn(999);
+        change(&mut packet);
+        // Of the header, as it is now.
+        packet[10..12].fill(0);
+        let sum: u32 = packet[..20]
+            .chunks(2)
+            .map(|two| u32::from(two[0]) << 8 | u32::from(two[1]))
+            .sum();
+        let sum = (sum & 0xffff) + (sum >> 16);
+        packet[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+        packet
+    };
+    let with_options = |options: &[u8]| {
+        Made {
+            options,
+            ..Made::default()
+        }
+        .ipv4()
+    };
+    let mut wrong_checksum = syn(999);
+    wrong_checksum[10] ^= 0xff;
+    let none = [
+        Vec::new(),
+        wrong_checksum,
+        with(|packet| packet[9] = 17),
+        with(|packet| packet[12..16].copy_from_slice(&[224, 0, 0, 1])),
+        with(|packet| packet[12..16].fill(0)),
+        with(|packet| packet[20..22].fill(0)),
+        with(|packet| packet[20 + 12] = 0x40),
+        with(|packet| packet[20 + 13] |= FIN),
+        with(|packet| packet[3] += 1),
+        with_options(&[2, 8, 5, 0xb4]),
+        with_options(&[1, 1, 8, 10, 0, 0, 0, 1]),
+    ];
+    let mut stack = Stack::new(at_second(1), 13, Spares::default());
+    for packet in &none {
+        assert_eq!(feed(&mut stack, at_second(1), packet), [], "{packet:?}");
+    }
+    assert_eq!(stack.take_refused().malformed, none.len() as u64);
+    assert!(stack.is_idle());
+    let stamped = with_options(&[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0]);
+    for whole in [with(|_| ()), stamped, with_options(&[3, 3, 7, 0, 9, 9, 9, 9])] {
+        let mut stack = Stack::new(at_second(1), 13, Spares::default());
+        assert!(feed(&mut stack, at_second(1), &whole)[0].syn, "{whole:?}");
+        assert_eq!(stack.take_refused(), Refused::default());
+    }
+}
+
 /// How many bytes the segments of a response carry to a guest with these options in its SYN.
 fn segment_bytes(options: &[u8], is_ipv6: bool) -> Vec<usize> {
     let ip = |made: Made<'_>| match is_ipv6 {
