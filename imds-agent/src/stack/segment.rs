@@ -56,8 +56,8 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Reads the headers, or nothing if the packet is not one whole TCP segment: smoltcp passes over none of the others without a
-    /// word, so that all that a guest sends is either taken or counted.
+    /// Reads the headers, or nothing if the packet is not one whole TCP segment. What smoltcp would pass over without a word is
+    /// none, so that all that a guest sends is either taken or counted.
     pub fn parse(packet: &[u8]) -> Option<Self> {
         // smoltcp's `of_packet` panics on nothing at all.
         if packet.is_empty() {
