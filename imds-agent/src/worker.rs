@@ -2,6 +2,16 @@
 //!
 //! A worker owns its ring, the stacks of the interfaces whose frames come through it, and its timers. It reads the
 //! current facts and waits for nobody. It does so without any privilege ([`crate::privilege`]), and goes on after a panic.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
 mod answer;
 mod deadlines;
@@ -236,7 +246,7 @@ impl Serving {
                 Some(now) => {
                     self.interfaces.flush(now)?;
                     last_frame = Some(now.monotonic);
-                    batches += 1;
+                    batches = batches.saturating_add(1);
                 }
                 None => match last_frame.map(|last| self.clock.monotonic().saturating_sub(last)) {
                     Some(quiet) if self.interfaces.connections() > SPIN_CONNECTIONS_MAX && quiet < LULL => {

@@ -6,7 +6,16 @@
 //!
 //! Frames that wait in a tap's queueing discipline, as behind a limit on what its guest is sent, stay on the socket's account
 //! until they leave it. The account is large enough for all of them, so that one guest's limit is not its neighbours'.
-
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 #![expect(
     unsafe_code,
     reason = "sendmmsg with an address per frame has no safe wrapper that needs no allocation"
@@ -139,19 +148,22 @@ impl Injector {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&destination.0);
         self.bytes.extend_from_slice(&IMDS_MAC.0);
+        let ethertype_start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 2]);
         let packet_start = self.bytes.len();
-        self.bytes.resize(packet_start + length, 0);
+        self.bytes.resize(packet_start.saturating_add(length), 0);
+        #[expect(clippy::indexing_slicing, reason = "it was as long before it grew")]
         let packet = &mut self.bytes[packet_start..];
         let result = fill(packet);
         let ethertype = match packet.first() {
             Some(first) if first >> 4 == 6 => libc::ETH_P_IPV6 as u16,
             _ => libc::ETH_P_IP as u16,
         };
-        self.bytes[packet_start - 2..packet_start].copy_from_slice(&ethertype.to_be_bytes());
+        #[expect(clippy::indexing_slicing, reason = "the two bytes that were left for it")]
+        self.bytes[ethertype_start..packet_start].copy_from_slice(&ethertype.to_be_bytes());
         self.queue.push(Queued {
             start,
-            length: ETHERNET_BYTES + length,
+            length: ETHERNET_BYTES.saturating_add(length),
             tap,
             ethertype,
         });
@@ -188,7 +200,8 @@ impl Injector {
         while let Some(first) = rest.first() {
             let namespace = first.tap.namespace();
             let is_there = |frame: &&Queued| frame.tap.namespace() == namespace;
-            let batch = &rest[..rest.iter().take(BATCH).take_while(is_there).count()];
+            let count = rest.iter().take(BATCH).take_while(is_there).count();
+            let batch = rest.get(..count).unwrap_or(rest);
             let socket = match namespace {
                 NamespaceNumber::OWN => Some(&self.socket),
                 other => self.others.get(&other),
@@ -203,18 +216,18 @@ impl Injector {
             };
             let done = match sent {
                 Ok(taken) => {
-                    self.sent += taken as u64;
+                    self.sent = self.sent.saturating_add(taken as u64);
                     taken
                 }
                 Err(Errno::EINTR) => 0,
                 // The error is the first frame's; those behind it have not been tried.
                 Err(errno) if is_of_the_tap(errno) || namespace != NamespaceNumber::OWN => {
-                    self.lost += 1;
+                    self.lost = self.lost.saturating_add(1);
                     1
                 }
                 Err(errno) => return Err(errno.into()),
             };
-            rest = &rest[done..];
+            rest = rest.get(done..).unwrap_or_default();
         }
         Ok(())
     }
@@ -253,7 +266,8 @@ fn send_batch<const N: usize>(
         address.sll_family = libc::AF_PACKET as u16;
         address.sll_protocol = frame.ethertype.to_be();
         address.sll_ifindex = frame.tap.ifindex() as i32;
-        let frame = &bytes[frame.start..frame.start + frame.length];
+        #[expect(clippy::indexing_slicing, reason = "what is queued lies where it was pushed")]
+        let frame = &bytes[frame.start..][..frame.length];
         slice.iov_base = frame.as_ptr().cast_mut().cast();
         slice.iov_len = frame.len();
         message.msg_hdr.msg_name = (&raw mut *address).cast();

@@ -1,4 +1,14 @@
 //! Kernel to agent: frames out of the ring.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
 use std::{
     fmt,
@@ -69,8 +79,8 @@ impl PuntRing {
                         frame,
                     });
                 }
-                Err(Skip::Malformed) => self.malformed += 1,
-                Err(Skip::Stale) => self.stale += 1,
+                Err(Skip::Malformed) => self.malformed = self.malformed.saturating_add(1),
+                Err(Skip::Stale) => self.stale = self.stale.saturating_add(1),
             }
         }
     }

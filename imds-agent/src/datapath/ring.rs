@@ -6,7 +6,16 @@
 //! frame, and a reader that is awake has no use for it. So this one says that it is still at a record that it took, until it
 //! [rests](Ring::rest). And it says so rarely: every writer looks at our position, and we at theirs, and each such word that
 //! changed has to come from the other's processor.
-
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 #![expect(
     unsafe_code,
     reason = "memory that is shared with the kernel has no safe wrapper"
@@ -88,7 +97,8 @@ impl Ring {
         let fd = map.fd().as_fd();
         let consumer = Mapping::new(fd, 0, page_bytes, writable).map_err(|error| failed("mmap", error))?;
         let repeated = RECORD_BYTES_MAX.next_multiple_of(page_bytes).min(size);
-        let producer = Mapping::new(fd, page_bytes, page_bytes + size + repeated, ProtFlags::PROT_READ)
+        let producer_bytes = page_bytes.saturating_add(size).saturating_add(repeated);
+        let producer = Mapping::new(fd, page_bytes, producer_bytes, ProtFlags::PROT_READ)
             .map_err(|error| failed("mmap", error))?;
         let mut ring = Self {
             map,
@@ -124,7 +134,8 @@ impl Ring {
                 position: self.position,
                 length: (length & !DISCARDED) as usize,
             };
-            self.position = record.position + (HEADER_BYTES + record.length).next_multiple_of(HEADER_BYTES);
+            let bytes = HEADER_BYTES.saturating_add(record.length);
+            self.position = record.position.wrapping_add(bytes.next_multiple_of(HEADER_BYTES));
             // The room before this record is the writers' again: what was handed out from there is dealt with.
             if record.position.wrapping_sub(self.published) >= PUBLISH_BYTES {
                 self.publish(record.position);
@@ -140,12 +151,15 @@ impl Ring {
 
     /// The bytes of the record that was taken last.
     pub fn bytes(&self, record: Record) -> &[u8] {
-        let start = self.page_bytes + (record.position & (self.size - 1)) + HEADER_BYTES;
+        let start = self.offset(record.position);
         // A longer record is not of the classifier's making.
         let length = record.length.min(self.repeated);
         // SAFETY: the range begins at the ring's end at the latest, and so is within the mapping, which goes on for as much as is
         // repeated. No writer gets this room before a position beyond it is published, which needs `self` exclusively.
-        unsafe { slice::from_raw_parts(self.producer.address.as_ptr().byte_add(start).cast(), length) }
+        unsafe {
+            let header = self.producer.address.as_ptr().byte_add(start);
+            slice::from_raw_parts(header.byte_add(HEADER_BYTES).cast(), length)
+        }
     }
 
     /// Asks to be woken for the next record. Returns false if there is one already, for which no wake-up comes.
@@ -166,12 +180,12 @@ impl Ring {
     /// in these two lines, with all headers that are looked at first.
     #[cfg(target_arch = "x86_64")]
     fn prefetch(&self, position: usize) {
-        let offset = self.page_bytes + (position & (self.size - 1));
+        let offset = self.offset(position);
         for line in [0, 64] {
             // SAFETY: the mapping goes on for at least a page behind the ring's end, so that both addresses are within it; and
             // no address that is fetched ahead is ever at fault.
             unsafe {
-                let address = self.producer.address.as_ptr().byte_add(offset + line);
+                let address = self.producer.address.as_ptr().byte_add(offset).byte_add(line);
                 _mm_prefetch::<_MM_HINT_T0>(address.cast());
             }
         }
@@ -179,6 +193,15 @@ impl Ring {
 
     #[cfg(not(target_arch = "x86_64"))]
     fn prefetch(&self, _position: usize) {}
+
+    /// Where `position` is in the mapping of the ring.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "the size is a power of two, and less than the mapping's"
+    )]
+    fn offset(&self, position: usize) -> usize {
+        self.page_bytes + (position & (self.size - 1))
+    }
 
     fn consumer_position(&self) -> &AtomicUsize {
         // SAFETY: the first word of this page is a position, for as long as it is mapped.
@@ -191,7 +214,7 @@ impl Ring {
     }
 
     fn length_at(&self, position: usize) -> &AtomicU32 {
-        let offset = self.page_bytes + (position & (self.size - 1));
+        let offset = self.offset(position);
         // SAFETY: records begin at multiples of eight within the ring, so that their length is within the mapping.
         unsafe { self.producer.address.byte_add(offset).cast().as_ref() }
     }

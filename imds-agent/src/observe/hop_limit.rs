@@ -102,11 +102,11 @@ impl HopLimit {
         let (Found { report, told_at }, _) = self.instances.touch(now.monotonic, instance.clone());
         let router = match undelivered.sign {
             Sign::TimeExceeded { router } => {
-                report.time_exceeded += 1;
+                report.time_exceeded = report.time_exceeded.saturating_add(1);
                 Some(router)
             }
             Sign::Unacknowledged => {
-                report.unacknowledged += 1;
+                report.unacknowledged = report.unacknowledged.saturating_add(1);
                 None
             }
         };

@@ -112,7 +112,8 @@ impl Interfaces {
             Entry::Occupied(mut entry) => {
                 // The tap was bound anew and the word of it is still on its way to us.
                 let anew = InterfaceStack::new(now, mac, &self.spares);
-                self.connections -= entry.insert(anew).connections;
+                let last = entry.insert(anew);
+                self.connections = self.connections.saturating_sub(last.connections);
                 entry.into_mut()
             }
             Entry::Vacant(entry) => entry.insert(InterfaceStack::new(now, mac, &self.spares)),
@@ -287,7 +288,7 @@ impl Interfaces {
         let Some(interface) = self.stacks.remove(&tap) else {
             return;
         };
-        self.connections -= interface.connections;
+        self.connections = self.connections.saturating_sub(interface.connections);
         self.deadlines.set(tap, None);
     }
 
@@ -296,9 +297,9 @@ impl Interfaces {
         let Some(interface) = self.stacks.get_mut(&tap) else {
             return;
         };
-        self.connections -= interface.connections;
+        self.connections = self.connections.saturating_sub(interface.connections);
         interface.connections = interface.stack.connection_count();
-        self.connections += interface.connections;
+        self.connections = self.connections.saturating_add(interface.connections);
         while let Some(undelivered) = interface.stack.poll_undelivered() {
             if let Some(instance) = self.owners.get(&tap) {
                 self.facts.guests.saw_undelivered(now, instance, undelivered);
@@ -306,7 +307,7 @@ impl Interfaces {
         }
         let due = interface.stack.poll_timeout();
         self.deadlines
-            .set(tap, due.map(|due| due.max(now.monotonic + TICK)));
+            .set(tap, due.map(|due| due.max(now.monotonic.saturating_add(TICK))));
         if interface.stack.is_idle() {
             self.drop_stack(tap);
         }

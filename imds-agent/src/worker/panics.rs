@@ -71,7 +71,7 @@ impl Convalescent {
     pub fn handle_panic(&mut self, now: Duration, panics: &Panics) -> Duration {
         panics.count_interface();
         let pause = pause(self.record.add(now), INTERFACE_PAUSE, INTERFACE_PAUSE_MAX);
-        self.until = now + pause;
+        self.until = now.saturating_add(pause);
         pause
     }
 
@@ -88,7 +88,7 @@ struct Record(VecDeque<Duration>);
 impl Record {
     /// Adds one, and counts.
     fn add(&mut self, now: Duration) -> usize {
-        self.0.retain(|at| *at + MEMORY > now);
+        self.0.retain(|at| at.saturating_add(MEMORY) > now);
         self.0.push_back(now);
         self.0.len()
     }
