@@ -177,6 +177,13 @@ impl Worker {
     ) -> Result<(), WorkerError> {
         let confined = confine()?;
         log::info!("worker {number}: no capabilities, {confined}");
+        // There is room for it, and who waits is there.
+        let _ = begins.send(());
+        self.work(number, alarm, inbox)
+    }
+
+    /// Serves until it is told to stop, whatever panics.
+    fn work(self, number: usize, alarm: Alarm, inbox: Receiver<Command>) -> Result<(), WorkerError> {
         let (start, panics) = (self.started, Arc::clone(&self.facts.panics));
         let mut serving = Serving {
             clock: Clock::new(start),
@@ -186,8 +193,6 @@ impl Worker {
             inbox,
             is_stopped: false,
         };
-        // There is room for it, and who waits is there.
-        let _ = begins.send(());
         let recover = |serving: &mut Serving, pause| {
             log::error!("worker {number} drops all connections and goes on in {pause:?}");
             serving.interfaces.drop_all_stacks();
@@ -339,3 +344,5 @@ impl Clock {
 
 #[cfg(test)]
 mod noting_tests;
+#[cfg(test)]
+mod panic_tests;

@@ -21,6 +21,9 @@
     reason = "sendmmsg with an address per frame has no safe wrapper that needs no allocation"
 )]
 
+#[cfg(test)]
+pub mod wire;
+
 use std::{
     array, io, mem,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -34,6 +37,9 @@ use nix::{
 };
 use rustc_hash::FxHashMap;
 use thiserror::Error;
+
+#[cfg(test)]
+use self::wire::{Doing, Wire, wire};
 
 /// Frames per system call: the message headers of so many fit on the stack in seven kilobytes.
 const BATCH: usize = 64;
@@ -91,6 +97,9 @@ pub struct Injector {
     queue: Vec<Queued>,
     sent: u64,
     lost: u64,
+    /// Takes the frames in the kernel's place.
+    #[cfg(test)]
+    wire: Option<wire::End>,
 }
 
 /// Where a queued frame lies, and where it goes.
@@ -108,11 +117,14 @@ impl Injector {
         Ok(Self::with_socket(PacketSocket::open()?))
     }
 
-    /// One whose frames cannot be sent, for tests of who queues them.
+    /// One for tests of who queues frames, who find them at the other end.
     #[cfg(test)]
-    pub fn nowhere() -> Self {
+    pub fn on_wire() -> (Self, Wire) {
+        let (end, wire) = wire();
         let socket = std::os::unix::net::UnixDatagram::unbound().expect("sockets are to be had");
-        Self::with_socket(PacketSocket(socket.into()))
+        let mut injector = Self::with_socket(PacketSocket(socket.into()));
+        injector.wire = Some(end);
+        (injector, wire)
     }
 
     /// Sends to the taps of another network namespace, too, from now on.
@@ -133,6 +145,8 @@ impl Injector {
             queue: Vec::new(),
             sent: 0,
             lost: 0,
+            #[cfg(test)]
+            wire: None,
         }
     }
 
@@ -152,6 +166,10 @@ impl Injector {
         self.bytes.extend_from_slice(&[0; 2]);
         let packet_start = self.bytes.len();
         self.bytes.resize(packet_start.saturating_add(length), 0);
+        #[cfg(test)]
+        if let Some(wire) = &self.wire {
+            wire.pass(Doing::Queue(tap));
+        }
         #[expect(clippy::indexing_slicing, reason = "it was as long before it grew")]
         let packet = &mut self.bytes[packet_start..];
         let result = fill(packet);
@@ -196,6 +214,14 @@ impl Injector {
     }
 
     fn send_queue(&mut self) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(wire) = &self.wire {
+            wire.pass(Doing::Send);
+            for frame in &self.queue {
+                wire.take(frame.tap, &self.bytes[frame.start..][..frame.length]);
+            }
+            return Ok(());
+        }
         let mut rest = &self.queue[..];
         while let Some(first) = rest.first() {
             let namespace = first.tap.namespace();

@@ -19,6 +19,8 @@ use std::{
 use imds_ebpf::abi::{MacAddr, PuntHeader, TapIndex};
 use nix::time::{ClockId, clock_gettime};
 
+#[cfg(test)]
+use super::ring::Feed;
 use super::ring::Ring;
 
 /// One frame that the classifier handed over.
@@ -58,6 +60,13 @@ impl PuntRing {
             malformed: 0,
             stale: 0,
         }
+    }
+
+    /// One that a test writes.
+    #[cfg(test)]
+    pub fn fed() -> (Self, Feed) {
+        let (ring, feed) = Feed::new();
+        (Self::new(ring, Duration::ZERO), feed)
     }
 
     /// The next frame, or nothing when the ring is empty.

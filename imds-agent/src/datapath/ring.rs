@@ -21,6 +21,9 @@
     reason = "memory that is shared with the kernel has no safe wrapper"
 )]
 
+#[cfg(test)]
+mod feed;
+
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::{
@@ -39,6 +42,9 @@ use nix::{
     sys::mman::{MapFlags, ProtFlags, mmap, munmap},
     unistd::{SysconfVar, sysconf},
 };
+
+#[cfg(test)]
+pub use self::feed::Feed;
 
 /// Bytes of the header before each record: its length and flags, and an offset that is the kernel's business.
 const HEADER_BYTES: usize = 8;
@@ -65,7 +71,7 @@ pub struct Record {
 
 /// The reading end.
 pub struct Ring {
-    map: MapData,
+    memory: Memory,
     /// A page with our position, which the kernel reads.
     consumer: Mapping,
     /// A page with the writers' position, the ring itself, and its beginning once more, so that no record is in two pieces.
@@ -86,22 +92,23 @@ pub struct Ring {
 impl Ring {
     /// Maps the ring of `map`, and goes on where its last reader published to be.
     pub fn new(map: MapData) -> Result<Self, MapError> {
-        let info = map.info()?;
-        let size = info.max_entries() as usize;
-        let failed = |call, io_error| MapError::SyscallError(aya::sys::SyscallError { call, io_error });
-        let page_bytes = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
-        let page_bytes = page_bytes
-            .and_then(|bytes| usize::try_from(bytes).ok())
-            .unwrap_or(4096);
+        let size = map.info()?.max_entries() as usize;
+        Self::within(Memory::Map(map), size).map_err(|io_error| {
+            let call = "mmap";
+            MapError::SyscallError(aya::sys::SyscallError { call, io_error })
+        })
+    }
+
+    /// The same of a ring of `size` bytes, whoever writes it.
+    fn within(memory: Memory, size: usize) -> io::Result<Self> {
+        let (fd, page_bytes) = (memory.as_fd(), page_bytes());
         let writable = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let fd = map.fd().as_fd();
-        let consumer = Mapping::new(fd, 0, page_bytes, writable).map_err(|error| failed("mmap", error))?;
+        let consumer = Mapping::new(fd, 0, page_bytes, writable)?;
         let repeated = RECORD_BYTES_MAX.next_multiple_of(page_bytes).min(size);
         let producer_bytes = page_bytes.saturating_add(size).saturating_add(repeated);
-        let producer = Mapping::new(fd, page_bytes, producer_bytes, ProtFlags::PROT_READ)
-            .map_err(|error| failed("mmap", error))?;
+        let producer = Mapping::new(fd, page_bytes, producer_bytes, ProtFlags::PROT_READ)?;
         let mut ring = Self {
-            map,
+            memory,
             consumer,
             producer,
             page_bytes,
@@ -229,8 +236,34 @@ impl Drop for Ring {
 
 impl AsFd for Ring {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.map.fd().as_fd()
+        self.memory.as_fd()
     }
+}
+
+/// What a ring lies in.
+enum Memory {
+    /// Its descriptor stays open with the ring: programs are loaded by it that punt into the map.
+    Map(MapData),
+    /// A file, which a test writes.
+    #[cfg(test)]
+    File(std::fs::File),
+}
+
+impl AsFd for Memory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Map(map) => map.fd().as_fd(),
+            #[cfg(test)]
+            Self::File(file) => file.as_fd(),
+        }
+    }
+}
+
+fn page_bytes() -> usize {
+    let bytes = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    bytes
+        .and_then(|bytes| usize::try_from(bytes).ok())
+        .unwrap_or(4096)
 }
 
 /// A part of the map in our memory.

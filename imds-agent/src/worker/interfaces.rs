@@ -355,7 +355,7 @@ mod tests {
     fn interfaces() -> Interfaces {
         let keys = TokenKeys::new(TokenKey::new([0; 3], [0; 32]), Vec::new());
         let imds = Imds::new(Arc::new(keys), StdRng::seed_from_u64(0));
-        let mut interfaces = Interfaces::new(Facts::default(), imds, Injector::nowhere());
+        let mut interfaces = Interfaces::new(Facts::default(), imds, Injector::on_wire().0);
         for tap in [ONE, TWO] {
             interfaces.serve(tap, format!("i-{tap}").parse().unwrap());
             send(&mut interfaces, at(0), tap);
@@ -382,22 +382,6 @@ mod tests {
 
     fn stacks(interfaces: &Interfaces) -> [bool; 2] {
         [ONE, TWO].map(|tap| interfaces.stacks.contains_key(&tap))
-    }
-
-    #[test]
-    fn a_stack_that_panicked_is_made_anew_after_a_pause_and_no_other_is() {
-        let mut interfaces = interfaces();
-        assert_eq!(stacks(&interfaces), [true, true]);
-        interfaces.handle_panic(at(0), ONE);
-        assert_eq!(stacks(&interfaces), [false, true]);
-        assert!(interfaces.serves(ONE), "whose the tap is stays");
-        assert_eq!(interfaces.facts.panics.of_interfaces(), 1);
-
-        send(&mut interfaces, at(99), ONE);
-        assert_eq!(stacks(&interfaces), [false, true], "its frames are passed over");
-        send(&mut interfaces, at(100), ONE);
-        assert_eq!(stacks(&interfaces), [true, true]);
-        interfaces.flush(at(100)).unwrap();
     }
 
     #[test]

@@ -12,6 +12,12 @@ use std::{
 
 use crate::observe::Panics;
 
+// A profile that aborts would end the agent, and every guest's connections, with the first panic.
+const _: () = assert!(
+    cfg!(panic = "unwind"),
+    "panics are caught here, so they have to unwind"
+);
+
 /// How long a panic is held against who caused it.
 const MEMORY: Duration = Duration::from_secs(60);
 
