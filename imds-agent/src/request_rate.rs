@@ -6,6 +6,16 @@
 //!
 //! A bucket is one number, the time at which it is full again, as in the classifier (`imds_ebpf::bucket`). A full bucket
 //! need not be remembered, so a sender without requests has nothing here.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
 use std::{hash::Hash, time::Duration};
 
@@ -78,8 +88,10 @@ impl<S: Copy + Eq + Hash> RequestBuckets<S> {
 impl RequestBuckets<TapIndex> {
     /// What is left at `now`, or nothing if there is no limit.
     pub fn left(&self, now: Duration) -> Option<RequestsLeft> {
-        let tokens =
-            |time: Duration| Some(u64::try_from(time.as_nanos() / self.interval?.as_nanos()).unwrap_or(0));
+        let tokens = |time: Duration| {
+            let tokens = time.as_nanos().checked_div(self.interval?.as_nanos())?;
+            Some(u64::try_from(tokens).unwrap_or(0))
+        };
         let taken = self.full_at.iter().filter(|(_, full_at)| **full_at > now);
         let taps = taken.map(|(tap, full_at)| {
             let missing = full_at.saturating_sub(now);

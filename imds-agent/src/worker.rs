@@ -2,6 +2,16 @@
 //!
 //! A worker owns its ring, the stacks of the interfaces whose frames come through it, and its timers. It reads the
 //! current facts and waits for nobody. It does so without any privilege ([`crate::privilege`]), and goes on after a panic.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
 mod answer;
 mod deadlines;
@@ -167,6 +177,13 @@ impl Worker {
     ) -> Result<(), WorkerError> {
         let confined = confine()?;
         log::info!("worker {number}: no capabilities, {confined}");
+        // There is room for it, and who waits is there.
+        let _ = begins.send(());
+        self.work(number, alarm, inbox)
+    }
+
+    /// Serves until it is told to stop, whatever panics.
+    fn work(self, number: usize, alarm: Alarm, inbox: Receiver<Command>) -> Result<(), WorkerError> {
         let (start, panics) = (self.started, Arc::clone(&self.facts.panics));
         let mut serving = Serving {
             clock: Clock::new(start),
@@ -176,8 +193,6 @@ impl Worker {
             inbox,
             is_stopped: false,
         };
-        // There is room for it, and who waits is there.
-        let _ = begins.send(());
         let recover = |serving: &mut Serving, pause| {
             log::error!("worker {number} drops all connections and goes on in {pause:?}");
             serving.interfaces.drop_all_stacks();
@@ -237,7 +252,7 @@ impl Serving {
                 Some(now) => {
                     self.interfaces.flush(now)?;
                     last_frame = Some(now.monotonic);
-                    batches += 1;
+                    batches = batches.saturating_add(1);
                 }
                 None => match last_frame.map(|last| self.clock.monotonic().saturating_sub(last)) {
                     Some(quiet) if self.interfaces.connections() > SPIN_CONNECTIONS_MAX && quiet < LULL => {
@@ -330,3 +345,5 @@ impl Clock {
 
 #[cfg(test)]
 mod noting_tests;
+#[cfg(test)]
+mod panic_tests;

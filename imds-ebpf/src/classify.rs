@@ -38,17 +38,6 @@
 //! What is deliberately absent: checksums (a guest's offloads leave them unfinished), lengths inside the packet (the stack
 //! checks).
 
-#![cfg_attr(
-    not(test),
-    warn(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::unreachable
-    )
-)]
-
 use crate::{
     abi::{IMDS_IPV6, IMDS_PORT, LARGE_FRAME_MAX, MacAddr, Reason, TapBinding},
     concern::{Concern, Protocol, Role, concern, is_extension},
@@ -139,6 +128,10 @@ fn identify<F: Frame + ?Sized>(
 
 /// Steps 9 to 12 of ARP.
 #[inline(always)]
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "offsets are of a few headers (`headers`)"
+)]
 fn classify_arp<F: Frame + ?Sized>(frame: &F, concern: &Concern, mac: MacAddr) -> Result<Verdict, Reason> {
     let network = concern.network;
     if concern.role == Role::Claims {
@@ -180,6 +173,10 @@ enum Payload {
 }
 
 #[inline(always)]
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "offsets are of a few headers (`headers`)"
+)]
 fn read_ipv4<F: Frame + ?Sized>(frame: &F, network: usize) -> Result<Packet, Reason> {
     let [version_and_length] = frame
         .load(network + IPV4_VERSION_AND_LENGTH)
@@ -202,6 +199,10 @@ fn read_ipv4<F: Frame + ?Sized>(frame: &F, network: usize) -> Result<Packet, Rea
 }
 
 #[inline(always)]
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "offsets are of a few headers (`headers`)"
+)]
 fn read_ipv6<F: Frame + ?Sized>(frame: &F, network: usize) -> Result<Packet, Reason> {
     let [version] = frame.load(network + IPV6_VERSION).ok_or(Reason::Truncated)?;
     if version >> 4 != 6 {
@@ -222,6 +223,10 @@ fn read_ipv6<F: Frame + ?Sized>(frame: &F, network: usize) -> Result<Packet, Rea
 
 /// Steps 10 to 18 of IP.
 #[inline(always)]
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "offsets are of a few headers (`headers`)"
+)]
 fn classify_packet<F: Frame + ?Sized>(
     frame: &F,
     concern: &Concern,
@@ -269,6 +274,10 @@ fn classify_icmpv6<F: Frame + ?Sized>(frame: &F, network: usize, message: usize)
 
 /// Nothing when the frame ends too early to tell.
 #[inline(always)]
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "offsets are of a few headers (`headers`)"
+)]
 fn is_valid_solicitation<F: Frame + ?Sized>(frame: &F, network: usize, message: usize) -> Option<bool> {
     let kind_and_code: [u8; 2] = frame.load(message)?;
     if kind_and_code != [NDP_SOLICITATION, 0] {

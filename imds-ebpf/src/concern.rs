@@ -66,6 +66,10 @@ pub enum Role {
 
 /// What `frame` has to do with the address, or nothing. A frame of which that cannot be told has a reason to be dropped.
 #[inline(always)]
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "offsets are of a few headers (`headers`)"
+)]
 pub fn concern<F: Frame + ?Sized>(frame: &F) -> Result<Option<Concern>, Reason> {
     let mut ethertype = frame.load(ETHERNET_TYPE).ok_or(Reason::Truncated)?;
     let mut network = ETHERNET_BYTES;
@@ -138,6 +142,10 @@ fn is_length([high, _]: [u8; 2]) -> bool {
 
 /// The EtherType behind the tags, and where its header starts.
 #[inline(always)]
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "offsets are of a few headers (`headers`)"
+)]
 fn skip_tags<F: Frame + ?Sized>(frame: &F) -> Result<([u8; 2], usize), Reason> {
     for tags in 1..=TAGS_MAX {
         let ethertype = frame
@@ -178,6 +186,10 @@ fn role<F: Frame + ?Sized, const N: usize>(
 
 /// Whether `address` stands at `offset`. Its last four bytes are looked at first: they tell nearly every other from it.
 #[inline(always)]
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "offsets are of a few headers, and an address has four bytes or more"
+)]
 fn is_at<F: Frame + ?Sized, const N: usize>(
     frame: &F,
     offset: usize,
@@ -192,6 +204,10 @@ fn is_at<F: Frame + ?Sized, const N: usize>(
 
 /// What an NDP message has to do with the address that is neither from nor to it.
 #[inline(always)]
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "offsets are of a few headers (`headers`)"
+)]
 fn role_in_discovery<F: Frame + ?Sized>(frame: &F, network: usize) -> Result<Option<Role>, Reason> {
     let [next] = frame.load(network + IPV6_NEXT_HEADER).ok_or(Reason::Truncated)?;
     let payload = network + IPV6_BYTES;
@@ -210,6 +226,10 @@ fn role_in_discovery<F: Frame + ?Sized>(frame: &F, network: usize) -> Result<Opt
 
 /// The same for the ICMPv6 message at `message`.
 #[inline(always)]
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "offsets are of a few headers (`headers`)"
+)]
 fn role_in_message<F: Frame + ?Sized>(frame: &F, message: usize) -> Result<Option<Role>, Reason> {
     let [kind] = frame.load(message).ok_or(Reason::Truncated)?;
     if !(NDP_SOLICITATION..=NDP_REDIRECT).contains(&kind) {
@@ -225,6 +245,10 @@ fn role_in_message<F: Frame + ?Sized>(frame: &F, message: usize) -> Result<Optio
 
 /// Where the ICMPv6 message starts behind the extension headers at `offset`, if there is one.
 #[inline(always)]
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "offsets are of a few headers (`headers`)"
+)]
 fn icmpv6<F: Frame + ?Sized>(frame: &F, mut next: u8, mut offset: usize) -> Result<Option<usize>, Reason> {
     for _ in 0..EXTENSIONS_MAX {
         let [following, length, high, low] = frame.load(offset).ok_or(Reason::Truncated)?;

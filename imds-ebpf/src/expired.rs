@@ -65,6 +65,10 @@ struct Layout {
 }
 
 #[inline(always)]
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "the frame has bytes at `message`, and a few headers behind it overflow nothing"
+)]
 fn expired<F: Frame + ?Sized, const N: usize>(
     frame: &F,
     message: usize,

@@ -2,7 +2,9 @@
 //!
 //! Read first: RFC 894 (Ethernet), IEEE 802.1Q clause 9 (tags), RFC 826 (ARP), RFC 791 (IPv4), RFC 8200 (IPv6), RFC 4861
 //! (NDP), RFC 792 and RFC 4443 (ICMP), RFC 9293 (TCP).
-//! Offsets inside a network header count from where that header starts, because tags may stand in front of it.
+//! Offsets inside a network header count from where that header starts, because tags may stand in front of it. From the start
+//! of the frame nothing stands behind more than tags, a SNAP header, an IP header and [`EXTENSIONS_MAX`] extension headers of 2 KiB,
+//! so that no sum of offsets overflows.
 
 /// Ethernet destination: six bytes.
 pub const ETHERNET_DESTINATION: usize = 0;

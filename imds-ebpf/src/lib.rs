@@ -5,6 +5,17 @@
 //! [`hairpin`], [`inbound`], [`bucket`], [`headers`].
 
 #![no_std]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
 
 pub mod abi;
 pub mod bucket;

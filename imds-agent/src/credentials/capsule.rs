@@ -3,6 +3,16 @@
 //!
 //! `base64url(version ‖ key id ‖ nonce ‖ XChaCha20-Poly1305(claims))`. The access key id and the secret access key follow from
 //! the issuer's key and the nonce.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
 use std::{fmt, net::IpAddr};
 
@@ -217,7 +227,8 @@ impl CapsuleKey {
     fn secret_access_key(&self, nonce: &[u8; NONCE_BYTES]) -> SecretString {
         let tag = hmac(&self.derivation, &[b"secret access key", nonce]);
         // 30 bytes are 40 characters.
-        STANDARD.encode(&tag[..30]).into()
+        let [thirty @ .., _, _] = &*tag;
+        STANDARD.encode(thirty).into()
     }
 }
 
@@ -263,6 +274,11 @@ fn access_key_id(account: &str, random: u128) -> String {
         _ => (random >> 39) & ((1 << 40) - 1),
     };
     let bits = (1 << 79) | (account << 39) | chance;
+    #[expect(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        reason = "places end below bit 80, and five bits are one of 32 digits"
+    )]
     let digits = (0..16)
         .rev()
         .map(|place| char::from(BASE32[(bits >> (place * 5)) as usize & 31]));
@@ -272,7 +288,9 @@ fn access_key_id(account: &str, random: u128) -> String {
 fn hmac(key: &[u8; 32], parts: &[&[u8]]) -> Zeroizing<[u8; 32]> {
     // HMAC itself pads a key to its block with zeros.
     let mut block = Zeroizing::new([0; 64]);
-    block[..32].copy_from_slice(key);
+    for (room, byte) in block.iter_mut().zip(key) {
+        *room = *byte;
+    }
     let mut mac = <Hmac<Sha256> as hmac::KeyInit>::new((&*block).into());
     for part in parts {
         mac.update(part);

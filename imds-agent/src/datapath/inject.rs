@@ -6,11 +6,23 @@
 //!
 //! Frames that wait in a tap's queueing discipline, as behind a limit on what its guest is sent, stay on the socket's account
 //! until they leave it. The account is large enough for all of them, so that one guest's limit is not its neighbours'.
-
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 #![expect(
     unsafe_code,
     reason = "sendmmsg with an address per frame has no safe wrapper that needs no allocation"
 )]
+
+#[cfg(test)]
+pub mod wire;
 
 use std::{
     array, io, mem,
@@ -25,6 +37,9 @@ use nix::{
 };
 use rustc_hash::FxHashMap;
 use thiserror::Error;
+
+#[cfg(test)]
+use self::wire::{Doing, Wire, wire};
 
 /// Frames per system call: the message headers of so many fit on the stack in seven kilobytes.
 const BATCH: usize = 64;
@@ -86,6 +101,9 @@ pub struct Injector {
     queue: Vec<Queued>,
     sent: u64,
     lost: u64,
+    /// Takes the frames in the kernel's place.
+    #[cfg(test)]
+    wire: Option<wire::End>,
 }
 
 /// Where a queued frame lies, and where it goes.
@@ -103,11 +121,14 @@ impl Injector {
         Ok(Self::with_socket(PacketSocket::open()?))
     }
 
-    /// One whose frames cannot be sent, for tests of who queues them.
+    /// One for tests of who queues frames, who find them at the other end.
     #[cfg(test)]
-    pub fn nowhere() -> Self {
+    pub fn on_wire() -> (Self, Wire) {
+        let (end, wire) = wire();
         let socket = std::os::unix::net::UnixDatagram::unbound().expect("sockets are to be had");
-        Self::with_socket(PacketSocket(socket.into()))
+        let mut injector = Self::with_socket(PacketSocket(socket.into()));
+        injector.wire = Some(end);
+        (injector, wire)
     }
 
     /// Sends to the taps of another network namespace, too, from now on.
@@ -128,6 +149,8 @@ impl Injector {
             queue: Vec::new(),
             sent: 0,
             lost: 0,
+            #[cfg(test)]
+            wire: None,
         }
     }
 
@@ -143,19 +166,26 @@ impl Injector {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&destination.0);
         self.bytes.extend_from_slice(&IMDS_MAC.0);
+        let ethertype_start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 2]);
         let packet_start = self.bytes.len();
-        self.bytes.resize(packet_start + length, 0);
+        self.bytes.resize(packet_start.saturating_add(length), 0);
+        #[cfg(test)]
+        if let Some(wire) = &self.wire {
+            wire.pass(Doing::Queue(tap));
+        }
+        #[expect(clippy::indexing_slicing, reason = "it was as long before it grew")]
         let packet = &mut self.bytes[packet_start..];
         let result = fill(packet);
         let ethertype = match packet.first() {
             Some(first) if first >> 4 == 6 => libc::ETH_P_IPV6 as u16,
             _ => libc::ETH_P_IP as u16,
         };
-        self.bytes[packet_start - 2..packet_start].copy_from_slice(&ethertype.to_be_bytes());
+        #[expect(clippy::indexing_slicing, reason = "the two bytes that were left for it")]
+        self.bytes[ethertype_start..packet_start].copy_from_slice(&ethertype.to_be_bytes());
         self.queue.push(Queued {
             start,
-            length: ETHERNET_BYTES + length,
+            length: ETHERNET_BYTES.saturating_add(length),
             tap,
             ethertype,
         });
@@ -192,11 +222,20 @@ impl Injector {
     }
 
     fn send_queue(&mut self) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(wire) = &self.wire {
+            wire.pass(Doing::Send);
+            for frame in &self.queue {
+                wire.take(frame.tap, &self.bytes[frame.start..][..frame.length]);
+            }
+            return Ok(());
+        }
         let mut rest = &self.queue[..];
         while let Some(first) = rest.first() {
             let namespace = first.tap.namespace();
             let is_there = |frame: &&Queued| frame.tap.namespace() == namespace;
-            let batch = &rest[..rest.iter().take(BATCH).take_while(is_there).count()];
+            let count = rest.iter().take(BATCH).take_while(is_there).count();
+            let batch = rest.get(..count).unwrap_or(rest);
             let socket = match namespace {
                 NamespaceNumber::OWN => Some(&self.socket),
                 other => self.others.get(&other),
@@ -211,18 +250,18 @@ impl Injector {
             };
             let done = match sent {
                 Ok(taken) => {
-                    self.sent += taken as u64;
+                    self.sent = self.sent.saturating_add(taken as u64);
                     taken
                 }
                 Err(Errno::EINTR) => 0,
                 // The error is the first frame's; those behind it have not been tried.
                 Err(errno) if is_of_the_tap(errno) || namespace != NamespaceNumber::OWN => {
-                    self.lost += 1;
+                    self.lost = self.lost.saturating_add(1);
                     1
                 }
                 Err(errno) => return Err(errno.into()),
             };
-            rest = &rest[done..];
+            rest = rest.get(done..).unwrap_or_default();
         }
         Ok(())
     }
@@ -261,7 +300,8 @@ fn send_batch<const N: usize>(
         address.sll_family = libc::AF_PACKET as u16;
         address.sll_protocol = frame.ethertype.to_be();
         address.sll_ifindex = frame.tap.ifindex() as i32;
-        let frame = &bytes[frame.start..frame.start + frame.length];
+        #[expect(clippy::indexing_slicing, reason = "what is queued lies where it was pushed")]
+        let frame = &bytes[frame.start..][..frame.length];
         slice.iov_base = frame.as_ptr().cast_mut().cast();
         slice.iov_len = frame.len();
         message.msg_hdr.msg_name = (&raw mut *address).cast();

@@ -1,4 +1,14 @@
 //! Kernel to agent: frames out of the ring.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
 use std::{
     fmt,
@@ -9,6 +19,8 @@ use std::{
 use imds_ebpf::abi::{MacAddr, PuntHeader, TapIndex};
 use nix::time::{ClockId, clock_gettime};
 
+#[cfg(test)]
+use super::ring::Feed;
 use super::ring::Ring;
 
 /// One frame that the classifier handed over.
@@ -50,6 +62,13 @@ impl PuntRing {
         }
     }
 
+    /// One that a test writes.
+    #[cfg(test)]
+    pub fn fed() -> (Self, Feed) {
+        let (ring, feed) = Feed::new();
+        (Self::new(ring, Duration::ZERO), feed)
+    }
+
     /// The next frame, or nothing when the ring is empty.
     #[expect(
         clippy::should_implement_trait,
@@ -69,8 +88,8 @@ impl PuntRing {
                         frame,
                     });
                 }
-                Err(Skip::Malformed) => self.malformed += 1,
-                Err(Skip::Stale) => self.stale += 1,
+                Err(Skip::Malformed) => self.malformed = self.malformed.saturating_add(1),
+                Err(Skip::Stale) => self.stale = self.stale.saturating_add(1),
             }
         }
     }

@@ -6,11 +6,23 @@
 //! frame, and a reader that is awake has no use for it. So this one says that it is still at a record that it took, until it
 //! [rests](Ring::rest). And it says so rarely: every writer looks at our position, and we at theirs, and each such word that
 //! changed has to come from the other's processor.
-
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 #![expect(
     unsafe_code,
     reason = "memory that is shared with the kernel has no safe wrapper"
 )]
+
+#[cfg(test)]
+mod feed;
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -30,6 +42,9 @@ use nix::{
     sys::mman::{MapFlags, ProtFlags, mmap, munmap},
     unistd::{SysconfVar, sysconf},
 };
+
+#[cfg(test)]
+pub use self::feed::Feed;
 
 /// Bytes of the header before each record: its length and flags, and an offset that is the kernel's business.
 const HEADER_BYTES: usize = 8;
@@ -56,7 +71,7 @@ pub struct Record {
 
 /// The reading end.
 pub struct Ring {
-    map: MapData,
+    memory: Memory,
     /// A page with our position, which the kernel reads.
     consumer: Mapping,
     /// A page with the writers' position, the ring itself, and its beginning once more, so that no record is in two pieces.
@@ -77,21 +92,23 @@ pub struct Ring {
 impl Ring {
     /// Maps the ring of `map`, and goes on where its last reader published to be.
     pub fn new(map: MapData) -> Result<Self, MapError> {
-        let info = map.info()?;
-        let size = info.max_entries() as usize;
-        let failed = |call, io_error| MapError::SyscallError(aya::sys::SyscallError { call, io_error });
-        let page_bytes = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
-        let page_bytes = page_bytes
-            .and_then(|bytes| usize::try_from(bytes).ok())
-            .unwrap_or(4096);
+        let size = map.info()?.max_entries() as usize;
+        Self::within(Memory::Map(map), size).map_err(|io_error| {
+            let call = "mmap";
+            MapError::SyscallError(aya::sys::SyscallError { call, io_error })
+        })
+    }
+
+    /// The same of a ring of `size` bytes, whoever writes it.
+    fn within(memory: Memory, size: usize) -> io::Result<Self> {
+        let (fd, page_bytes) = (memory.as_fd(), page_bytes());
         let writable = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let fd = map.fd().as_fd();
-        let consumer = Mapping::new(fd, 0, page_bytes, writable).map_err(|error| failed("mmap", error))?;
+        let consumer = Mapping::new(fd, 0, page_bytes, writable)?;
         let repeated = RECORD_BYTES_MAX.next_multiple_of(page_bytes).min(size);
-        let producer = Mapping::new(fd, page_bytes, page_bytes + size + repeated, ProtFlags::PROT_READ)
-            .map_err(|error| failed("mmap", error))?;
+        let producer_bytes = page_bytes.saturating_add(size).saturating_add(repeated);
+        let producer = Mapping::new(fd, page_bytes, producer_bytes, ProtFlags::PROT_READ)?;
         let mut ring = Self {
-            map,
+            memory,
             consumer,
             producer,
             page_bytes,
@@ -124,7 +141,8 @@ impl Ring {
                 position: self.position,
                 length: (length & !DISCARDED) as usize,
             };
-            self.position = record.position + (HEADER_BYTES + record.length).next_multiple_of(HEADER_BYTES);
+            let bytes = HEADER_BYTES.saturating_add(record.length);
+            self.position = record.position.wrapping_add(bytes.next_multiple_of(HEADER_BYTES));
             // The room before this record is the writers' again: what was handed out from there is dealt with.
             if record.position.wrapping_sub(self.published) >= PUBLISH_BYTES {
                 self.publish(record.position);
@@ -140,12 +158,15 @@ impl Ring {
 
     /// The bytes of the record that was taken last.
     pub fn bytes(&self, record: Record) -> &[u8] {
-        let start = self.page_bytes + (record.position & (self.size - 1)) + HEADER_BYTES;
+        let start = self.offset(record.position);
         // A longer record is not of the classifier's making.
         let length = record.length.min(self.repeated);
         // SAFETY: the range begins at the ring's end at the latest, and so is within the mapping, which goes on for as much as is
         // repeated. No writer gets this room before a position beyond it is published, which needs `self` exclusively.
-        unsafe { slice::from_raw_parts(self.producer.address.as_ptr().byte_add(start).cast(), length) }
+        unsafe {
+            let header = self.producer.address.as_ptr().byte_add(start);
+            slice::from_raw_parts(header.byte_add(HEADER_BYTES).cast(), length)
+        }
     }
 
     /// Asks to be woken for the next record. Returns false if there is one already, for which no wake-up comes.
@@ -166,12 +187,12 @@ impl Ring {
     /// in these two lines, with all headers that are looked at first.
     #[cfg(target_arch = "x86_64")]
     fn prefetch(&self, position: usize) {
-        let offset = self.page_bytes + (position & (self.size - 1));
+        let offset = self.offset(position);
         for line in [0, 64] {
             // SAFETY: the mapping goes on for at least a page behind the ring's end, so that both addresses are within it; and
             // no address that is fetched ahead is ever at fault.
             unsafe {
-                let address = self.producer.address.as_ptr().byte_add(offset + line);
+                let address = self.producer.address.as_ptr().byte_add(offset).byte_add(line);
                 _mm_prefetch::<_MM_HINT_T0>(address.cast());
             }
         }
@@ -179,6 +200,15 @@ impl Ring {
 
     #[cfg(not(target_arch = "x86_64"))]
     fn prefetch(&self, _position: usize) {}
+
+    /// Where `position` is in the mapping of the ring.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "the size is a power of two, and less than the mapping's"
+    )]
+    fn offset(&self, position: usize) -> usize {
+        self.page_bytes + (position & (self.size - 1))
+    }
 
     fn consumer_position(&self) -> &AtomicUsize {
         // SAFETY: the first word of this page is a position, for as long as it is mapped.
@@ -191,7 +221,7 @@ impl Ring {
     }
 
     fn length_at(&self, position: usize) -> &AtomicU32 {
-        let offset = self.page_bytes + (position & (self.size - 1));
+        let offset = self.offset(position);
         // SAFETY: records begin at multiples of eight within the ring, so that their length is within the mapping.
         unsafe { self.producer.address.byte_add(offset).cast().as_ref() }
     }
@@ -206,8 +236,34 @@ impl Drop for Ring {
 
 impl AsFd for Ring {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.map.fd().as_fd()
+        self.memory.as_fd()
     }
+}
+
+/// What a ring lies in.
+enum Memory {
+    /// Its descriptor stays open with the ring: programs are loaded by it that punt into the map.
+    Map(MapData),
+    /// A file, which a test writes.
+    #[cfg(test)]
+    File(std::fs::File),
+}
+
+impl AsFd for Memory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Map(map) => map.fd().as_fd(),
+            #[cfg(test)]
+            Self::File(file) => file.as_fd(),
+        }
+    }
+}
+
+fn page_bytes() -> usize {
+    let bytes = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    bytes
+        .and_then(|bytes| usize::try_from(bytes).ok())
+        .unwrap_or(4096)
 }
 
 /// A part of the map in our memory.

@@ -94,17 +94,17 @@ impl Audit {
     /// Waits until what was recorded so far is written, for a short while.
     pub fn flush(&self) {
         if let Some(shared) = &self.0 {
-            let by = Instant::now() + FLUSH_TIME_MAX;
+            let begun = Instant::now();
             let (done, wait) = mpsc::sync_channel(1);
             let mut message = Message::Flush(done);
             while let Err(TrySendError::Full(back)) = shared.queue.try_send(message) {
-                if Instant::now() >= by {
+                if begun.elapsed() >= FLUSH_TIME_MAX {
                     return;
                 }
                 message = back;
                 thread::sleep(FLUSH_LOOK);
             }
-            _ = wait.recv_timeout(by.saturating_duration_since(Instant::now()));
+            _ = wait.recv_timeout(FLUSH_TIME_MAX.saturating_sub(begun.elapsed()));
         }
     }
 

@@ -77,7 +77,7 @@ impl Scarcest {
                     at_limit: 0,
                 });
                 scarce.least = scarce.least.min(left.left);
-                scarce.at_limit += u64::from(left.is_at_limit());
+                scarce.at_limit = scarce.at_limit.saturating_add(left.is_at_limit().into());
             }
         }
         all

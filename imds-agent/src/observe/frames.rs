@@ -28,10 +28,12 @@ impl Frames {
         let before = self.taps.remove(&tap).unwrap_or_default();
         // Less than before: the index is another device's by now, which counted from nothing.
         let since = |is: u64, was: u64| is.checked_sub(was).unwrap_or(is);
-        self.sum.punted += since(counters.punted, before.punted);
-        self.sum.hairpinned += since(counters.hairpinned, before.hairpinned);
+        let add = |sum: &mut u64, is, was| *sum = sum.saturating_add(since(is, was));
+        add(&mut self.sum.punted, counters.punted, before.punted);
+        add(&mut self.sum.hairpinned, counters.hairpinned, before.hairpinned);
         for (reason, count) in &counters.dropped {
-            *self.sum.dropped.entry(*reason).or_default() += since(*count, before.dropped_for(*reason));
+            let sum = self.sum.dropped.entry(*reason).or_default();
+            add(sum, *count, before.dropped_for(*reason));
         }
         self.taps.insert(tap, counters);
     }

@@ -90,11 +90,11 @@ impl HopLimit {
         let Found { report, told_at } = self.instances.entry(instance.clone()).or_default();
         let router = match undelivered.sign {
             Sign::TimeExceeded { router } => {
-                report.time_exceeded += 1;
+                report.time_exceeded = report.time_exceeded.saturating_add(1);
                 Some(router)
             }
             Sign::Unacknowledged => {
-                report.unacknowledged += 1;
+                report.unacknowledged = report.unacknowledged.saturating_add(1);
                 None
             }
         };

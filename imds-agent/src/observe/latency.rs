@@ -44,8 +44,10 @@ pub struct Observed {
 impl Latency {
     /// Takes one observation.
     pub fn observe(&self, took: Duration) {
-        let bucket = BOUNDS.iter().position(|bound| took <= *bound);
-        self.buckets[bucket.unwrap_or(BOUNDS.len())].fetch_add(1, Ordering::Relaxed);
+        let [bounded @ .., past] = &self.buckets;
+        let bucket = bounded.iter().zip(BOUNDS).find(|(_, bound)| took <= *bound);
+        let count = bucket.map_or(past, |(count, _)| count);
+        count.fetch_add(1, Ordering::Relaxed);
         let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.sum_nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
     }
@@ -53,9 +55,10 @@ impl Latency {
     /// Adds what was observed here.
     pub fn add_to(&self, observed: &mut Observed) {
         for (sum, bucket) in observed.buckets.iter_mut().zip(&self.buckets) {
-            *sum += bucket.load(Ordering::Relaxed);
+            *sum = sum.saturating_add(bucket.load(Ordering::Relaxed));
         }
-        observed.sum += Duration::from_nanos(self.sum_nanoseconds.load(Ordering::Relaxed));
+        let took = Duration::from_nanos(self.sum_nanoseconds.load(Ordering::Relaxed));
+        observed.sum = observed.sum.saturating_add(took);
     }
 }
 

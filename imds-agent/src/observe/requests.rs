@@ -75,14 +75,17 @@ impl Requests {
             ImdsVersion::V1 => 0,
             ImdsVersion::V2 => 1,
         };
-        one(&self.answered[version][method(request.method)][status(outcome.status)]);
+        one_at(
+            self.cells(version, method(request.method)),
+            status(outcome.status),
+        );
         if let Some(refusal) = outcome.refusal
             && let Some(at) = REFUSALS.iter().position(|word| *word == word_for(refusal))
         {
-            one(&self.refused[at]);
+            one_at(&self.refused, at);
         }
         if outcome.is_forwarded {
-            one(&self.forwarded[version]);
+            one_at(&self.forwarded, version);
         }
         match outcome.delivery {
             Delivery::SessionToken => one(&self.session_tokens),
@@ -94,13 +97,12 @@ impl Requests {
 
     /// Counts what HTTP refused before it was a request.
     pub fn count_malformed(&self, refused_with: Status) {
-        one(&self.malformed[status(refused_with)]);
+        one_at(&self.malformed, status(refused_with));
     }
 
     /// Requests answered, by the places in [`VERSIONS`], [`METHODS`] and [`STATUSES`].
     pub fn answered(&self, version: usize, method: usize, status: usize) -> u64 {
-        let cells = self.answered.get(version).and_then(|methods| methods.get(method));
-        read_at(cells.map_or(&[], |cells| cells.as_slice()), status)
+        read_at(self.cells(version, method), status)
     }
 
     /// What HTTP refused, by the place in [`STATUSES`].
@@ -128,18 +130,21 @@ impl Requests {
         [read(&self.role_credentials), read(&self.identity_credentials)]
     }
 
-    fn of_version(&self, version: usize) -> u64 {
-        self.answered[version].iter().flatten().map(read).sum()
+    /// Requests of one version and method, by the place in [`STATUSES`].
+    fn cells(&self, version: usize, method: usize) -> &[AtomicU64] {
+        let cells = self.answered.get(version).and_then(|methods| methods.get(method));
+        cells.map_or(&[], |cells| cells.as_slice())
     }
 }
 
 impl fmt::Display for Requests {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (v1, v2) = (self.of_version(0), self.of_version(1));
+        let of_version = |methods: &[[AtomicU64; _]; _]| methods.iter().flatten().map(read).sum::<u64>();
+        let [v1, v2] = self.answered.each_ref().map(of_version);
         write!(
             f,
             "{} requests ({v2} IMDSv2, {v1} IMDSv1), {} refused, {} session tokens, {} sets of role credentials",
-            v1 + v2,
+            v1.saturating_add(v2),
             self.refused.iter().map(read).sum::<u64>(),
             self.session_tokens(),
             self.credentials().iter().sum::<u64>(),
@@ -149,6 +154,12 @@ impl fmt::Display for Requests {
 
 fn one(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
+}
+
+fn one_at(counters: &[AtomicU64], at: usize) {
+    if let Some(counter) = counters.get(at) {
+        one(counter);
+    }
 }
 
 fn read(counter: &AtomicU64) -> u64 {

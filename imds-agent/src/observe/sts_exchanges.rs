@@ -26,7 +26,8 @@ impl StsExchanges {
         };
         let key = (told.action.unwrap_or("other"), told.status);
         let mut counts = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        *counts.entry(key).or_default() += 1;
+        let count = counts.entry(key).or_default();
+        *count = count.saturating_add(1);
     }
 
     /// The counts.

@@ -182,6 +182,7 @@ impl Default for Callers {
 
 impl Tokenless {
     /// Keeps `sighting`, and returns what the log is to say of it.
+    #[expect(clippy::arithmetic_side_effects, reason = "requests are counted with 64 bits")]
     pub(super) fn record(
         &mut self,
         now: Now,

@@ -43,7 +43,7 @@ impl Peers {
         if *count >= CONNECTIONS_MAX {
             return None;
         }
-        *count += 1;
+        *count = count.saturating_add(1);
         let peers = Arc::clone(self);
         Some(Seat { peers, peer })
     }
@@ -58,7 +58,7 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut taken = held(&self.peers.connections);
         if let Some(count) = taken.get_mut(&self.peer) {
-            *count -= 1;
+            *count = count.saturating_sub(1);
             if *count == 0 {
                 taken.remove(&self.peer);
             }

@@ -216,6 +216,7 @@ impl Service {
         }
         let duration_seconds = duration_seconds(parameters, role)?;
         let issued = Timestamp::from_second(now.as_second()).unwrap_or(now);
+        let duration = SignedDuration::from_secs(duration_seconds.into());
         let session = Claims {
             account: IamArn::parse(&role.arn, "role")
                 .map_or("", |arn| arn.account)
@@ -227,7 +228,7 @@ impl Service {
             address: caller.address,
             delivery: Delivery::Sts,
             issued,
-            expires: issued + SignedDuration::from_secs(duration_seconds.into()),
+            expires: issued.saturating_add(duration).unwrap_or(issued),
         };
         let set = self
             .issuer

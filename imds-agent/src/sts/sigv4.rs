@@ -367,6 +367,7 @@ fn incomplete(message: &str) -> SignatureError {
 }
 
 fn hmac(key: &[u8], message: &[u8]) -> Zeroizing<[u8; 32]> {
+    #[expect(clippy::expect_used, reason = "what the crate says of HMAC")]
     let mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
     Zeroizing::new(mac.chain_update(message).finalize().into_bytes().into())
 }

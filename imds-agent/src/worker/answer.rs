@@ -155,8 +155,16 @@ impl Answer<'_> {
     }
 }
 
+/// In tests a request for this panics where it is answered.
+#[cfg(test)]
+pub const PANICS: &str = "/panics";
+
 impl Service for Answer<'_> {
     fn respond(&mut self, now: Now, request: &Request<'_>, response: &mut Response) {
+        #[cfg(test)]
+        if request.target == PANICS {
+            std::panic::resume_unwind(Box::new("as planned"));
+        }
         let Origin { tap, mac, owner } = self.origin;
         let is_within_rate = self.buckets.take(now.monotonic, tap);
         let snapshot = self.facts.registry.load();

@@ -12,6 +12,12 @@ use std::{
 
 use crate::observe::Panics;
 
+// A profile that aborts would end the agent, and every guest's connections, with the first panic.
+const _: () = assert!(
+    cfg!(panic = "unwind"),
+    "panics are caught here, so they have to unwind"
+);
+
 /// How long a panic is held against who caused it.
 const MEMORY: Duration = Duration::from_secs(60);
 
@@ -71,7 +77,7 @@ impl Convalescent {
     pub fn handle_panic(&mut self, now: Duration, panics: &Panics) -> Duration {
         panics.count_interface();
         let pause = pause(self.record.add(now), INTERFACE_PAUSE, INTERFACE_PAUSE_MAX);
-        self.until = now + pause;
+        self.until = now.saturating_add(pause);
         pause
     }
 
@@ -88,7 +94,7 @@ struct Record(VecDeque<Duration>);
 impl Record {
     /// Adds one, and counts.
     fn add(&mut self, now: Duration) -> usize {
-        self.0.retain(|at| *at + MEMORY > now);
+        self.0.retain(|at| at.saturating_add(MEMORY) > now);
         self.0.push_back(now);
         self.0.len()
     }

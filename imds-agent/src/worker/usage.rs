@@ -28,6 +28,7 @@ impl Usage {
     /// What the workers that were asked answer; nothing if there are none, or one of them takes too long: a tap that the
     /// others do not speak of may be its.
     pub async fn gather(asked: Vec<oneshot::Receiver<Self>>) -> Option<Self> {
+        #[expect(clippy::arithmetic_side_effects, reason = "half a second from now is a time")]
         let deadline = Instant::now() + PATIENCE;
         let mut all: Option<Self> = None;
         for told in asked {

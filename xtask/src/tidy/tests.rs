@@ -103,7 +103,7 @@ fn what_the_tables_allow_is_found_in_order() {
             "use smoltcp::phy::Device; use crate::now::Now;",
         ),
         (
-            "imds-agent/src/datapath/inject.rs",
+            "imds-agent/src/datapath/sleep.rs",
             "fn f() { unsafe { nix::libc::send() } }",
         ),
         (
@@ -122,4 +122,56 @@ fn what_the_tables_allow_is_found_in_order() {
     for (file, text) in table {
         assert_eq!(messages(file, text), Vec::<String>::new(), "{file}");
     }
+}
+
+/// Only what refuses to build is on, in the module itself and outside of its tests.
+#[test]
+fn where_a_guests_bytes_arrive_panics_are_denied() {
+    let lints = PANIC_LINTS.join(", ");
+    let missing_in = |file: &str, text: &str| {
+        let messages = messages(file, text);
+        let of_lints = messages.iter().filter(|message| message.contains("clippy::"));
+        of_lints.count()
+    };
+    let missing = |text: &str| missing_in("imds-agent/src/worker.rs", text);
+    for kept in [
+        format!("#![deny({lints})]"),
+        format!("//! Words.\n#![forbid({lints}, reason = \"guests\")]"),
+        format!("#![cfg_attr(not(test), deny({lints}))]"),
+        format!("#![allow({lints})] #![deny({lints})]"),
+        format!("#![deny({lints})] #[expect(clippy::panic, reason = \"one item\")] fn f() {{}}"),
+    ] {
+        assert_eq!(missing(&kept), 0, "{kept}");
+    }
+    for broken in [
+        String::new(),
+        format!("#![allow({lints})]"),
+        format!("#![warn({lints})]"),
+        format!("#![expect({lints})]"),
+        format!("#![cfg_attr(not(test), warn({lints}))]"),
+        format!("#![cfg_attr(test, deny({lints}))]"),
+        format!("#![deny({lints})] #![allow({lints})]"),
+        format!("#[deny({lints})] fn f() {{}}"),
+        format!("mod inner {{ #![deny({lints})] }}"),
+        format!("// #![deny({lints})]"),
+        "#![deny(clippy::all)]".to_owned(),
+    ] {
+        assert_eq!(missing(&broken), PANIC_LINTS.len(), "{broken}");
+    }
+    let but_one = format!("#![deny({lints})] #![warn(clippy::indexing_slicing)]");
+    assert_eq!(missing(&but_one), 1);
+
+    // What is inside of such a module need say nothing, and may say nothing else.
+    for inside in [
+        "imds-agent/src/worker/answer.rs",
+        "imds-agent/src/stack/device.rs",
+        "imds-ebpf/src/abi/mac.rs",
+    ] {
+        assert_eq!(missing_in(inside, ""), 0, "{inside}");
+        assert_eq!(missing_in(inside, "#![allow(clippy::panic)]"), 1, "{inside}");
+    }
+    assert_eq!(
+        missing_in("imds-agent/src/agent.rs", "#![allow(clippy::panic)]"),
+        0
+    );
 }

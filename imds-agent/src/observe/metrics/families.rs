@@ -138,7 +138,7 @@ families! {
         "Only with per_tap: frames handed to the agent since the classifier was attached to the tap.";
     TAP_FRAMES_HAIRPINNED: Counter "imds_tap_frames_hairpinned" ["tap"] max TAPS_MAX,
         "Only with per_tap: frames answered in the kernel since the classifier was attached to the tap.";
-    TAP_FRAMES_DROPPED: Counter "imds_tap_frames_dropped" ["tap" "number" "reason"] max Reason::ALL.len() * TAPS_MAX,
+    TAP_FRAMES_DROPPED: Counter "imds_tap_frames_dropped" ["tap" "number" "reason"] max TAP_REASONS_MAX,
         "Only with per_tap: frames dropped since the classifier was attached to the tap, for reasons that occurred.";
     CLASSIFIER: Info "imds_classifier" ["hook"] max 1,
         "The kind of hook that the classifier hangs on: tcx or clsact.";
@@ -219,7 +219,7 @@ families! {
         "The least that any bound tap has left of a limit at this moment: of the packets and the requests of its burst, and of its connections. Absent where there is no limit, and while a worker does not answer.";
     TAPS_AT_LIMIT: Gauge "imds_taps_at_limit" ["limit"] max LIMITS.len(),
         "Bound taps that have less than a sixteenth of a limit left at this moment. Absent where there is no limit, and while a worker does not answer.";
-    TAP_BUDGET_LEFT: Gauge "imds_tap_budget_left" ["tap" "limit"] max LIMITS.len() * TAPS_MAX,
+    TAP_BUDGET_LEFT: Gauge "imds_tap_budget_left" ["tap" "limit"] max TAP_LIMITS_MAX,
         "Only with per_tap: what a bound tap has left of a limit at this moment.";
     BUILD: Info "imds_build" ["version" "abi"] max 1,
         "The agent's version, and that of what it shares with the classifier.";
@@ -228,6 +228,8 @@ families! {
 }
 
 const TAPS_MAX: usize = imds_ebpf::abi::TAPS_MAX as usize;
+const TAP_REASONS_MAX: usize = Reason::ALL.len() * TAPS_MAX;
+const TAP_LIMITS_MAX: usize = LIMITS.len() * TAPS_MAX;
 
 /// Each role and what is past the bound, and the instance identity role.
 const SESSIONS_MAX: usize = ROLES_MAX + 2;

@@ -53,6 +53,7 @@ impl Source for Workers {
         samples.many(
             f::REQUESTS,
             cells.map(|(version, method, status)| {
+                #[expect(clippy::indexing_slicing, reason = "the cells are those of these tables")]
                 let labels = [VERSIONS[version], METHODS[method], digits[status].as_str()];
                 (
                     labels,
@@ -84,10 +85,12 @@ impl Source for Workers {
         let kinds = [Kind::InstanceProfile, Kind::InstanceIdentity].map(word_for_kind);
         samples.many(
             f::CREDENTIALS_DELIVERED,
-            kinds
-                .into_iter()
-                .enumerate()
-                .map(|(at, kind)| ([kind], self.sum(|requests| requests.credentials()[at]))),
+            kinds.into_iter().enumerate().map(|(at, kind)| {
+                (
+                    [kind],
+                    self.sum(|requests| requests.credentials().get(at).copied().unwrap_or(0)),
+                )
+            }),
         )?;
         let health = |read: fn(&Counted) -> u64| -> u64 {
             let counted = self.0.iter().map(|(_, health)| health.counted());
@@ -294,25 +297,25 @@ impl Sessions {
     fn add(&mut self, state: Option<&RoleState>, now: Timestamp) {
         match state {
             Some(RoleState::Ready(set)) if set.expiration > now => {
-                self.ready += 1;
+                self.ready = self.ready.saturating_add(1);
                 let min = |a: Option<Timestamp>, b| Some(a.map_or(b, |a| a.min(b)));
                 self.oldest = min(self.oldest, set.last_updated);
                 self.first_to_expire = min(self.first_to_expire, set.expiration);
             }
-            Some(RoleState::Refused(_)) => self.refused += 1,
-            Some(RoleState::Ready(_)) | None => self.empty += 1,
+            Some(RoleState::Refused(_)) => self.refused = self.refused.saturating_add(1),
+            Some(RoleState::Ready(_)) | None => self.empty = self.empty.saturating_add(1),
         }
     }
 
     fn any(&self) -> bool {
-        self.ready + self.refused + self.empty > 0
+        [self.ready, self.refused, self.empty] != [0; 3]
     }
 
     fn merge(&mut self, other: &Self) {
         let min = |a: Option<Timestamp>, b: Option<Timestamp>| a.into_iter().chain(b).min();
-        self.ready += other.ready;
-        self.refused += other.refused;
-        self.empty += other.empty;
+        self.ready = self.ready.saturating_add(other.ready);
+        self.refused = self.refused.saturating_add(other.refused);
+        self.empty = self.empty.saturating_add(other.empty);
         self.oldest = min(self.oldest, other.oldest);
         self.first_to_expire = min(self.first_to_expire, other.first_to_expire);
     }
