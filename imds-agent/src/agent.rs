@@ -4,6 +4,7 @@ mod assignment;
 mod changes;
 mod namespaces;
 mod parts;
+mod signals;
 mod taps;
 mod work;
 
@@ -20,7 +21,6 @@ use anyhow::{Context as _, Result, bail};
 use imds_ebpf::abi::{NamespaceNumber, TapIndex, WorkerNumber};
 use jiff::Timestamp;
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
     task::JoinSet,
     time::MissedTickBehavior,
@@ -28,6 +28,7 @@ use tokio::{
 
 use self::{
     namespaces::{Elsewhere, Notice},
+    signals::Signals,
     taps::Round,
     work::Work,
 };
@@ -477,30 +478,4 @@ fn has_first_sets(snapshot: &Snapshot, facts: &Facts) -> bool {
         Some((&member.instance.instance_id, role))
     });
     sessions.all(|(instance, role)| facts.credentials.state(instance, role, now).is_some())
-}
-
-/// The signals that the agent obeys.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hang_up: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen to signals");
-        Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-            hang_up: listen(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) -> Event {
-        tokio::select! {
-            _ = self.terminate.recv() => Event::Stop("SIGTERM"),
-            _ = self.interrupt.recv() => Event::Stop("SIGINT"),
-            _ = self.hang_up.recv() => Event::Reload("SIGHUP"),
-        }
-    }
 }

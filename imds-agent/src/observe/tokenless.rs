@@ -234,7 +234,10 @@ impl Tokenless {
             metadata_no_token: asked.admitted,
             metadata_no_token_rejected: asked.rejected,
             callers,
-            unlisted: (asked.admitted + asked.rejected).saturating_sub(listed),
+            unlisted: asked
+                .admitted
+                .saturating_add(asked.rejected)
+                .saturating_sub(listed),
             lost: 0,
         }
     }

@@ -109,11 +109,11 @@ impl Interfaces {
         let &Punt { tap, mac, frame, .. } = punt;
         log::trace!("frame of {} bytes from tap {tap} {mac}", frame.len());
         let Some(packet) = frame.get(ETHERNET_HEADER_BYTES..) else {
-            self.refused.frames_malformed += 1;
+            self.refused.frames_malformed = self.refused.frames_malformed.saturating_add(1);
             return;
         };
         if !self.convalescents.is_empty() && self.rests(now, tap) {
-            self.refused.frames_paused += 1;
+            self.refused.frames_paused = self.refused.frames_paused.saturating_add(1);
             return;
         }
         let interface = match self.stacks.entry(tap) {
@@ -151,7 +151,7 @@ impl Interfaces {
 
     /// A frame of a tap came that is [not served](Self::serves).
     pub fn pass_over(&mut self) {
-        self.refused.frames_not_served += 1;
+        self.refused.frames_not_served = self.refused.frames_not_served.saturating_add(1);
     }
 
     /// Sends what the stacks that got frames have to say.
@@ -325,9 +325,10 @@ impl Interfaces {
             }
         }
         let refused = interface.stack.take_refused();
-        self.refused.frames_malformed += refused.malformed;
-        self.refused.connections_reset += refused.reset;
-        self.refused.syns_dropped += refused.dropped;
+        let add = |sum: &mut u64, more| *sum = sum.saturating_add(more);
+        add(&mut self.refused.frames_malformed, refused.malformed);
+        add(&mut self.refused.connections_reset, refused.reset);
+        add(&mut self.refused.syns_dropped, refused.dropped);
         let due = interface.stack.poll_timeout();
         self.deadlines
             .set(tap, due.map(|due| due.max(now.monotonic.saturating_add(TICK))));
