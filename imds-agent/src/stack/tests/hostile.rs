@@ -7,7 +7,7 @@
 use allocation_counter::measure;
 use imds_tests::{
     raw_guest::RawGuest,
-    segment::{ACK, PSH, SYN, Segment as Made},
+    segment::{ACK, FIN, PSH, SYN, Segment as Made},
 };
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
 
@@ -213,6 +213,45 @@ fn what_a_greedy_guest_can_make_it_hold_is_bounded() {
         held > HELD_BYTES_MAX / 10 * 9,
         "{held} bytes are less than is said"
     );
+}
+
+/// One exchange from every port that there is, and again from some of those that were used a moment ago. What is left of each is
+/// bounded, and gone in the end.
+#[test]
+fn a_guest_that_uses_up_its_ports_is_served_from_each() {
+    let mut stack = Stack::new(at_second(1), 1, Spares::default());
+    let request = get("/10");
+    let mut now = Duration::from_secs(1);
+    for port in (1..=u16::MAX).chain(60_000..=u16::MAX) {
+        now += Duration::from_millis(1);
+        // A guest's own sequence numbers grow with time.
+        let sequence = u32::try_from(now.as_micros()).unwrap();
+        let mut say = |flags, sequence, acknowledges, payload: &[u8]| {
+            let said = Made {
+                port,
+                flags,
+                sequence,
+                acknowledges,
+                payload,
+                ..Made::default()
+            };
+            feed(&mut stack, at(now), &said.ipv4())
+        };
+        let agreed = say(SYN, sequence, 0, b"");
+        assert!(agreed[0].syn && !agreed[0].rst, "port {port}: {agreed:?}");
+        let ours = agreed[0].end.0.cast_unsigned();
+        let answer = say(PSH | ACK, sequence + 1, ours, &request);
+        let last = answer.last().unwrap();
+        let length = last.end - answer[0].sequence;
+        assert!(last.fin && length > 10, "port {port}: {answer:?}");
+        let end = sequence + 1 + u32::try_from(request.len()).unwrap();
+        say(FIN | ACK, end, last.end.0.cast_unsigned(), b"");
+        assert!(stack.connection_count() <= 1, "port {port} stays open");
+    }
+    let mut sent = Sent::default();
+    now += Duration::from_secs(120);
+    stack.handle_timeout(at(now), &mut Pattern, &mut sent);
+    assert_eq!(leftovers(&stack), None, "something is left behind");
 }
 
 #[test]
