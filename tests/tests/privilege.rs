@@ -227,11 +227,12 @@ fn give(path: &Path, user: &User) -> Result<()> {
 fn is_confined(agent: &mut Agent, workers: usize) -> Result<()> {
     /// The newest that the agent asks for.
     const LANDLOCK: u32 = 9;
-    let landlock = match landlock_abi() {
-        Some(abi) => format!("landlock ABI {}", abi.min(LANDLOCK)),
-        None => "no landlock".to_owned(),
+    let landlock = if let Some(abi) = landlock_abi() {
+        format!("landlock ABI {}", abi.min(LANDLOCK))
+    } else {
+        println!("skipped: landlock, which this kernel does not have");
+        "no landlock".to_owned()
     };
-    println!("this kernel has {landlock}");
     for number in 0..workers {
         let told = agent.logged(&format!("worker {number}: "))?;
         ensure!(
