@@ -3,6 +3,8 @@
 //! Everything here is `repr(C)` plain data, so that both sides read the same bytes. A change of layout bumps
 //! [`ABI_VERSION`], which is part of the pinned maps' path.
 
+#[cfg(test)]
+mod layout;
 mod mac;
 mod reason;
 mod tap;

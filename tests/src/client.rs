@@ -54,12 +54,17 @@ impl Response {
 
 /// Sends `request` and reads until the service closes.
 pub fn exchange(request: &str) -> Result<Response> {
+    exchange_from(request).map(|(response, _)| response)
+}
+
+/// The same, with the port that it was asked from.
+pub fn exchange_from(request: &str) -> Result<(Response, u16)> {
     let mut stream = TcpStream::connect_timeout(&"169.254.169.254:80".parse()?, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(request.as_bytes())?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
-    Response::parse(&bytes)
+    Ok((Response::parse(&bytes)?, stream.local_addr()?.port()))
 }
 
 /// A session token.

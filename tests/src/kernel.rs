@@ -1,6 +1,6 @@
-//! What the tests of rung T1 need of the kernel beside taps: namespaces of their own, and `BPF_PROG_TEST_RUN`.
+//! What the tests of rung T1 need of the kernel beside taps: namespaces of their own, `BPF_PROG_TEST_RUN`, and what it can do.
 
-#![expect(unsafe_code, reason = "bpf(2) has no safe wrapper")]
+#![expect(unsafe_code, reason = "bpf(2) and landlock(7) have no safe wrapper")]
 
 use std::{
     io,
@@ -50,6 +50,22 @@ pub fn in_namespaces<T: Send>(
         Ok(result) => result.map(Some),
         Err(panic) => resume_unwind(panic),
     })
+}
+
+/// The ABI of this kernel's landlock, if it has any.
+pub fn landlock_abi() -> Option<u32> {
+    const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;
+    let nothing = std::ptr::null::<libc::c_void>();
+    // SAFETY: with this flag the call takes no attributes and tells a number.
+    let version = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            nothing,
+            0_usize,
+            LANDLOCK_CREATE_RULESET_VERSION,
+        )
+    };
+    u32::try_from(version).ok()
 }
 
 /// What a program did with a frame.

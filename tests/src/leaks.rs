@@ -5,13 +5,14 @@ use std::{collections::BTreeMap, io};
 
 use anyhow::{Context as _, Result, ensure};
 use imds_ebpf::{
-    abi::{Reason, TapIndex},
+    abi::{IMDS_MAC, Reason, TapIndex},
     classify::Verdict,
 };
 
 use crate::{
-    frames::{GUEST_MAC, OTHER_MAC},
-    tap::{Tap, bridge},
+    frames::{BROADCAST, GUEST_MAC, OTHER_MAC, eth},
+    hub::hub,
+    tap::Tap,
     verdicts::{Case, inbound, table},
 };
 
@@ -42,7 +43,13 @@ impl Tally {
     }
 }
 
-/// A guest on a bridge with a neighbour, who is the far side.
+/// The kernel itself drops this one, before any hook.
+pub const ENDS_WITHIN_ITS_TAG: &str = "a frame that ends within its tag";
+
+/// Longer than any device takes: should it leak, then the neighbour's drops it. It is counted all the same.
+const LONGER_THAN_DEVICES_TAKE: &str = "as long as IP can be";
+
+/// A guest on a bridge with a neighbour, who is the far side and hears whatever enters the bridge.
 #[derive(Debug)]
 pub struct Leaks {
     guest: Tap,
@@ -52,9 +59,26 @@ pub struct Leaks {
 impl Leaks {
     /// In the network namespace of the calling thread, the guest on a tap called `guest`.
     pub fn new() -> Result<Self> {
-        let (guest, neighbour) = (Tap::new("guest")?, Tap::new("neighbour")?);
-        bridge("bridge", &[guest.index(), neighbour.index()])?;
+        Self::of(Tap::new("guest")?)
+    }
+
+    /// The same of a guest with offloads.
+    pub fn with_offloads() -> Result<Self> {
+        Self::of(Tap::with_vnet_header("guest")?)
+    }
+
+    fn of(guest: Tap) -> Result<Self> {
+        let neighbour = Tap::new("neighbour")?;
+        hub(
+            "bridge",
+            &[("guest", guest.index()), ("neighbour", neighbour.index())],
+        )?;
         Ok(Self { guest, neighbour })
+    }
+
+    /// The guest.
+    pub fn guest(&self) -> &Tap {
+        &self.guest
     }
 
     /// The guest's tap.
@@ -76,52 +100,63 @@ impl Leaks {
         Ok(sent)
     }
 
-    /// Sends a frame for the address, which falls through where no classifier is: shows that the far side is looked at.
+    /// Sends a frame for the address, which falls through where no classifier is.
     pub fn falls_through(&self) -> Result<bool> {
         let cases = table();
-        let wanted =
-            |verdict| move |case: &&Case| case.verdict == verdict && !is_link_local_group(&case.frame);
-        let mut frames = [Verdict::Punt, Verdict::Pass].map(|verdict| cases.iter().find(wanted(verdict)));
-        let [Some(request), Some(last)] = frames.each_mut() else {
-            anyhow::bail!("the table has no such frames");
-        };
+        let request = cases.iter().find(|case| case.verdict == Verdict::Punt);
+        let request = request.context("the table has no request")?;
         self.guest.send(&request.frame)?;
-        self.guest.send(&last.frame)?;
+        self.guest.send(&last())?;
         let next = self.neighbour.receive(is_guests)?;
-        if next == request.frame {
-            self.neighbour.receive(|frame| *frame == last.frame)?;
+        let has_fallen = next == request.frame;
+        if has_fallen {
+            self.neighbour.receive(|frame| *frame == last())?;
         } else {
-            ensure!(next == last.frame, "came out as {next:02x?}");
+            ensure!(next == last(), "{} came out", described(&next));
         }
-        Ok(next == request.frame)
+        Ok(has_fallen)
+    }
+
+    /// Sends the table where no classifier is: each of its frames arrives, so that the far side would see it leak.
+    pub fn sees_every_shape(&self) -> Result<()> {
+        let sent: Vec<_> = frames().collect();
+        for Case { frame, .. } in &sent {
+            self.guest.send(frame)?;
+        }
+        let shown = sent
+            .into_iter()
+            .filter(|case| case.name != LONGER_THAN_DEVICES_TAKE);
+        self.expect(shown.map(|case| (case.name, case.frame)))
+    }
+
+    /// Looks at the far side: exactly `passed` has arrived there since it was looked at last, in this order.
+    pub fn expect(&self, passed: impl IntoIterator<Item = (&'static str, Vec<u8>)>) -> Result<()> {
+        // Whatever fell through comes before it.
+        self.guest.send(&last())?;
+        for (name, frame) in passed {
+            let next = self.neighbour.receive(is_guests).context(name)?;
+            ensure!(next == frame, "instead of {name} came {}", described(&next));
+        }
+        let next = self.neighbour.receive(is_guests)?;
+        ensure!(next == last(), "{} came out", described(&next));
+        Ok(())
     }
 
     fn send_outbound(&self, sent: &mut Tally) -> Result<()> {
         let mut passed = Vec::new();
         for Case {
             name, frame, verdict, ..
-        } in table()
+        } in frames()
         {
-            // This one the kernel itself drops, before any hook.
-            if name == "a frame that ends within its tag" {
-                continue;
-            }
             self.guest.send(&frame)?;
             match verdict {
-                // A bridge keeps most of these to itself (IEEE 802.1D).
-                Verdict::Pass if is_link_local_group(&frame) => {}
                 Verdict::Pass => passed.push((name, frame)),
                 Verdict::Punt => sent.punted += 1,
                 Verdict::HairpinArp | Verdict::HairpinNdp => sent.hairpinned += 1,
                 Verdict::Drop(reason) => *sent.dropped.entry(reason).or_default() += 1,
             }
         }
-        // The last one comes behind all others: whatever fell through would have been seen before it.
-        for (name, frame) in passed {
-            let next = self.neighbour.receive(is_guests).context(name)?;
-            ensure!(next == frame, "instead of {name} came {next:02x?}");
-        }
-        Ok(())
+        self.expect(passed)
     }
 
     fn send_inbound(&self, sent: &mut Tally) -> Result<()> {
@@ -163,12 +198,31 @@ impl Leaks {
     }
 }
 
-/// Whether it is from the guest or a nested one: the host's own IPv6 greets every tap.
-fn is_guests(frame: &[u8]) -> bool {
-    let source = frame.get(6..12).unwrap_or_default();
-    !is_link_local_group(frame) && [GUEST_MAC.0, OTHER_MAC.0].iter().any(|mac| source == mac)
+/// The frames of the table that reach a hook.
+fn frames() -> impl Iterator<Item = Case> {
+    table()
+        .into_iter()
+        .filter(|case| case.name != ENDS_WITHIN_ITS_TAG)
 }
 
-fn is_link_local_group(frame: &[u8]) -> bool {
-    frame.starts_with(&[0x01, 0x80, 0xc2])
+/// A frame that is none of the classifier's business, of an EtherType that IEEE 802 leaves to everyone for experiments.
+fn last() -> Vec<u8> {
+    eth(BROADCAST, GUEST_MAC, &[], 0x88b5, &[0x1a; 46])
+}
+
+/// What the table calls a frame.
+fn described(frame: &[u8]) -> String {
+    let name = table()
+        .into_iter()
+        .find(|case| case.frame == frame)
+        .map(|case| case.name);
+    name.map_or_else(|| format!("{frame:02x?}"), |name| format!("{name:?}"))
+}
+
+/// Whether it is from the guest, a nested one, or one that says that it is the service: the host's own IPv6 greets every tap.
+fn is_guests(frame: &[u8]) -> bool {
+    let source = frame.get(6..12).unwrap_or_default();
+    [GUEST_MAC.0, OTHER_MAC.0, IMDS_MAC.0]
+        .iter()
+        .any(|mac| source == mac)
 }

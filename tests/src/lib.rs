@@ -12,6 +12,7 @@ pub mod dhcp;
 pub mod exchange;
 pub mod frames;
 pub mod host;
+pub mod hub;
 pub mod kernel;
 pub mod kernel_guest;
 pub mod leaks;

@@ -17,9 +17,9 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::netns::Namespace;
+use crate::{netns::Namespace, pace::patience};
 
-/// How long an attempt may take.
+/// How long an attempt may take on a real machine.
 const ATTEMPT: Duration = Duration::from_secs(1);
 
 /// How many attempts a call has.
@@ -135,9 +135,10 @@ async fn attempt(call: &Call) -> Result<()> {
         stream.read_to_end(&mut response).await.context("receive")?;
         anyhow::Ok(response)
     };
-    let response = match tokio::time::timeout(ATTEMPT, exchange).await {
+    let patience = patience(ATTEMPT);
+    let response = match tokio::time::timeout(patience, exchange).await {
         Ok(response) => response?,
-        Err(_) => bail!("no answer within {ATTEMPT:?}"),
+        Err(_) => bail!("no answer within {patience:?}"),
     };
     let head = response.windows(4).position(|bytes| bytes == b"\r\n\r\n");
     let (head, body) = response.split_at(head.context("an answer without an end of its head")?);

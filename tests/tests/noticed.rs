@@ -9,9 +9,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use imds_tests::{
-    client::{PATIENCE, exchange},
+    client::{PATIENCE, exchange, wait_for},
+    control::{imdsctl, imdsctl_json, run},
     host::{Host, INSTANCE_ID},
     netns::Namespace,
+    scrape::Scrape,
 };
 use nix::{
     libc,
@@ -45,6 +47,46 @@ fn counted(host: Host) -> Result<(String, Vec<String>)> {
     Ok((counted.context("nothing is counted")?.clone(), log))
 }
 
+/// The token responses that metrics say did not arrive: those that a router dropped, and those that nobody acknowledged.
+fn undelivered(host: &Host) -> Result<[f64; 2]> {
+    let scrape = Scrape::of(&host.files.metrics())?;
+    let of = |sign| scrape.value("imds_token_responses_undelivered_total", &[("sign", sign)]);
+    let counted = [of("time-exceeded"), of("unacknowledged")].map(|value| value.context("no such sign"));
+    let [time_exceeded, unacknowledged] = counted;
+    Ok([time_exceeded?, unacknowledged?])
+}
+
+/// What an operator gets to read: a line of `imdsctl status`, and one that comes with the instance's record.
+fn expect_remedy(host: &Host, parts: &[&str]) -> Result<()> {
+    let status = run(imdsctl(&host.files)?.arg("status"))?;
+    let shown = imdsctl(&host.files)?
+        .args(["instance", "show", INSTANCE_ID])
+        .output()?;
+    ensure!(shown.status.success(), "{shown:?}");
+    for text in [status, String::from_utf8(shown.stderr)?] {
+        let line = text
+            .lines()
+            .find(|line| line.contains("session tokens expired on their way"));
+        let line = line.with_context(|| format!("no remedy in {text:?}"))?;
+        for part in [INSTANCE_ID, "--http-put-response-hop-limit"].iter().chain(parts) {
+            ensure!(line.contains(part), "{part}: {line}");
+        }
+    }
+    Ok(())
+}
+
+/// The host's requests without a session token as metrics count them: let in, and refused.
+fn expect_tokenless(host: &Host, admitted: f64, rejected: f64) -> Result<()> {
+    let scrape = Scrape::of(&host.files.metrics())?;
+    let counted = [
+        "imds_metadata_no_token_total",
+        "imds_metadata_no_token_rejected_total",
+    ]
+    .map(|name| scrape.value(name, &[]));
+    assert_eq!(counted, [Some(admitted), Some(rejected)]);
+    Ok(())
+}
+
 #[test]
 fn container_whose_tokens_die_at_the_guest_is_told_with_its_remedy() -> Result<()> {
     let (mut host, guest) = Host::with_guest(|_| ())?;
@@ -59,8 +101,15 @@ fn container_whose_tokens_die_at_the_guest_is_told_with_its_remedy() -> Result<(
     // It tries on, and the log is no longer for it. The guest itself has its tokens.
     _ = ask_for_token(&container, IPV4_URL)?;
     ensure!(ask_for_token(&guest.namespace, IPV4_URL)?.status.success());
+    // Linux says so once a second and destination at most; what it says is counted, and told a moment later.
+    let both = || {
+        let reported = &imdsctl_json(&host.files, "status")?["undeliveredTokens"][0]["TimeExceeded"];
+        Ok((undelivered(&host)?[0], reported.as_f64()))
+    };
+    let is_same = |(counted, told): &(f64, Option<f64>)| *counted >= 1.0 && Some(*counted) == *told;
+    wait_for("the count of expired tokens", both, is_same)?;
+    expect_remedy(&host, &["router 10.0.0.2", "for 172.17.0.2 with hop limit 1"])?;
     let (counted, log) = counted(host)?;
-    // Linux says so once a second and destination at most.
     ensure!(!counted.contains(" 0 token responses expired"), "{counted}");
     let times = log.iter().filter(|line| line.contains("HttpPutResponseHopLimit"));
     assert_eq!(times.count(), 1);
@@ -95,6 +144,17 @@ fn container_whose_tokens_die_in_silence_is_told_when_its_clients_give_up() -> R
         &mut host,
         "HttpPutResponseHopLimit",
         &["172.17.0.2 are not acknowledged", "to 2 or more"],
+    )?;
+    assert_eq!(undelivered(&host)?, [0.0, 2.0]);
+    let reported = &imdsctl_json(&host.files, "status")?["undeliveredTokens"];
+    assert_eq!(
+        (&reported[0]["InstanceId"], &reported[0]["Unacknowledged"]),
+        (&INSTANCE_ID.into(), &2.into()),
+        "{reported}"
+    );
+    expect_remedy(
+        &host,
+        &["2 were not acknowledged", "for 172.17.0.2 with hop limit 1"],
     )?;
     let (counted, _) = counted(host)?;
     ensure!(
@@ -132,6 +192,9 @@ fn container_within_the_hop_limit_has_its_token_and_nothing_is_told() -> Result<
         let output = ask_for_token(&container, url)?;
         ensure!(output.status.success() && output.stdout.len() == 56, "{output:?}");
     }
+    assert_eq!(undelivered(&host)?, [0.0; 2]);
+    let reported = &imdsctl_json(&host.files, "status")?["undeliveredTokens"];
+    assert_eq!(reported.as_array().map(Vec::len), Some(0), "{reported}");
     let (counted, log) = counted(host)?;
     ensure!(counted.contains(" 0 token responses expired"), "{counted}");
     ensure!(!log.iter().any(|line| line.contains("HttpPutResponseHopLimit")));
@@ -171,6 +234,7 @@ fn instance_that_requires_tokens_and_is_asked_without_is_told_once() -> Result<(
         "requires session tokens",
         &["\"/latest/meta-data/\"", "\"Cloud-Init/22.4\"", "HttpTokens"],
     )?;
+    expect_tokenless(&host, 0.0, 12.0)?;
     let (counted, log) = counted(host)?;
     ensure!(counted.contains("12 refused for want of one"), "{counted}");
     ensure!(
@@ -191,6 +255,7 @@ fn who_asks_without_a_token_where_none_is_required_is_counted() -> Result<()> {
             .collect()
     })?;
     assert_eq!(statuses, [200, 404]);
+    expect_tokenless(&host, 2.0, 0.0)?;
     let (counted, _) = counted(host)?;
     ensure!(
         counted.contains("2 requests let in without a session token, 0 refused"),

@@ -3,6 +3,10 @@
 use std::{fs, sync::Arc};
 
 use anyhow::Result;
+use aya::{
+    programs::{SchedClassifier, TcAttachType},
+    util::KernelVersion,
+};
 use imds_tests::{
     client::{text, token, wait_for},
     kernel_guest::KernelGuest,
@@ -18,7 +22,8 @@ const NAMESPACES: &str = include_str!("../../docs/examples/hypervisors/network-n
 
 /// All files of the machine that a package or its service could leave behind, with owner and mode.
 const LIST: &str = "find /etc /usr /var /run/imds-agent /sys/fs/bpf /sys/kernel/rcu_expedited -xdev \\( -path /var/lib/dpkg -o -path /var/log/journal \
-                    -o -path /var/lib/systemd -o -path /var/cache -o -path /var/log/dpkg.log \\) -prune -o -printf '%p %u %m\\n' 2>/dev/null | sort; getent passwd";
+                    -o -path /var/lib/systemd/timers -o -path /var/cache -o -path /var/log/dpkg.log \\) -prune -o -printf '%p %u %m\\n' 2>/dev/null | sort; \
+                    getent passwd; getent group";
 
 #[test]
 fn package_is_installed_upgraded_removed_and_purged() -> Result<()> {
@@ -138,7 +143,16 @@ fn package_is_installed_upgraded_removed_and_purged() -> Result<()> {
 
     refusals(&machine)?;
 
+    let has_tcx = KernelVersion::current()? >= KernelVersion::new(6, 6, 0);
+    if has_tcx {
+        assert_eq!(network.enter(programs_on_tap)?, ["imds_inbound", "imds_outbound"]);
+    } else {
+        println!("skipped: what is on the tap, which a kernel before 6.6 tells otherwise");
+    }
     machine.run("dpkg --remove imds-agent")?;
+    if has_tcx {
+        assert_eq!(network.enter(programs_on_tap)?, [""; 0], "left on the tap");
+    }
     machine.run("test ! -e /sys/fs/bpf/imds-agent")?;
     machine.run("test -e /var/lib/imds-agent/keys/token && test -e /etc/imds-agent/config.toml")?;
     machine.run("dpkg --purge imds-agent")?;
@@ -146,6 +160,19 @@ fn package_is_installed_upgraded_removed_and_purged() -> Result<()> {
     let left: Vec<_> = after.lines().filter(|line| !before.contains(line)).collect();
     assert_eq!(left, [""; 0], "left behind");
     Ok(())
+}
+
+/// The names of the programs that TCX runs on the guest's tap.
+fn programs_on_tap() -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
+        let (_, programs) = SchedClassifier::query_tcx("tap0", direction)?;
+        for program in programs {
+            names.push(program.name_as_str().unwrap_or_default().to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// Whatever keeps an agent from running is one sentence and a code of its own; the service is told a configuration's mistake by

@@ -15,6 +15,7 @@ use imds_tests::{
     agent::{Agent, HostFiles, USER},
     client::{get, text, token, wait_for},
     host::{ADDRESS, INSTANCE_ID, program},
+    kernel::landlock_abi,
     kernel_guest::KernelGuest,
     netns::{Names, Namespace},
     records::{self, ROLE},
@@ -221,10 +222,32 @@ fn give(path: &Path, user: &User) -> Result<()> {
     Ok(chown(path, Some(id), Some(group))?)
 }
 
+/// Each worker is confined by all that this kernel has, landlock among it. That cannot be seen from the outside, but for the
+/// agent's word, which the kernel gave it.
+fn is_confined(agent: &mut Agent, workers: usize) -> Result<()> {
+    /// The newest that the agent asks for.
+    const LANDLOCK: u32 = 9;
+    let landlock = if let Some(abi) = landlock_abi() {
+        format!("landlock ABI {}", abi.min(LANDLOCK))
+    } else {
+        println!("skipped: landlock, which this kernel does not have");
+        "no landlock".to_owned()
+    };
+    for number in 0..workers {
+        let told = agent.logged(&format!("worker {number}: "))?;
+        ensure!(
+            told.ends_with(&format!("no capabilities, {landlock}, seccomp")),
+            "{told}"
+        );
+    }
+    Ok(())
+}
+
 #[test]
 fn root_hands_over_to_the_agents_own_user() -> Result<()> {
     let stage = Stage::new(USER, "workers = 2")?;
-    let agent = stage.start()?;
+    let mut agent = stage.start()?;
+    is_confined(&mut agent, 2)?;
     // One guest each.
     serves(&stage)?;
     let user = user()?.uid.as_raw();
@@ -249,7 +272,8 @@ fn root_hands_over_to_the_agents_own_user() -> Result<()> {
 #[test]
 fn root_that_stays_root_keeps_as_little() -> Result<()> {
     let stage = Stage::new(ROOT, "")?;
-    let agent = stage.start()?;
+    let mut agent = stage.start()?;
+    is_confined(&mut agent, 1)?;
     assert!(
         agent.log.iter().any(|line| line.contains("runs as root")),
         "{:?}",

@@ -61,6 +61,10 @@ pub fn run(data: &[u8]) {
     match verdict {
         Verdict::Pass => {
             assert!(!is_address(from) && !is_address(to), "it leaks");
+            assert!(
+                ethertype != Some(0x86dd) || !discovers_the_address(network),
+                "word of it leaks"
+            );
             assert_eq!(
                 admit(&frame, 0),
                 Ok(()),
@@ -107,6 +111,31 @@ pub fn run(data: &[u8]) {
         !is_address(from) || admit(&frame, 0).is_err(),
         "somebody else speaks as the service"
     );
+}
+
+/// Whether an IPv6 packet is a message of NDP (RFC 4861) that has the address in it, behind whatever headers a receiver looks
+/// through.
+fn discovers_the_address(packet: &[u8]) -> bool {
+    let (mut next, mut payload) = match packet {
+        [_, _, _, _, _, _, next, ..] => (*next, packet.get(40..).unwrap_or_default()),
+        _ => return false,
+    };
+    loop {
+        (next, payload) = match (next, payload) {
+            // A later fragment (RFC 6980).
+            (44, [_, _, high, low, ..]) if *high != 0 || *low & !7 != 0 => return false,
+            (44, [inner, _, _, _, _, _, _, _, rest @ ..]) => (*inner, rest),
+            (0 | 43 | 60, [inner, units, rest @ ..]) => (
+                *inner,
+                rest.get(usize::from(*units) * 8 + 6..).unwrap_or_default(),
+            ),
+            (58, [135 | 136, ..]) => return part(payload, 8, 16) == IMDS_IPV6,
+            (58, [137, ..]) => {
+                return part(payload, 8, 16) == IMDS_IPV6 || part(payload, 24, 16) == IMDS_IPV6;
+            }
+            _ => return false,
+        };
+    }
 }
 
 /// A router's word that a packet of ours expired: ICMP's type 11 or ICMPv6's 3, code 0, and what it quotes is TCP from port 80 of

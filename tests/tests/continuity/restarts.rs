@@ -15,19 +15,20 @@ use imds_tests::{
     host::program,
     kernel_guest::KernelGuest,
     netns::Namespace,
+    pace::{patience, work},
     records::{self, ROLE, guest_mac},
     sdk::{Call, Calls},
     tap::{Tap, bridge},
 };
 
-/// How often the agent dies.
-const KILLS: usize = 20;
+/// How often the agent dies, and at least.
+const KILLS: (usize, usize) = (20, 3);
 
-/// Each of two guests calls a hundred times a second.
+/// Each of two guests calls a hundred times a second, on a real machine.
 const CALL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Calls of each guest that end between an agent that serves and its death.
-const CALLS_BETWEEN: usize = 50;
+/// Calls of each guest that end between an agent that serves and its death, and at least.
+const CALLS_BETWEEN: (usize, usize) = (50, 5);
 
 const CREDENTIALS: &str = "meta-data/iam/security-credentials";
 
@@ -92,7 +93,7 @@ impl Host {
     /// Waits until some calls have ended since now.
     fn wait_for_calls(&mut self, calls: &[Calls]) -> Result<()> {
         for calls in calls {
-            let enough = calls.ended() + CALLS_BETWEEN;
+            let enough = calls.ended() + work(CALLS_BETWEEN.0, CALLS_BETWEEN.1);
             wait_for("calls", || Ok(calls.ended()), |ended| *ended >= enough)?;
         }
         self.collect_leaks()
@@ -156,7 +157,11 @@ impl Caller {
             ),
             is_answer: |set| set.windows(5).any(|bytes| bytes == b"\"ASIA"),
         };
-        Calls::begin(&self.guest.namespace, vec![new_token, credentials], CALL_INTERVAL)
+        Calls::begin(
+            &self.guest.namespace,
+            vec![new_token, credentials],
+            patience(CALL_INTERVAL),
+        )
     }
 }
 
@@ -170,7 +175,7 @@ fn nobody_notices_that_the_agent_is_killed_twenty_times() -> Result<()> {
     let begin = Instant::now();
     let calls = host.begin_calls()?;
     let mut restarts = Vec::new();
-    for _ in 0..KILLS {
+    for _ in 0..work(KILLS.0, KILLS.1) {
         let killed = Instant::now();
         agent.kill()?;
         agent = Agent::start(&host.program, &host.namespace, &host.files)?;

@@ -9,11 +9,13 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use imds_tests::{
-    client::{exchange, wait_for},
+    client::{exchange, exchange_from, wait_for},
     control::{imdsctl, imdsctl_json},
     frames::{Ipv4, tcp},
     host::{Host, INSTANCE_ID},
+    records,
 };
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 #[test]
@@ -68,17 +70,30 @@ fn callers_without_tokens_are_told() -> Result<()> {
     let before = tokenless()?;
     assert_eq!(before.status.code(), Some(0), "{before:?}");
     let request = "GET /latest/meta-data/instance-id HTTP/1.1\r\nUser-Agent: old/1.0\r\n\r\n";
-    assert_eq!(guest.namespace.enter(|| exchange(request))?.status, 200);
+    let asked_at = Timestamp::now();
+    let (response, source_port) = guest.namespace.enter(|| exchange_from(request))?;
+    assert_eq!(response.status, 200);
+    let answered_at = Timestamp::now();
     let output = || {
         let output = tokenless()?;
         Ok((output.status.code(), String::from_utf8(output.stdout)?))
     };
     let ((_, text), _) = wait_for("the caller", output, |(code, _)| *code == Some(3))?;
     assert!(text.contains("1 requests were answered and 0 refused"), "{text}");
+    let mut rows = text.lines().skip_while(|line| !line.starts_with("PATH"));
+    let titles = rows.next().context("no table")?;
+    let [last_seen, port, interface] = ["LAST SEEN", "PORT", "INTERFACE"].map(|title| titles.find(title));
+    let row = rows.next().context("no caller")?;
     assert!(
-        text.contains("/latest/meta-data/instance-id  old/1.0     1      0"),
+        row.starts_with("/latest/meta-data/instance-id  old/1.0     1      0 "),
         "{text}"
     );
+    let cell = |start: Option<usize>| row.get(start?..)?.split_whitespace().next();
+    assert_eq!(cell(port), Some(source_port.to_string().as_str()), "{text}");
+    let mac = records::guest_mac(2).to_string();
+    assert_eq!(cell(interface), Some(mac.as_str()), "{text}");
+    let last_seen: Timestamp = cell(last_seen).context("no time")?.parse()?;
+    assert!((asked_at..=answered_at).contains(&last_seen), "{text}");
     assert_eq!(
         imdsctl_json(&host.files, "status")?["undeliveredTokens"],
         json!([])

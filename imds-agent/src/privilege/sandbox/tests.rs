@@ -5,12 +5,19 @@ use std::{
     fs::{self, File},
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream, UdpSocket},
-    os::unix::{net::UnixDatagram, process::ExitStatusExt as _},
-    process::{Command, Output},
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::{
+            net::{SocketAddr, UnixDatagram, UnixListener, UnixStream},
+            process::{ExitStatusExt as _, parent_id},
+        },
+    },
+    process::{self, Command, Output},
     thread,
     time::{Duration, Instant},
 };
 
+use imds_tests::kernel::landlock_abi;
 use nix::{
     sys::signal::{SigHandler, kill, signal},
     unistd::Pid,
@@ -32,6 +39,9 @@ const CONFINED: &str = "confined";
 
 /// An attempt of nothing, on a kernel that has neither landlock nor seccomp.
 const ON_AN_OLD_KERNEL: &str = "nothing";
+
+/// What landlock refuses, on a thread whose system calls are not filtered.
+const BY_LANDLOCK_ALONE: &str = "landlock-alone";
 
 /// Runs `attempt` on a confined thread of a child.
 fn attempt(attempt: &str) -> Output {
@@ -61,14 +71,103 @@ fn in_the_child() {
     if attempt == ON_AN_OLD_KERNEL {
         forget_the_sandbox();
     }
-    thread::spawn(move || {
-        let confined = confine().unwrap();
-        println!("{CONFINED}: {confined}");
-        tried(&attempt, file);
+    let outside = (attempt == BY_LANDLOCK_ALONE).then(Outside::new);
+    let run = || {
+        if let Some(outside) = &outside {
+            outside.is_closed_by_landlock();
+        } else {
+            let confined = confine().unwrap();
+            println!("{CONFINED}: {confined}");
+            tried(&attempt, file);
+        }
         println!("{attempt}: went through");
-    })
-    .join()
-    .unwrap();
+    };
+    thread::scope(|scope| scope.spawn(run).join()).unwrap();
+}
+
+/// What is there for a thread that is not confined.
+struct Outside {
+    directory: tempfile::TempDir,
+    tcp: TcpListener,
+    abstract_name: SocketAddr,
+    _abstract: UnixListener,
+}
+
+/// What is tried of it, since which ABI landlock refuses it, how, and what comes of it.
+type Tried = (&'static str, u32, Errno, io::Result<()>);
+
+impl Outside {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("there"), "text").unwrap();
+        let name = format!("imds-test-{}", process::id());
+        let abstract_name = SocketAddr::from_abstract_name(name).unwrap();
+        Self {
+            directory,
+            tcp: TcpListener::bind("127.0.0.1:0").unwrap(),
+            _abstract: UnixListener::bind_addr(&abstract_name).unwrap(),
+            abstract_name,
+        }
+    }
+
+    /// Nothing of it would get past the filter of system calls.
+    fn tried(&self) -> Vec<Tried> {
+        let directory = self.directory.path();
+        let parent = Pid::from_raw(parent_id() as i32);
+        let connected = || TcpStream::connect(self.tcp.local_addr()?).map(drop);
+        vec![
+            (
+                "open a file",
+                1,
+                Errno::EACCES,
+                File::open(directory.join("there")).map(drop),
+            ),
+            (
+                "make a file",
+                1,
+                Errno::EACCES,
+                File::create(directory.join("new")).map(drop),
+            ),
+            (
+                "list a directory",
+                1,
+                Errno::EACCES,
+                fs::read_dir(directory).map(drop),
+            ),
+            ("connect by TCP", 4, Errno::EACCES, connected()),
+            (
+                "listen for TCP",
+                4,
+                Errno::EACCES,
+                TcpListener::bind("127.0.0.1:0").map(drop),
+            ),
+            (
+                "connect to an abstract name",
+                6,
+                Errno::EPERM,
+                UnixStream::connect_addr(&self.abstract_name).map(drop),
+            ),
+            (
+                "signal another process",
+                6,
+                Errno::EPERM,
+                kill(parent, None).map_err(io::Error::from),
+            ),
+        ]
+    }
+
+    fn is_closed_by_landlock(&self) {
+        for (what, _, _, outcome) in self.tried() {
+            assert!(outcome.is_ok(), "it cannot {what} anyway: {outcome:?}");
+        }
+        let in_force = close_files().unwrap().map(|abi| abi as u32);
+        assert_eq!(in_force, landlock_abi().map(|abi| abi.min(LANDLOCK as u32)));
+        for (what, since, refusal, outcome) in self.tried() {
+            let refused = outcome.err().and_then(|error| error.raw_os_error());
+            let expected = (in_force >= Some(since)).then_some(refusal as i32);
+            assert_eq!(refused, expected, "to {what}, with landlock {in_force:?}");
+        }
+    }
 }
 
 fn tried(attempt: &str, mut file: File) {
@@ -93,7 +192,7 @@ fn tried(attempt: &str, mut file: File) {
             let _ = unsafe { signal(Signal::SIGSYS, SigHandler::SigIgn) };
         }
         "executable-memory" => executable_memory(),
-        "abort" => std::process::abort(),
+        "abort" => process::abort(),
         other => panic!("nobody knows how to try {other:?}"),
     }
 }
@@ -161,6 +260,17 @@ fn files_are_refused_to_a_confined_thread() {
             "{refused}: {output:?}"
         );
     }
+}
+
+/// Of files seccomp alone would refuse as much, and sockets end the process before landlock is asked.
+#[test]
+fn landlock_alone_refuses_files_tcp_and_other_processes() {
+    if landlock_abi().is_none() {
+        println!("skipped: this kernel has no landlock");
+    }
+    let output = attempt(BY_LANDLOCK_ALONE);
+    assert!(output.status.success(), "{output:?}");
+    assert!(text(&output.stdout).contains("went through"), "{output:?}");
 }
 
 #[test]

@@ -7,7 +7,7 @@
 use allocation_counter::measure;
 use imds_tests::{
     raw_guest::RawGuest,
-    segment::{ACK, PSH, SYN, Segment as Made},
+    segment::{ACK, FIN, PSH, SYN, Segment as Made},
 };
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
 
@@ -17,26 +17,15 @@ use super::{
     segments::feed,
     service::{Pattern, get, get_keep_alive, patterned, responses},
 };
-use crate::http::{
-    connection::QUEUED_BYTES_MAX,
-    parse::{BODY_BYTES_MAX, HEAD_BYTES_MAX},
-};
+use crate::http::parse::{BODY_BYTES_MAX, HEAD_BYTES_MAX};
 
 /// Body of the longest response that these guests ask for: user data of EC2's greatest length.
 const RESPONSE_BYTES: usize = 16 * 1024;
 
-/// What a stack may hold: for each connection its socket's buffers, an incomplete request behind which more was received,
-/// the responses that wait and the last one as it was made, each in a vector that may have grown to twice its length; for
-/// each waiting SYN a packet. 16 KiB are for what all of them share.
-const HELD_BYTES_MAX: usize = CONNECTIONS_MAX
-    * (RECEIVE_BUFFER_BYTES
-        + SEND_BUFFER_BYTES
-        + 2 * (HEAD_BYTES_MAX + BODY_BYTES_MAX + RECEIVE_BUFFER_BYTES)
-        + 2 * (QUEUED_BYTES_MAX + RESPONSE_BYTES + 1024)
-        + 2 * RESPONSE_BYTES
-        + 2048)
-    + backlog::BACKLOG_MAX * (backlog::PACKET_BYTES_MAX + 128)
-    + 16 * 1024;
+/// What a stack may hold, as `docs/security.md` says: for each connection its socket's buffers, an incomplete request behind which
+/// more was received, the responses that wait and the last one as it was made, each of these in a vector that may have grown to
+/// twice its length.
+const HELD_BYTES_MAX: u64 = 9 << 20;
 
 /// How often the stack may want to be woken in a second: once for each connection. A timer that is due again and again would
 /// have it a thousand times.
@@ -162,28 +151,41 @@ fn play(seed: u64, is_traced: bool) {
     assert!(siege.serves(), "it is served no more");
 }
 
-fn check_held(stack: Stack) {
+fn check_held(stack: Stack) -> u64 {
     let held = measure(|| drop(stack)).bytes_current.unsigned_abs();
     assert!(
-        held <= HELD_BYTES_MAX as u64,
+        held <= HELD_BYTES_MAX,
         "{held} bytes held, more than {HELD_BYTES_MAX}"
     );
+    held
 }
 
-/// All connections taken, each with a long response that nobody reads and half a request behind it; and SYNs that wait, each
-/// of which brings along as much data as a frame can.
+/// All connections taken; in each a request that is as long as it may be and completed late, responses that fill up what may
+/// wait of them and that nobody reads, and half a request behind them; and SYNs that wait, of which those are not kept that
+/// bring data along.
 #[test]
 fn what_a_greedy_guest_can_make_it_hold_is_bounded() {
     let mut stack = Stack::new(at_second(1), 1, Spares::default());
-    let mut half = get_keep_alive(&format!("/{RESPONSE_BYTES}")).repeat(2);
-    half.extend(vec![b'x'; RECEIVE_BUFFER_BYTES - 200]);
-    for port in 0..CONNECTIONS_MAX + backlog::BACKLOG_MAX {
+    let mut long =
+        format!("PUT /1 HTTP/1.1\r\nContent-Length: {BODY_BYTES_MAX}\r\nConnection: keep-alive\r\nX: ");
+    let fill = HEAD_BYTES_MAX - long.len() - 4;
+    long += &format!("{}\r\n\r\n{}", "x".repeat(fill), "x".repeat(BODY_BYTES_MAX));
+    let (begin, rest) = long.as_bytes().split_at(HEAD_BYTES_MAX);
+    let (middle, end) = rest.split_at(BODY_BYTES_MAX - 1);
+    // So many bytes wait that there is room for one response more, before some are sent and afterwards.
+    let mut late = [RESPONSE_BYTES - 600, RESPONSE_BYTES - 300, RESPONSE_BYTES]
+        .map(|length| get_keep_alive(&format!("/{length}")))
+        .concat();
+    late.splice(..0, end.iter().copied());
+    late.resize(RECEIVE_BUFFER_BYTES, b'x');
+    let held_back = [b'x'; RECEIVE_BUFFER_BYTES];
+    for port in 0..CONNECTIONS_MAX + backlog::BACKLOG_MAX * 2 {
         let port = 1024 + u16::try_from(port).unwrap();
         let is_waiting = stack.connection_count() == CONNECTIONS_MAX;
-        let payload = if is_waiting { &half[..] } else { &[] };
+        let is_with_data = is_waiting && port % 2 == 0;
         let syn = Made {
             port,
-            payload,
+            payload: if is_with_data { &late } else { &[] },
             ..Made::default()
         };
         let answers = feed(&mut stack, at_second(1), &syn.ipv4());
@@ -191,19 +193,65 @@ fn what_a_greedy_guest_can_make_it_hold_is_bounded() {
             assert!(answers.is_empty());
             continue;
         }
-        let asks = Made {
-            port,
-            sequence: 1,
-            acknowledges: answers[0].end.0.cast_unsigned(),
-            flags: PSH | ACK,
-            window: 0,
-            payload: &half,
-            ..Made::default()
-        };
-        feed(&mut stack, at_second(1), &asks.ipv4());
+        let mut sequence = 1_u32;
+        for payload in [begin, middle, &late, &held_back] {
+            let asks = Made {
+                port,
+                sequence,
+                acknowledges: answers[0].end.0.cast_unsigned(),
+                flags: PSH | ACK,
+                window: 0,
+                payload,
+                ..Made::default()
+            };
+            feed(&mut stack, at_second(1), &asks.ipv4());
+            sequence += u32::try_from(payload.len()).unwrap();
+        }
     }
-    assert!(stack.backlog.is_empty(), "a SYN with data waits");
-    check_held(stack);
+    let held = check_held(stack);
+    assert!(
+        held > HELD_BYTES_MAX / 10 * 9,
+        "{held} bytes are less than is said"
+    );
+}
+
+/// One exchange from every port that there is, and again from some of those that were used a moment ago. What is left of each is
+/// bounded, and gone in the end.
+#[test]
+fn a_guest_that_uses_up_its_ports_is_served_from_each() {
+    let mut stack = Stack::new(at_second(1), 1, Spares::default());
+    let request = get("/10");
+    let mut now = Duration::from_secs(1);
+    for port in (1..=u16::MAX).chain(60_000..=u16::MAX) {
+        now += Duration::from_millis(1);
+        // A guest's own sequence numbers grow with time.
+        let sequence = u32::try_from(now.as_micros()).unwrap();
+        let mut say = |flags, sequence, acknowledges, payload: &[u8]| {
+            let said = Made {
+                port,
+                flags,
+                sequence,
+                acknowledges,
+                payload,
+                ..Made::default()
+            };
+            feed(&mut stack, at(now), &said.ipv4())
+        };
+        let agreed = say(SYN, sequence, 0, b"");
+        assert!(agreed[0].syn && !agreed[0].rst, "port {port}: {agreed:?}");
+        let ours = agreed[0].end.0.cast_unsigned();
+        let answer = say(PSH | ACK, sequence + 1, ours, &request);
+        let last = answer.last().unwrap();
+        let length = last.end - answer[0].sequence;
+        assert!(last.fin && length > 10, "port {port}: {answer:?}");
+        let end = sequence + 1 + u32::try_from(request.len()).unwrap();
+        say(FIN | ACK, end, last.end.0.cast_unsigned(), b"");
+        assert!(stack.connection_count() <= 1, "port {port} stays open");
+    }
+    let mut sent = Sent::default();
+    now += Duration::from_secs(120);
+    stack.handle_timeout(at(now), &mut Pattern, &mut sent);
+    assert_eq!(leftovers(&stack), None, "something is left behind");
 }
 
 #[test]

@@ -32,10 +32,6 @@ pub const SKIPPED: &[(&str, &str)] = &[
     ),
     ("curl_wget_and_urllib_get_right_answers", "needs Python"),
     (
-        "nobody_notices",
-        "no agent starts on an emulated processor within the time that a client has",
-    ),
-    (
         "the_script_for_namespaces_makes_an_instance",
         "its script is with the sources",
     ),
