@@ -112,7 +112,7 @@ fn run(command: Command, mut file: ConfigFile) -> Result<ExitCode> {
         // What is to be made safe or taken away is so with a file that says something wrong, too.
         (Command::OnTaps(_), Err(error @ ConfigError::Invalid { .. })) => {
             eprintln!("imds-agent: {error}");
-            Some(Config::with_pins_of(file.path()))
+            Some(Config::made_out_of(file.path()))
         }
         (_, loaded) => loaded?,
     };
