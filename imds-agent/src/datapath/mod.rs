@@ -32,7 +32,7 @@ pub mod tap;
 
 pub use counters::Counters;
 pub use detach::DetachError;
-pub use grace_period::GracePeriods;
+pub use grace_period::{GracePeriods, RcuSwitch};
 pub use hook::{Direction, Hook};
 pub use inject::{Injector, PacketSocket};
 pub use link_watch::{LinkEvent, LinkWatch};
