@@ -11,12 +11,15 @@ mod sts_endpoint;
 mod taps;
 
 use std::{
+    collections::BTreeSet,
     fmt, io,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
 use imds_ebpf::abi::{PACKETS_PER_SECOND, WORKERS_MAX};
 use serde::{Deserialize, Deserializer, de};
+use toml::de::DeTable;
 
 use self::{control::Control, credentials::Credentials, metrics::Metrics, sts_endpoint::StsEndpoint};
 pub use self::{file::ConfigFile, network_namespaces::NetworkNamespaces, taps::Taps};
@@ -42,6 +45,16 @@ const REQUESTS_PER_SECOND: u32 = PACKETS_PER_SECOND / 4;
 
 /// One answers more than all but the largest hosts ask ([`WORKERS_MAX`] has the sum), and their cores are the guests'.
 const WORKERS: u64 = 1;
+
+/// What is made out of an invalid file: where pins and records are, and what holds for records. `taps` is not, as those that half a list
+/// leaves out would be without the classifier.
+const MADE_OUT: [&str; 5] = [
+    "bpf_directory",
+    "network_namespaces",
+    "state_directory",
+    "user_data_bytes_max",
+    "metadata_options",
+];
 
 /// Everything that can be configured.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
@@ -137,26 +150,27 @@ impl Config {
         Self::parse(path, &text)
     }
 
-    /// Reads the file at [`DEFAULT_PATH`]; nothing if it is not there.
-    pub fn load_default() -> Result<Option<Self>, ConfigError> {
-        ConfigFile::new(None).read()
-    }
-
-    /// The defaults with the `bpf_directory` and the `network_namespaces` of a file that is invalid otherwise, as far as they can be
-    /// made out: for what has to work with such a file, too.
-    pub fn with_pins_of(path: &Path) -> Self {
+    /// The defaults with what can be made out of a file that is invalid otherwise, of the fields [`MADE_OUT`]: for what has to
+    /// work with such a file, too.
+    pub fn made_out_of(path: &Path) -> Self {
         let text = std::fs::read_to_string(path).unwrap_or_default();
-        let table: Option<toml::Table> = text.parse().ok();
-        let field = |name: &str| table.as_ref()?.get(name).cloned();
-        let directory = field("bpf_directory").and_then(|value| Some(PathBuf::from(value.as_str()?)));
-        let mut config = Self::default();
-        if let Some(directory) = directory.filter(|directory| directory.is_absolute()) {
-            config.bpf_directory = directory;
-        }
-        if let Some(namespaces) = field("network_namespaces").and_then(|value| value.try_into().ok()) {
-            config.network_namespaces = namespaces;
-        }
-        config
+        let (root, errors) = DeTable::parse_recoverable(&text);
+        // Half a string would be another place.
+        let is_whole = |value: &Range<usize>| {
+            let mut errors = errors.iter().filter_map(toml::de::Error::span);
+            errors.all(|error| are_on_other_lines(&text, value, &error))
+        };
+        let values = root.get_ref().iter();
+        let whole: BTreeSet<String> = values
+            .filter(|(_, value)| is_whole(&value.span()))
+            .map(|(name, _)| name.get_ref().to_string())
+            .collect();
+        let table = toml::Table::deserialize(toml::Deserializer::from(root)).unwrap_or_default();
+        let fields = table.into_iter().filter(|(name, value)| {
+            let alone = toml::Table::from_iter([(name.clone(), value.clone())]);
+            MADE_OUT.contains(&&**name) && whole.contains(name) && alone.try_into::<Self>().is_ok()
+        });
+        toml::Table::from_iter(fields).try_into().unwrap_or_default()
     }
 
     /// What holds for instance records.
@@ -442,6 +456,16 @@ fn place(text: &str, at: usize) -> (usize, usize) {
         before.matches('\n').count() + 1,
         before.get(line_start..).unwrap_or_default().chars().count() + 1,
     )
+}
+
+fn are_on_other_lines(text: &str, one: &Range<usize>, other: &Range<usize>) -> bool {
+    let (first, second) = if one.start < other.start {
+        (one, other)
+    } else {
+        (other, one)
+    };
+    let between = text.get(first.end..second.start);
+    between.is_some_and(|between| between.contains('\n'))
 }
 
 struct Place(Option<(usize, usize)>);

@@ -14,7 +14,7 @@ use imds_agent::{
     agent, allocator,
     config::{Config, ConfigError, ConfigFile, DEFAULT_PATH, LogLevel},
     datapath::{
-        GracePeriods, Namespaces, attach, detach, namespace,
+        GracePeriods, Namespaces, RcuSwitch, attach, detach, namespace,
         pins::{self, Pins},
         support,
     },
@@ -112,7 +112,7 @@ fn run(command: Command, mut file: ConfigFile) -> Result<ExitCode> {
         // What is to be made safe or taken away is so with a file that says something wrong, too.
         (Command::OnTaps(_), Err(error @ ConfigError::Invalid { .. })) => {
             eprintln!("imds-agent: {error}");
-            Some(Config::with_pins_of(file.path()))
+            Some(Config::made_out_of(file.path()))
         }
         (_, loaded) => loaded?,
     };
@@ -137,8 +137,8 @@ fn run(command: Command, mut file: ConfigFile) -> Result<ExitCode> {
             let goes_elsewhere = !config.network_namespaces.is_empty();
             ensure_host(|| privilege::ensure(config.user(), goes_elsewhere))?;
             support::ensure_packet_sockets()?;
-            // The switch is root's.
-            let grace_periods = GracePeriods::open();
+            // It is root's.
+            let switch = RcuSwitch::open();
             if goes_elsewhere {
                 namespace::allow_descriptors();
             }
@@ -153,6 +153,7 @@ fn run(command: Command, mut file: ConfigFile) -> Result<ExitCode> {
                 .enable_all()
                 .build()
                 .context("cannot start the control threads")?;
+            let grace_periods = GracePeriods::new(switch, &reduced.pins);
             let read_again = move || Ok(file.read()?.unwrap_or_default());
             runtime.block_on(agent::run(
                 config,
@@ -182,7 +183,7 @@ fn make_issuer_key(file: &Path) -> Result<()> {
 fn on_taps(command: OnTaps, config: &Config) -> Result<()> {
     let root = &config.bpf_directory;
     // For each program that comes on a hook or goes from it the kernel waits, one after the other.
-    let grace_periods = GracePeriods::open();
+    let grace_periods = GracePeriods::new(RcuSwitch::open(), root);
     let _expedited = grace_periods.expedite();
     match command {
         OnTaps::Attach { mut taps } => {

@@ -101,6 +101,16 @@ fn package_is_installed_upgraded_removed_and_purged() -> Result<()> {
     )?;
     machine.run("rm -r /run/systemd/system/imds-agent.service.d && systemctl daemon-reload")?;
 
+    // Whoever may look by one of its other groups may, though the unit hides others' processes from the agent.
+    machine.run(
+        "cp /etc/imds-agent/config.toml /tmp/before.toml && \
+         sed -i 's/^read_group = .*/read_group = \"5000\"/; s/^admin_group = .*/admin_group = \"5001\"/' /etc/imds-agent/config.toml && \
+         systemctl restart imds-agent && \
+         setpriv --reuid 4000 --regid 4000 --groups 4001,5000 imdsctl instance list && \
+         ! setpriv --reuid 4000 --regid 4000 --groups 4001 imdsctl instance list && \
+         mv /tmp/before.toml /etc/imds-agent/config.toml && systemctl restart imds-agent",
+    )?;
+
     // A tap in another network namespace: the unit as it is says what it lacks, and has it by the drop-in. (Where systemd is not
     // in a container it has mounts shared by itself.)
     machine.run("mount --make-rshared / && cp /etc/imds-agent/config.toml /tmp/before.toml")?;

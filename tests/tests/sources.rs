@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Write as _,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink},
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -122,6 +122,93 @@ fn a_domain_that_makes_no_record_is_told_of_with_its_name() -> Result<()> {
     Ok(())
 }
 
+/// The scripts of `docs/continuity.md`, which call `imds-agent attach`: that of QEMU's taps, and libvirt's hook.
+fn attaching_scripts() -> Result<[&'static str; 2]> {
+    const PAGE: &str = include_str!("../../docs/continuity.md");
+    let mut blocks = PAGE
+        .split("```sh\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next());
+    let mut scripts = blocks
+        .by_ref()
+        .filter(|block| block.starts_with("#!/bin/sh -e\n"));
+    let both =
+        [scripts.next(), scripts.next()].map(|script| script.context("a script in docs/continuity.md"));
+    let [qemu, libvirt] = both;
+    Ok([qemu?, libvirt?])
+}
+
+#[test]
+fn documented_scripts_attach_taps_alone_and_do_nothing_without_the_package() -> Result<()> {
+    let [qemu, libvirt] = attaching_scripts()?;
+    let programs = tempfile::tempdir()?;
+    let put = |name: &str, script: &str| -> Result<()> {
+        let path = programs.path().join(name);
+        fs::write(&path, script)?;
+        Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
+    };
+    symlink("/bin/sed", programs.path().join("sed"))?;
+    put("ip", "#!/bin/sh\necho ip \"$@\"\n")?;
+    let run = |script: &str, arguments: &[&str]| -> Result<Option<String>> {
+        let mut shell = Command::new("/bin/sh")
+            .args(["-ec", script, "script"])
+            .args(arguments)
+            .env("PATH", programs.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let _ = shell.stdin.take().context("stdin")?.write_all(DOMAIN.as_bytes());
+        let output = shell.wait_with_output()?;
+        let said = String::from_utf8(output.stdout)?;
+        Ok(output.status.success().then_some(said))
+    };
+    let hook = |operation: &str| run(libvirt, &["web-1", operation, "begin", "-"]);
+    let bridged = "ip link set tap0 master br0 up\n";
+    assert_eq!(hook("start")?.as_deref(), Some(""));
+    assert_eq!(run(qemu, &["tap0"])?.as_deref(), Some(bridged));
+
+    put("imds-agent", "#!/bin/sh\necho \"$@\"\n")?;
+    assert_eq!(hook("prepare")?.as_deref(), Some(""));
+    assert_eq!(hook("start")?.as_deref(), Some("attach vnet3 web-1-storage\n"));
+    assert_eq!(run(qemu, &["tap0"])?, Some(format!("attach tap0\n{bridged}")));
+
+    // No guest runs without.
+    put("imds-agent", "#!/bin/sh\nexit 1\n")?;
+    assert_eq!(hook("start")?, None);
+    assert_eq!(run(qemu, &["tap0"])?, None);
+    Ok(())
+}
+
+/// An agent that runs goes on with such a file, and so do its guests.
+#[test]
+fn a_mistake_in_the_configuration_costs_no_guest_its_record() -> Result<()> {
+    let files = HostFiles::new("tapps = \"vnet*\"\nuser_data_bytes_max = 70000")?;
+    let complaint = |output: Output| -> Result<String> {
+        let complaint = String::from_utf8(output.stderr)?;
+        ensure!(output.status.success(), "{complaint}");
+        Ok(complaint)
+    };
+    let long = DOMAIN.replace(
+        "</imds:user-data>",
+        &format!("{}</imds:user-data>", "#".repeat(60_000)),
+    );
+    ensure!(long != DOMAIN, "the example has no user data");
+    let hook = ["libvirt", "hook", "--", "web-1", "start", "begin", "-"];
+    let said = complaint(imdsctl(&files, &hook, &long)?)?;
+    assert_eq!(said.matches("tapps: unknown field").count(), 1, "{said}");
+    assert_eq!(records(&files)?.len(), 1);
+
+    // One sentence for all that an import does.
+    let directory = tempfile::tempdir()?;
+    fs::write(directory.path().join("100.conf"), CONF)?;
+    let path = directory.path().to_string_lossy();
+    let import = ["proxmox", "import", "--directory", &path];
+    let said = complaint(imdsctl(&files, &import, "")?)?;
+    assert_eq!(said.matches("tapps: unknown field").count(), 1, "{said}");
+    assert_eq!(records(&files)?.len(), 2);
+    Ok(())
+}
+
 #[test]
 fn proxmox_machines_come_and_go_with_their_files() -> Result<()> {
     let files = HostFiles::new("")?;
@@ -181,7 +268,7 @@ fn a_machine_of_another_node_is_found_by_its_number() -> Result<()> {
     for name in ["here", "there"] {
         fs::create_dir_all(node(name))?;
     }
-    std::os::unix::fs::symlink(node("here"), pve.path().join("qemu-server"))?;
+    symlink(node("here"), pve.path().join("qemu-server"))?;
     fs::write(node("there").join("100.conf"), CONF)?;
     let directory = pve.path().join("qemu-server").to_string_lossy().into_owned();
     let import = |more: &[&str]| {

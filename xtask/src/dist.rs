@@ -85,6 +85,33 @@ fn configuration(example: &str) -> Result<String> {
 mod tests {
     use super::*;
 
+    /// They link to each other, and to the examples, as they lie in the workspace.
+    #[test]
+    fn the_packages_documents_lie_as_here_and_are_where_they_are_said_to_be() {
+        const PLACE: &str = "usr/share/doc/imds-agent/";
+        let read = |name: &str| fs::read_to_string(workspace().join(name)).unwrap();
+        let manifest = read("imds-agent/Cargo.toml");
+        for (asset, directory) in [("../README.md", ""), ("../docs/**/*", "docs/")] {
+            let row = format!("[{asset:?}, \"{PLACE}{directory}\", \"644\"]");
+            assert!(manifest.contains(&row), "{row}");
+        }
+        let mut said = 0;
+        for directory in ["docs", "dist/systemd"] {
+            for entry in fs::read_dir(workspace().join(directory)).unwrap() {
+                let Ok(text) = fs::read_to_string(entry.unwrap().path()) else {
+                    continue;
+                };
+                for place in text.split(PLACE).skip(1) {
+                    let is_end = |letter: char| letter.is_whitespace() || "`)".contains(letter);
+                    let file = place.split(is_end).next().unwrap_or_default();
+                    assert!(workspace().join(file).exists(), "{directory}: {PLACE}{file}");
+                    said += 1;
+                }
+            }
+        }
+        assert!(said > 3, "{said}");
+    }
+
     #[test]
     fn the_changelog_begins_with_this_version() {
         let changelog = fs::read_to_string(workspace().join("dist/debian/changelog")).unwrap();

@@ -60,7 +60,7 @@ enum Command {
     },
     /// Check the rules of the code that no compiler checks
     Tidy,
-    /// Check format, lints and tidiness, and fuzz for a moment: all that CI runs besides `test`
+    /// Check format, tidiness, lints and the code's documentation: all that CI runs besides `test`
     Ci,
 }
 

@@ -103,7 +103,7 @@ const FIELDS: &[Field] = &[
     field("credentials.sts.ca_file", PathOrEmpty, "\"/c\"", "Certificates, in PEM, that are trusted besides the system's."),
     field("credentials.sts.region", TEXT, "\"r\"", "The region that requests are signed for; empty is the host's own, else us-east-1."),
     field("credentials.sts.profile", TEXT, "\"p\"", "The host's profile; empty is the default one."),
-    field("credentials.sts.shared_credentials_file", PathOrEmpty, "\"/f\"", "The file of that profile; empty is `~/.aws/credentials`."),
+    field("credentials.sts.shared_credentials_file", PathOrEmpty, "\"/f\"", "The file of that profile; empty is `~/.aws/credentials`, in the package `/var/lib/imds-agent/.aws/credentials`."),
     field("credentials.sts.external_id", TEXT, "\"x\"", "For roles whose trust policy asks for an external id."),
     field("credentials.sts.source_identity", TEXT, "\"{instance-id}\"", "Follows the session into all roles that it assumes; `{instance-id}` stands for the instance's id."),
     field("credentials.sts.instance_tags", TEXTS, "[\"t\"]", "Keys of instance tags that become session tags."),

@@ -262,7 +262,66 @@ fn absent_file_is_an_error_when_named() {
     assert_eq!(Config::load(&path).unwrap(), Config::default());
 }
 
+#[test]
+fn what_can_be_made_out_of_an_invalid_file_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("c.toml");
+    let made_out = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        assert!(Config::load(&path).is_err(), "{text}");
+        Config::made_out_of(&path)
+    };
+    let there = "state_directory = \"/a\"\nbpf_directory = \"/b\"\nnetwork_namespaces = [\"c\"]\n\
+                 user_data_bytes_max = 9\ntaps = [\"d\"]\nmetadata_options.HttpTokens = \"optional\"\n";
+    let whole = parse(there).unwrap();
+    let expected = Config {
+        taps: Taps::default(),
+        ..whole
+    };
+    for wrong in [
+        "tapps = 1",
+        "workers = 0",
+        "user = ",
+        "user = \"x",
+        "= 1",
+        "[credentials\n",
+    ] {
+        assert_eq!(made_out(&format!("{there}{wrong}\n")), expected, "{wrong}");
+    }
+    let elsewhere =
+        made_out("state_directory = \"a\"\nbpf_directory = \"/b\"\nmetadata_options.HttpTokens = 1");
+    let pins = Config {
+        bpf_directory: "/b".into(),
+        ..Config::default()
+    };
+    assert_eq!(elsewhere, pins);
+    assert_eq!(made_out("a = = b"), Config::default());
+    // What is being written still, or went wrong in itself.
+    for half in [
+        "\"/var/lib/im",
+        "\"/a\" \"/b\"",
+        "'/a",
+        "[\"/a\"",
+        "\"/a\" x",
+        "\"\"\"/a\nworkers = 2",
+    ] {
+        assert_eq!(
+            made_out(&format!("bpf_directory = \"/b\"\nstate_directory = {half}")),
+            pins,
+            "{half}"
+        );
+    }
+}
+
 proptest! {
+    #[test]
+    fn whatever_is_made_out_of_any_text_is_a_configuration(text in "(?s).{0,200}") {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("c.toml");
+        std::fs::write(&path, text).unwrap();
+        let _ = Config::made_out_of(&path);
+    }
+
     #[test]
     fn any_text_is_parsed_or_refused(text in "(?s).{0,200}") {
         let _ = parse(&text);

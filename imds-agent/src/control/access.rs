@@ -1,7 +1,6 @@
 //! Who may do what: told by the kernel from the other end of the socket, never by what is sent through it.
 
 use std::{
-    fs,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
@@ -13,10 +12,9 @@ use axum::{
     response::{IntoResponse as _, Response},
     serve::IncomingStream,
 };
-use nix::unistd::{Gid, Uid, geteuid};
-use tokio::net::UnixStream;
+use nix::unistd::{Gid, geteuid};
 
-use super::{Refusal, socket::Guarded};
+use super::{Refusal, peer::Peer, socket::Guarded};
 use crate::observe::warnings::Warnings;
 
 /// Characters of a request's target that the log is told.
@@ -31,14 +29,6 @@ pub enum Access {
     Read,
     /// Change, and see secrets.
     Admin,
-}
-
-/// The process at the other end.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Peer {
-    /// Nothing where the kernel does not say.
-    user: Option<Uid>,
-    groups: Vec<Gid>,
 }
 
 /// Which groups may do what.
@@ -64,51 +54,10 @@ impl Permits {
     }
 }
 
-impl Peer {
-    /// The other end of `stream`.
-    pub fn of(stream: &UnixStream) -> Self {
-        let Ok(credentials) = stream.peer_cred() else {
-            return Self {
-                user: None,
-                groups: Vec::new(),
-            };
-        };
-        let (user, group) = (credentials.uid(), credentials.gid());
-        let others = credentials
-            .pid()
-            .and_then(|process| supplementary_groups(process, user, group));
-        let mut groups = others.unwrap_or_default();
-        groups.push(Gid::from_raw(group));
-        Self {
-            user: Some(Uid::from_raw(user)),
-            groups,
-        }
-    }
-}
-
 impl Connected<IncomingStream<'_, Guarded>> for Peer {
     fn connect_info(stream: IncomingStream<'_, Guarded>) -> Self {
         stream.io().peer().clone()
     }
-}
-
-/// The groups of a process besides its own, which the socket does not tell.
-///
-/// By now the process may have ended and its number be another's. Then what is read counts only if that one is the same
-/// user's with the same group: somebody who could have connected by itself.
-fn supplementary_groups(process: i32, user: u32, group: u32) -> Option<Vec<Gid>> {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let numbers = |field: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(field))?;
-        line.split_whitespace()
-            .map(|number| number.parse().ok())
-            .collect::<Option<Vec<u32>>>()
-    };
-    // Real, effective, saved, file system.
-    let is_same = numbers("Uid:")?.get(1) == Some(&user) && numbers("Gid:")?.get(1) == Some(&group);
-    is_same
-        .then(|| numbers("Groups:"))?
-        .map(|groups| groups.into_iter().map(Gid::from_raw).collect())
 }
 
 /// What the caller of a request may do, for handlers that show more to some.
@@ -187,6 +136,8 @@ pub async fn gate(
 
 #[cfg(test)]
 mod tests {
+    use nix::unistd::Uid;
+
     use super::*;
 
     #[test]
@@ -213,15 +164,5 @@ mod tests {
             groups: vec![Gid::from_raw(0)],
         });
         assert_eq!(nobody, Access::Anyone);
-    }
-
-    #[test]
-    fn the_groups_of_a_process_count_for_its_own_user_only() {
-        let own = i32::try_from(std::process::id()).unwrap();
-        let (user, group) = (geteuid().as_raw(), nix::unistd::getegid().as_raw());
-        assert!(supplementary_groups(own, user, group).is_some());
-        assert_eq!(supplementary_groups(own, user + 1, group), None);
-        assert_eq!(supplementary_groups(own, user, group + 1), None);
-        assert_eq!(supplementary_groups(-1, user, group), None);
     }
 }

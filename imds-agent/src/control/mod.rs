@@ -4,7 +4,7 @@
 //! [`Store`], and comes back through the directory's watch like a change by any other hand: there is one way in. What is
 //! answered is what is in force, or says that it is not yet ([`applied`]).
 //!
-//! Read in this order: [`routes`] (all of it, as one table), [`access`] (who may), [`socket`], then the handlers. A new
+//! Read in this order: [`routes`] (all of it, as one table), [`access`] (who may), [`peer`] (who it is), [`socket`], then the handlers. A new
 //! kind of answer is a row in [`routes::ROUTES`], a handler in a file of its own, and an operation in `docs/openapi.json`.
 
 pub mod access;
@@ -16,6 +16,7 @@ mod metadata;
 mod observed;
 mod options;
 mod parts;
+mod peer;
 mod refusal;
 pub mod routes;
 pub mod socket;

@@ -21,7 +21,10 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::access::{Access, Attempts, Peer, Permits};
+use super::{
+    access::{Access, Attempts, Permits},
+    peer::Peer,
+};
 use crate::{
     accepting::Accepting,
     unix_socket::{BindError, UnixSocket},

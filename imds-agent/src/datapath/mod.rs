@@ -1,7 +1,6 @@
 //! Between kernel and agent: the classifier's life, the taps, frames out of the ring and frames into the taps.
 //!
-//! Nothing in here knows what a request is. Besides `privilege`, in two places, the only room with
-//! `unsafe` in it.
+//! Nothing in here knows what a request is. Nearly all `unsafe` of the agent is in here.
 //!
 //! Read in this order: [`support`] (what it takes), [`program`] (what the agent does with the classifier), [`attach`] and [`detach`] (what an operator
 //! does without one), [`hook`] and [`filters`] (how it hangs on a tap), [`pins`] (what outlives the agent), [`punt`],
@@ -32,7 +31,7 @@ pub mod tap;
 
 pub use counters::Counters;
 pub use detach::DetachError;
-pub use grace_period::GracePeriods;
+pub use grace_period::{GracePeriods, RcuSwitch};
 pub use hook::{Direction, Hook};
 pub use inject::{Injector, PacketSocket};
 pub use link_watch::{LinkEvent, LinkWatch};

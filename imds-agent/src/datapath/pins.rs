@@ -6,6 +6,7 @@
 //! <root>/links/<ifindex>-inbound   that of its inbound hook
 //! <root>/links/<namespace>_<ifindex>[-inbound]   those of a tap in another network namespace, which is the number of its inode
 //! <root>/clsact/[<namespace>_]<ifindex>   a directory with nothing in it: the tap's clsact queueing discipline is the agent's
+//! <root>/expedited/               the same: the kernel expedites because the agent had it do so
 //! <root>/v<ABI_VERSION>/           the maps: TAPS, COUNTERS, BUCKETS, RING_<worker>
 //! ```
 
@@ -36,6 +37,9 @@ pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/imds-agent";
 /// The directories of links and of notes.
 const LINKS: &str = "links";
 const CLSACT: &str = "clsact";
+
+/// The note that the kernel's switch is turned.
+pub(super) const EXPEDITED: &str = "expedited";
 
 /// Where every distribution mounts its BPF file system.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -204,7 +208,7 @@ impl Pins {
 
     /// Removes everything, of other versions too, and the directory. Links that are still pinned come off their taps.
     pub fn remove_all(&self) -> Result<(), PinsError> {
-        for name in [LINKS, CLSACT]
+        for name in [LINKS, CLSACT, EXPEDITED]
             .map(str::to_owned)
             .into_iter()
             .chain(self.versions()?)

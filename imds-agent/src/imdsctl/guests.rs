@@ -1,6 +1,7 @@
 //! The records of a hypervisor's guests in the state directory, for the commands that write them.
 
 use std::{
+    cell::OnceCell,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -15,7 +16,7 @@ use super::{
     print::{self, printable},
 };
 use crate::{
-    config::Config,
+    config::{Config, ConfigError, ConfigFile},
     registry::{
         Directory, InstanceId,
         instance::Origin,
@@ -30,6 +31,9 @@ pub struct Guests {
     /// The agent's configuration file [default: /etc/imds-agent/config.toml, where it exists]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// What it says, once it has been read.
+    #[arg(skip)]
+    read: OnceCell<Config>,
 }
 
 impl Guests {
@@ -98,11 +102,7 @@ impl Guests {
     }
 
     fn write<T>(&self, work: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T> {
-        let config = match &self.config {
-            Some(file) => Some(Config::load(file)?),
-            None => Config::load_default()?,
-        };
-        let config = config.unwrap_or_default();
+        let config = self.config()?;
         let directory = &config.state_directory;
         let _owner = directory
             .exists()
@@ -110,6 +110,22 @@ impl Guests {
             .transpose()?;
         Directory::create(directory).with_context(|| format!("cannot make {}", directory.display()))?;
         Ok(work(&Store::new(directory, config.rules()))?)
+    }
+
+    /// The configuration. A mistake in it, which a running agent lives with, costs no new guest its record.
+    fn config(&self) -> Result<&Config> {
+        if let Some(config) = self.read.get() {
+            return Ok(config);
+        }
+        let mut file = ConfigFile::new(self.config.clone());
+        let config = match file.read() {
+            Err(error @ ConfigError::Invalid { .. }) => {
+                eprintln!("imdsctl: {error}");
+                Config::made_out_of(file.path())
+            }
+            read => read?.unwrap_or_default(),
+        };
+        Ok(self.read.get_or_init(|| config))
     }
 }
 

@@ -47,10 +47,15 @@ pub struct ElasticInferenceAcceleratorAssociation {
 }
 
 impl ElasticInferenceAcceleratorAssociation {
-    /// The id that its ARN ends in; nothing if that is none.
+    /// The id that its ARN ends in; nothing where that is none that a path can have.
     pub fn accelerator_id(&self) -> Option<&str> {
-        let (_, id) = self.elastic_inference_accelerator_arn.rsplit_once('/')?;
-        check_name(id).is_ok().then_some(id)
+        self.end_of_arn().filter(|id| check_name(id).is_ok())
+    }
+
+    /// What stands behind the last slash of its ARN, if anything does.
+    pub(super) fn end_of_arn(&self) -> Option<&str> {
+        let (_, end) = self.elastic_inference_accelerator_arn.rsplit_once('/')?;
+        (!end.is_empty()).then_some(end)
     }
 }
 

@@ -158,10 +158,13 @@ impl Check {
         for (index, association) in associations.iter().enumerate() {
             let field =
                 format!("ElasticInferenceAcceleratorAssociations[{index}].ElasticInferenceAcceleratorArn");
-            match association.accelerator_id() {
+            match association.end_of_arn().map(|id| (id, check_name(id))) {
                 None => self.error(field, "does not end in /<id>"),
-                Some(id) if !ids.insert(id) => self.error(field, "is another association's of this instance"),
-                Some(_) => {}
+                Some((_, Err(error))) => self.error(field, format!("ends in no id: {error}")),
+                Some((id, Ok(()))) if !ids.insert(id) => {
+                    self.error(field, "is another association's of this instance");
+                }
+                Some((_, Ok(()))) => {}
             }
         }
     }

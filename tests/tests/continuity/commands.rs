@@ -1,6 +1,9 @@
 //! What an operator and a hypervisor do to taps besides the agent: `imds-agent attach`, `imds-agent detach`.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
@@ -8,6 +11,7 @@ use imds_agent::datapath::{Classifier, Hook, Namespaces, detach};
 use imds_ebpf::abi::{ABI_VERSION, Reason};
 use imds_tests::{
     agent::{Agent, HostFiles},
+    client::wait_for,
     frames::GUEST_MAC,
     host::{ADDRESS, INSTANCE_ID, program},
     kernel::in_namespaces,
@@ -116,6 +120,52 @@ fn detach_all_leaves_the_host_as_it_was() -> Result<()> {
     ensure!(after == before, "before:\n{before}\nafter:\n{after}");
     ensure!(host.leaks.falls_through()?);
     host.run(&["detach", "--all"]).context("again")?;
+    Ok(())
+}
+
+/// The whole kernel's: whether it hurries while programs come and go.
+const SWITCH: &str = "/sys/kernel/rcu_expedited";
+
+/// As somebody leaves it who is killed while programs come on taps.
+struct LeftTurned(PathBuf);
+
+impl LeftTurned {
+    fn on(host: &Host) -> Result<Self> {
+        let note = host.files.pins().join("expedited");
+        fs::create_dir_all(&note)?;
+        let left = Self(note);
+        fs::write(SWITCH, "1")?;
+        Ok(left)
+    }
+
+    /// Other tests' agents turn it as well, for moments.
+    fn wait_until_turned_back(&self) -> Result<()> {
+        let value = || Ok(fs::read_to_string(SWITCH)?);
+        wait_for("the kernel's switch", value, |value| value.trim() == "0")?;
+        ensure!(!self.0.exists(), "the note is still there");
+        Ok(())
+    }
+}
+
+impl Drop for LeftTurned {
+    fn drop(&mut self) {
+        if self.0.exists() {
+            let _ = fs::write(SWITCH, "0");
+        }
+    }
+}
+
+#[test]
+fn what_a_killed_agent_had_the_kernel_do_ends_with_the_next_and_with_detach() -> Result<()> {
+    let host = Host::new()?;
+    let left = LeftTurned::on(&host)?;
+    let agent = host.start()?;
+    left.wait_until_turned_back()?;
+    agent.kill()?;
+    let left = LeftTurned::on(&host)?;
+    host.run(&["detach", "--all"])?;
+    left.wait_until_turned_back()?;
+    ensure!(!host.files.pins().exists());
     Ok(())
 }
 

@@ -5,20 +5,44 @@ use std::{
     io::{BufRead as _, BufReader},
     os::unix::fs::PermissionsExt as _,
     process::{Child, Command, Output, Stdio},
+    sync::Arc,
 };
 
 use anyhow::{Context as _, Result};
 use imds_tests::{
+    agent::{Agent, HostFiles},
     client::wait_for,
     control::ask,
-    host::{Host, INSTANCE_ID, program_called},
+    host::{ADDRESS, Host, INSTANCE_ID, program, program_called},
+    netns::Namespace,
+    tap::Tap,
 };
 use serde_json::Value;
+
+/// A host whose agent sees no process of other users in `/proc`, as in its unit (`ProtectProc=invisible`).
+fn host_that_sees_no_process(config: &str) -> Result<Host> {
+    let namespace = Namespace::new()?;
+    let tap = Arc::new(namespace.enter(|| Tap::new("tap0"))?);
+    let files = HostFiles::new(config)?;
+    files.put_guest(INSTANCE_ID, "tap0", ADDRESS, |_| ())?;
+    let mut command = namespace.command("unshare");
+    command
+        .args(["--mount", "sh", "-ec"])
+        .arg("mount -t proc -o hidepid=2 proc /proc; exec \"$0\" \"$@\"")
+        .arg(program()?);
+    let agent = Agent::start_by(command, &files)?;
+    Ok(Host {
+        agent,
+        files,
+        tap,
+        namespace,
+    })
+}
 
 #[test]
 fn the_peers_user_and_groups_decide_what_it_may() -> Result<()> {
     let config = "control.read_group = \"5000\"\ncontrol.admin_group = \"5001\"";
-    let mut host = Host::new(config, |_| ())?;
+    let mut host = host_that_sees_no_process(config)?;
     let socket = host.files.socket();
     let directory = socket.parent().context("no directory")?;
     // Others than root have to reach socket and program.
@@ -35,6 +59,11 @@ fn the_peers_user_and_groups_decide_what_it_may() -> Result<()> {
         Ok(command.args(arguments.split_whitespace()).output()?)
     };
     let (none, reader, admin) = ("--clear-groups", "--groups=4001,5000", "--groups=5001");
+    let many: Vec<_> = (6000..6200)
+        .chain([5000])
+        .map(|group| group.to_string())
+        .collect();
+    let many = format!("--groups={}", many.join(","));
     let tag = format!("tags create {INSTANCE_ID} team=red");
     let user_data = format!("get {INSTANCE_ID} user-data");
     let secrets = format!("get {INSTANCE_ID} meta-data/ --show-secrets");
@@ -49,6 +78,8 @@ fn the_peers_user_and_groups_decide_what_it_may() -> Result<()> {
         (reader, user_data.as_str(), false),
         (reader, secrets.as_str(), false),
         (reader, "reload", false),
+        (many.as_str(), "status", true),
+        (many.as_str(), tag.as_str(), false),
         (admin, "status", true),
         (admin, tag.as_str(), true),
         (admin, user_data.as_str(), true),

@@ -74,8 +74,11 @@ pub const CRATES: &[(&str, &[&str])] = &[
     ("landlock", &["privilege/sandbox"]),
     ("seccompiler", &["privilege/sandbox"]),
     // Besides the datapath: privileges are given up, a file is opened without waiting for a pipe, a program is ended with its children,
-    // users and groups have names.
-    ("libc", &["datapath/", "privilege/", "registry/directory"]),
+    // users and groups have names, and the other end of a socket has several.
+    (
+        "libc",
+        &["datapath/", "privilege/", "registry/directory", "control/peer.rs"],
+    ),
     (
         "nix",
         &[
@@ -171,6 +174,10 @@ pub const UNSAFE: &[(&str, &str)] = &[
     (
         "imds-agent/src/allocator.rs",
         "a knob of the C library's allocator",
+    ),
+    (
+        "imds-agent/src/control/peer.rs",
+        "a socket option that no crate has",
     ),
     (
         "imds-ebpf/src/main.rs",

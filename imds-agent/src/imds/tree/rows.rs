@@ -187,8 +187,8 @@ pub static ROWS: &[Row] = &[
     row("meta-data/hostname", "1.0", Text(|v, _| v.local_hostname())).absent("the record says no private host name"),
     row("meta-data/iam/info", "2012-01-12", Document(iam_info)).absent("the record names no instance profile"),
     row("meta-data/iam/security-credentials/{role}", "2012-01-12", Document(role_credentials)).absent("there is no instance profile or no role in it"),
-    // Undocumented, and asked for by the SDKs of today. It is as old as what it extends.
-    row("meta-data/iam/security-credentials-extended/{role}", "2012-01-12", Document(extended_role_credentials)).absent("there is no instance profile or no role in it"),
+    // Undocumented, and asked for by some SDKs. It is as old as what it extends.
+    row("meta-data/iam/security-credentials-extended/{role}", "2012-01-12", Document(extended_role_credentials)).absent("there is no instance profile or no role in it, or `credentials.extended` is false"),
     row("meta-data/identity-credentials/ec2/info", "2018-05-23", Document(identity_credentials_info)).absent("the record says no account"),
     row("meta-data/identity-credentials/ec2/security-credentials/ec2-instance", "2018-05-23", Document(identity_credentials)).always(),
     row("meta-data/instance-action", "2008-09-01", Text(|_, _| Some("none"))).always(),

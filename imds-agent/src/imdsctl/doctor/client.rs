@@ -43,6 +43,11 @@ pub const CLIENTS: &[Client] = &[
         source: "docs/wire-contract.md, section 4: hwdb bvnAmazonEC2",
         forecast: systemd_imdsd,
     },
+    Client {
+        id: "facter",
+        source: "facter 4, facts/linux/ec2_metadata.rb and util/resolvers/aws_token.rb",
+        forecast: facter,
+    },
 ];
 
 /// What it will do.
@@ -225,4 +230,31 @@ fn systemd_imdsd(facts: &Facts) -> Forecast {
         Version::V2,
         "the BIOS vendor in SMBIOS is Amazon EC2: it uses session tokens",
     )
+}
+
+fn facter(facts: &Facts) -> Forecast {
+    if !facts.options.http_endpoint {
+        return Forecast::blocked(
+            Some(Version::V2),
+            "the endpoint is disabled",
+            endpoint_command(facts),
+        );
+    }
+    let is_told = facts.machine.smbios.as_ref().is_some_and(|smbios| {
+        let is_product = ["KVM", "HVM domU"]
+            .iter()
+            .any(|name| smbios.product.contains(name));
+        is_product || smbios.bios_vendor.contains("Amazon EC2")
+    });
+    if is_told {
+        let why = "SMBIOS says KVM, Xen or EC2: it uses a session token, or none where it gets none";
+        return Forecast::works(Version::V2, why);
+    }
+    Forecast {
+        version: Some(Version::V2),
+        ..Forecast::unknown(
+            "SMBIOS does not say KVM, Xen or EC2, so it asks if virt-what or lspci in the guest sees KVM or virtio",
+            "pciutils in the image, or -smbios type=0,vendor=\"Amazon EC2\"",
+        )
+    }
 }

@@ -62,13 +62,14 @@ fn with(change: impl FnOnce(&mut Facts)) -> Facts {
     facts
 }
 
-const SERVICE_DOWN: [&str; 6] = [
+const SERVICE_DOWN: [&str; 7] = [
     "endpoint blocked",
     "cloud-init blocked",
     "cloud-init-22 blocked",
     "cloudbase-init blocked",
     "afterburn blocked",
     "systemd-imdsd blocked",
+    "facter blocked",
 ];
 
 #[test]
@@ -173,9 +174,28 @@ fn a_second_interface_that_is_dark_does_not_keep_software_from_the_first() {
 #[test]
 fn what_nobody_told_is_unknown() {
     let facts = with(|facts| facts.machine = Machine::default());
-    let unknown = ["cloud-init", "cloud-init-22", "afterburn", "systemd-imdsd"];
+    let unknown = [
+        "cloud-init",
+        "cloud-init-22",
+        "afterburn",
+        "systemd-imdsd",
+        "facter",
+    ];
     for client in unknown {
         assert!(told(&facts).contains(&format!("{client} unknown")), "{client}");
+    }
+}
+
+#[test]
+fn facter_asks_where_it_takes_the_machine_for_kvms() {
+    let of = |pairs: &str| {
+        let smbios = Smbios::parse(pairs).unwrap();
+        told(&with(|facts| facts.machine.smbios = Some(smbios)))
+    };
+    let unknown = "facter unknown".to_owned();
+    assert!(of("product=Standard PC").contains(&unknown));
+    for pairs in ["product=KVM", "product=HVM domU", "bios-vendor=Amazon EC2"] {
+        assert!(!of(pairs).contains(&unknown), "{pairs}");
     }
 }
 

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::registry::instance::check_name;
 
 const INSTANCE: &[u8] = include_bytes!("../../../../docs/examples/instances/web-1.json");
 const ROLE: &[u8] = include_bytes!("../../../../docs/examples/roles/web.json");
@@ -261,6 +262,13 @@ fn accelerator_checks() {
         let field = refused_field(Kind::Instance, |instance| instance[part] = wrong.clone());
         assert_eq!(field, format!("{part}{expected}"), "{wrong}");
     }
+    let told = |id: &str| {
+        let errors = findings(Kind::Instance, |instance| instance[inference] = json!([arn(id)]));
+        errors.unwrap_err().remove(0).message
+    };
+    assert_eq!(told(""), "does not end in /<id>");
+    let name = check_name("eia 1").unwrap_err().to_string();
+    assert_eq!(told("eia 1"), format!("ends in no id: {name}"));
     // As `describe-instances` prints them.
     let described = findings(Kind::Instance, |instance| {
         instance[gpus] = json!([{
