@@ -25,6 +25,17 @@ pub enum Taken {
     Later(u64),
 }
 
+#[cfg(test)]
+impl Taken {
+    /// When the bucket is full again that was so at `full_ns` before.
+    pub(crate) fn of(self, full_ns: u64) -> u64 {
+        match self {
+            Self::Until(time) => time,
+            Self::Later(by) => full_ns + by,
+        }
+    }
+}
+
 /// Takes `tokens` out of the bucket that is full again at `full_ns`. All times are of the one clock that only goes forward.
 #[inline(always)]
 pub fn take(full_ns: u64, now_ns: u64, interval_ns: u32, tokens: u64) -> Result<Taken, Reason> {
@@ -69,15 +80,6 @@ mod tests {
     use crate::abi::{IMDS_MAC, LARGE_FRAME_MAX, SMALL_FRAME_MAX, TapBinding};
 
     const INTERVAL_NS: u32 = TapBinding::to(IMDS_MAC).frame_interval_ns;
-
-    impl Taken {
-        fn of(self, full_ns: u64) -> u64 {
-            match self {
-                Self::Until(time) => time,
-                Self::Later(by) => full_ns + by,
-            }
-        }
-    }
 
     /// How many frames are served that come every `every_ns` for `seconds`.
     fn served(full_ns: &mut u64, from_ns: u64, seconds: u64, every_ns: u64, tokens: u64) -> u64 {

@@ -87,7 +87,7 @@ fn layouts() -> String {
         format!(
             "bucket: {} bytes; full at 7, then less 2 tokens of 10 ns at 1000 is full at {}",
             size_of::<u64>(),
-            take(7, 1000, 10, 2).unwrap()
+            take(7, 1000, 10, 2).unwrap().of(7)
         ),
         laid_out!(PuntHeader of header => arrived_ns, tap, frame_length, mac),
         format!("records: {small}, {medium} and {large} bytes"),
