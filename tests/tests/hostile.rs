@@ -27,7 +27,7 @@ use imds_tests::{
 
 /// What the agent may grow by over one hostile interface, as `docs/security.md` says, though a part of that is a ring that was
 /// touched for the first time, and what an allocator keeps.
-const GROWTH_MAX: u64 = 9 << 20;
+const GROWTH_MAX: u64 = 13 << 20;
 
 /// Requests of the neighbour that have to be answered while an attack goes on, for which it begins anew if need be.
 const NEIGHBOURS: usize = 20;
