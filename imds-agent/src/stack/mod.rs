@@ -51,7 +51,7 @@ use crate::{http::Service, now::Now};
 
 /// Connections of one interface, half-open ones included. A boot with every client of the wire contract at once holds
 /// fewer than ten; 64 connections with both buffers are 1.5 MiB. A guest that leaves long responses unread in all of them can
-/// make the agent hold 5 MiB (`tests/hostile.rs`).
+/// make the agent hold 13 MiB (`tests/hostile.rs`).
 pub const CONNECTIONS_MAX: usize = 64;
 
 /// Bytes that a connection may have unread: one request head of the largest size allowed.
