@@ -116,19 +116,22 @@ fn expect_none(tap: &Tap, load: &Load) -> Result<()> {
         .requests
         .first()
         .map(|request| String::from_utf8_lossy(request));
-    // A worker that is kept from working for longer than the guest waits loses an exchange, and with it its place.
+    let mut last = None;
+    // A worker that is kept from working for longer than the guest waits loses an exchange, and with it its place; and what comes
+    // together in the largest batch yet makes a vector grow, once.
     for _ in 0..ATTEMPTS_MAX {
         let [_, few, many] = [WARM_UP, FEW, MANY].map(|exchanges| allocations(tap, load, exchanges));
-        if let (Some(few), Some(many)) = (few?, many?) {
-            ensure!(
-                few == many,
-                "{FEW} exchanges of {request:?} with {} in flight allocate {few} times, {MANY} {many} times",
-                load.in_flight
-            );
+        let counted = few?.zip(many?);
+        if counted.is_some_and(|(few, many)| few == many) {
             return Ok(());
         }
+        last = counted.or(last);
     }
-    bail!("exchanges of {request:?} are lost again and again")
+    let (few, many) = last.with_context(|| format!("exchanges of {request:?} are lost again and again"))?;
+    bail!(
+        "{FEW} exchanges of {request:?} with {} in flight allocate {few} times, {MANY} {many} times",
+        load.in_flight
+    )
 }
 
 /// How often so many exchanges allocate; nothing if one was lost.
