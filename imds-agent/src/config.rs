@@ -151,9 +151,20 @@ impl Config {
     }
 
     /// The defaults with what can be made out of a file that is invalid otherwise, of the fields [`MADE_OUT`]: for what has to
-    /// work with such a file, too.
-    pub fn made_out_of(path: &Path) -> Self {
-        let text = std::fs::read_to_string(path).unwrap_or_default();
+    /// work with such a file, too. And which of them are written there and could not be made out.
+    pub fn made_out_of(path: &Path) -> (Self, Vec<&'static str>) {
+        let mut text = std::fs::read_to_string(path).unwrap_or_default();
+        let mut lost = MADE_OUT.to_vec();
+        lost.retain(|name| text.lines().any(|line| line.trim_start().starts_with(name)));
+        // A mistake may hide all that is written behind it.
+        loop {
+            let (_, errors) = DeTable::parse_recoverable(&text);
+            let without = without_lines(&text, errors.iter().filter_map(toml::de::Error::span));
+            if without == text {
+                break;
+            }
+            text = without;
+        }
         let (root, errors) = DeTable::parse_recoverable(&text);
         // Half a string would be another place.
         let is_whole = |value: &Range<usize>| {
@@ -170,7 +181,9 @@ impl Config {
             let alone = toml::Table::from_iter([(name.clone(), value.clone())]);
             MADE_OUT.contains(&&**name) && whole.contains(name) && alone.try_into::<Self>().is_ok()
         });
-        toml::Table::from_iter(fields).try_into().unwrap_or_default()
+        let fields = toml::Table::from_iter(fields);
+        lost.retain(|name| !fields.contains_key(*name));
+        (fields.try_into().unwrap_or_default(), lost)
     }
 
     /// What holds for instance records.
@@ -456,6 +469,27 @@ fn place(text: &str, at: usize) -> (usize, usize) {
         before.matches('\n').count() + 1,
         before.get(line_start..).unwrap_or_default().chars().count() + 1,
     )
+}
+
+/// The text with spaces in place of the lines on which any of `spans` is.
+fn without_lines(text: &str, spans: impl Iterator<Item = Range<usize>>) -> String {
+    let spans: Vec<_> = spans.collect();
+    let mut line_end = 0;
+    let lines = text.split_inclusive('\n').map(|line| {
+        let line_start = line_end;
+        line_end += line.len();
+        let is_on_line = |span: &Range<usize>| {
+            // Some are of no length, or behind the last character.
+            let start = span.start.min(text.len().saturating_sub(1));
+            start < line_end && span.end.max(start + 1) > line_start
+        };
+        if spans.iter().any(is_on_line) {
+            line.replace(|character| character != '\n', " ")
+        } else {
+            line.to_owned()
+        }
+    });
+    lines.collect()
 }
 
 fn are_on_other_lines(text: &str, one: &Range<usize>, other: &Range<usize>) -> bool {

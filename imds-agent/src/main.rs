@@ -112,7 +112,11 @@ fn run(command: Command, mut file: ConfigFile) -> Result<ExitCode> {
         // What is to be made safe or taken away is so with a file that says something wrong, too.
         (Command::OnTaps(_), Err(error @ ConfigError::Invalid { .. })) => {
             eprintln!("imds-agent: {error}");
-            Some(Config::made_out_of(file.path()))
+            let (config, lost) = Config::made_out_of(file.path());
+            if !lost.is_empty() {
+                eprintln!("imds-agent: these are as by default: {}", lost.join(", "));
+            }
+            Some(config)
         }
         (_, loaded) => loaded?,
     };

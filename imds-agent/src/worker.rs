@@ -335,7 +335,7 @@ impl Clock {
                 return Now { monotonic, unix };
             }
         }
-        // With a clock before 1970 no token is worth anything: none can be that young.
+        // A clock before 1970 stands still, and no token from before it did is worth anything.
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = Now { monotonic, unix };
         self.unix.set(Some(now));

@@ -269,7 +269,8 @@ fn what_can_be_made_out_of_an_invalid_file_is() {
     let made_out = |text: &str| {
         std::fs::write(&path, text).unwrap();
         assert!(Config::load(&path).is_err(), "{text}");
-        Config::made_out_of(&path)
+        let (config, lost) = Config::made_out_of(&path);
+        (config, lost.contains(&"state_directory"))
     };
     let there = "state_directory = \"/a\"\nbpf_directory = \"/b\"\nnetwork_namespaces = [\"c\"]\n\
                  user_data_bytes_max = 9\ntaps = [\"d\"]\nmetadata_options.HttpTokens = \"optional\"\n";
@@ -284,9 +285,13 @@ fn what_can_be_made_out_of_an_invalid_file_is() {
         "user = ",
         "user = \"x",
         "= 1",
+        "user imds",
+        "us",
         "[credentials\n",
     ] {
-        assert_eq!(made_out(&format!("{there}{wrong}\n")), expected, "{wrong}");
+        for text in [format!("{there}{wrong}\n"), format!("{wrong}\n{there}")] {
+            assert_eq!(made_out(&text), (expected.clone(), false), "{text}");
+        }
     }
     let elsewhere =
         made_out("state_directory = \"a\"\nbpf_directory = \"/b\"\nmetadata_options.HttpTokens = 1");
@@ -294,8 +299,8 @@ fn what_can_be_made_out_of_an_invalid_file_is() {
         bpf_directory: "/b".into(),
         ..Config::default()
     };
-    assert_eq!(elsewhere, pins);
-    assert_eq!(made_out("a = = b"), Config::default());
+    assert_eq!(elsewhere, (pins.clone(), true));
+    assert_eq!(made_out("a = = b"), (Config::default(), false));
     // What is being written still, or went wrong in itself.
     for half in [
         "\"/var/lib/im",
@@ -307,7 +312,7 @@ fn what_can_be_made_out_of_an_invalid_file_is() {
     ] {
         assert_eq!(
             made_out(&format!("bpf_directory = \"/b\"\nstate_directory = {half}")),
-            pins,
+            (pins.clone(), true),
             "{half}"
         );
     }

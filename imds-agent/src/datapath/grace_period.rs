@@ -13,7 +13,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -86,6 +86,14 @@ impl GracePeriods {
         let Ok(switch) = &self.switch.0 else {
             return Ok(None);
         };
+        let is_on = || -> io::Result<bool> {
+            let mut value = [0; 1];
+            switch.read_exact_at(&mut value, 0)?;
+            Ok(value != *b"0")
+        };
+        if is_on()? && !self.note.exists() {
+            return Ok(None);
+        }
         let was_noted = match fs::create_dir(&self.note) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => true,
             made => made.map(|()| false)?,
@@ -93,9 +101,10 @@ impl GracePeriods {
         // Fails where one of us who is alive has it: then the kernel expedites.
         let held = Flock::lock(File::open(&self.note)?, FlockArg::LockExclusiveNonblock);
         let held = held.map_err(|(_, errno)| errno)?;
-        let mut value = [0; 1];
-        switch.read_exact_at(&mut value, 0)?;
-        if value == *b"0" {
+        if fs::metadata(&self.note)?.ino() != held.metadata()?.ino() {
+            return Err(io::Error::other("whoever had turned the switch removed the note"));
+        }
+        if !is_on()? {
             switch.write_all_at(b"1", 0)?;
         } else if !was_noted {
             fs::remove_dir(&self.note)?;

@@ -197,7 +197,7 @@ impl TokenKeys {
             expiry_0, expiry_1, expiry_2, expiry_3, expiry_4, expiry_5, expiry_6, expiry_7,
         ]);
         match expiry.saturating_sub(milliseconds(now)) {
-            // So much was never left of it: the clock was put back, and how old it is nobody knows.
+            // So much was never left of any: the clock was put back, and how old it is nobody knows.
             0 | LEFT_MILLISECONDS_END.. => Err(TokenError::Expired),
             left => Ok(u32::try_from(left.div_ceil(1000)).unwrap_or(u32::MAX)),
         }
@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(after(60_000), Err(TokenError::Expired));
     }
 
-    /// What was worth nothing any more is not worth anything again.
+    /// For longer than any lives none is worth anything again.
     #[test]
     fn a_clock_that_is_put_back_makes_no_token_younger() {
         let keys = keys();

@@ -112,7 +112,8 @@ impl Guests {
         Ok(work(&Store::new(directory, config.rules()))?)
     }
 
-    /// The configuration. A mistake in it, which a running agent lives with, costs no new guest its record.
+    /// The configuration. A mistake in it, which a running agent lives with, costs no new guest its record, unless it hides where that
+    /// belongs.
     fn config(&self) -> Result<&Config> {
         if let Some(config) = self.read.get() {
             return Ok(config);
@@ -120,8 +121,12 @@ impl Guests {
         let mut file = ConfigFile::new(self.config.clone());
         let config = match file.read() {
             Err(error @ ConfigError::Invalid { .. }) => {
+                let (config, lost) = Config::made_out_of(file.path());
+                if lost.contains(&"state_directory") {
+                    return Err(error.into());
+                }
                 eprintln!("imdsctl: {error}");
-                Config::made_out_of(file.path())
+                config
             }
             read => read?.unwrap_or_default(),
         };

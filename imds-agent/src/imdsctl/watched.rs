@@ -73,8 +73,7 @@ pub fn tokenless(instance: &str, client: &Client, is_json: bool) -> Result<Verdi
     let report = client.get_json(&path(&["instances", instance, "tokenless"]))?;
     let count = |field: &str| report[field].as_u64().unwrap_or_default();
     let (admitted, rejected) = (count("MetadataNoToken"), count("MetadataNoTokenRejected"));
-    let lost = count("Lost");
-    let verdict = if admitted + rejected + lost == 0 {
+    let verdict = if admitted + rejected == 0 {
         Verdict::Yes
     } else {
         Verdict::No
@@ -116,11 +115,6 @@ pub fn tokenless(instance: &str, client: &Client, is_json: bool) -> Result<Verdi
     table.print();
     if count("Unlisted") > 0 {
         print::line(format_args!("and {} more requests of others", count("Unlisted")));
-    }
-    if lost > 0 {
-        print::line(format_args!(
-            "What was noticed of instances {lost} times came too fast to be kept, and may have been this one's."
-        ));
     }
     Ok(verdict)
 }

@@ -2,8 +2,9 @@
 //!
 //! Workers notice it and wait for nobody: they put it into a bounded queue, from which a thread keeps it ([`tokenless`],
 //! [`hop_limit`]) and tells the log. That thread sleeps a moment after it was woken, so that of a crowd only the first one
-//! pays for waking it; putting the others into the queue is a few atomic operations and takes no lock. What does not fit is
-//! counted as lost, and the totals of the host, which workers count themselves, are exact whatever is lost.
+//! pays for waking it; putting the others into the queue is a few atomic operations and takes no lock. Of a request that does not
+//! fit only its instance is kept, and a token response that does not is lost. Both are counted, and the totals of the host,
+//! which workers count themselves, are exact in any case.
 
 use std::{
     fmt, io,
@@ -44,6 +45,8 @@ const GATHER: Duration = Duration::from_millis(100);
 pub struct Guests {
     totals: Arc<Counts>,
     kept: Arc<Mutex<Kept>>,
+    /// Requests that did not fit into the queue. Nobody holds this lock for longer than a moment.
+    hurried: Arc<Mutex<Tokenless>>,
     queue: Option<SyncSender<Sighting>>,
 }
 
@@ -58,7 +61,7 @@ pub struct Totals {
     pub time_exceeded: u64,
     /// Those that nobody acknowledged for as long as their connections lasted.
     pub unacknowledged: u64,
-    /// How much of this is in no instance's report, because the queue was full.
+    /// How much of this did not fit into the queue.
     pub lost: u64,
 }
 
@@ -133,9 +136,12 @@ impl Guests {
             Fate::Admitted => &self.totals.admitted,
             Fate::Rejected => &self.totals.rejected,
         });
-        self.queue(now, || {
+        let is_queued = self.queue(now, || {
             What::Tokenless(tokenless::Sighting::new(instance, interface, request, fate))
         });
+        if !is_queued {
+            locked(&self.hurried).count(instance, fate);
+        }
     }
 
     /// Takes note of a token response of `instance` that did not arrive. Never waits.
@@ -154,10 +160,8 @@ impl Guests {
 
     /// Who asks without a session token on `instance`, as of a moment ago.
     pub fn tokenless(&self, instance: &InstanceId) -> tokenless::Report {
-        tokenless::Report {
-            lost: self.totals().lost,
-            ..locked(&self.kept).tokenless.report(instance)
-        }
+        let kept = locked(&self.kept).tokenless.report(instance);
+        kept.with(&locked(&self.hurried).report(instance))
     }
 
     /// Forgets the instances that are not there any more.
@@ -166,6 +170,8 @@ impl Guests {
         let is_there = |instance: &InstanceId| snapshot.instances.contains_key(instance);
         kept.tokenless.retain(is_there);
         kept.hop_limit.retain(is_there);
+        drop(kept);
+        locked(&self.hurried).retain(is_there);
     }
 
     /// Whether session tokens do not arrive on `instance`, as of a moment ago.
@@ -190,12 +196,15 @@ impl Guests {
         }
     }
 
-    fn queue(&self, now: Now, what: impl FnOnce() -> What) {
-        let Some(queue) = &self.queue else { return };
+    /// Returns whether it did not have to be lost.
+    fn queue(&self, now: Now, what: impl FnOnce() -> What) -> bool {
+        let Some(queue) = &self.queue else { return true };
         let what = Box::new(what());
-        if queue.try_send(Sighting { now, what }).is_err() {
+        let is_queued = queue.try_send(Sighting { now, what }).is_ok();
+        if !is_queued {
             add_one(&self.totals.lost);
         }
+        is_queued
     }
 }
 
@@ -214,8 +223,8 @@ fn keep(sightings: &Receiver<Sighting>, kept: &Mutex<Kept>) {
     }
 }
 
-/// The lock is only ever held by those who keep and those who read; whatever a panic left in there is good enough to read.
-fn locked(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
+/// Whatever a panic left in there is good enough to read.
+fn locked<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
     kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -236,6 +245,10 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::{
+        http::{Connection, Response, Service, Status},
+        imds::{Delivery, ImdsVersion},
+    };
 
     #[test]
     fn what_is_noticed_is_kept_by_another_thread() {
@@ -265,6 +278,56 @@ mod tests {
         );
         let other: InstanceId = "i-other".parse().unwrap();
         assert_eq!(guests.hop_limit(&other), hop_limit::Report::default());
+    }
+
+    /// Asks as an instance's software does that knows no tokens.
+    struct Asking<'a>(&'a Guests, &'a InstanceId);
+
+    impl Service for Asking<'_> {
+        fn respond(&mut self, now: Now, request: &Request<'_>, _: &mut Response) {
+            let outcome = Outcome {
+                version: ImdsVersion::V1,
+                status: Status::Ok,
+                refusal: None,
+                delivery: Delivery::Nothing,
+                is_forwarded: false,
+            };
+            self.0
+                .saw_request(now, self.1, MacAddr::default(), request, &outcome);
+        }
+    }
+
+    /// Who would be refused if tokens were required is told whatever else goes on.
+    #[test]
+    fn of_a_request_that_does_not_fit_the_instance_is_kept() {
+        let (queue, sightings) = mpsc::sync_channel(1);
+        let guests = Guests {
+            queue: Some(queue),
+            ..Guests::default()
+        };
+        let now = Now {
+            monotonic: Duration::ZERO,
+            unix: Duration::ZERO,
+        };
+        let [one, other] = ["i-one", "i-other"].map(|id| id.parse().unwrap());
+        for instance in [&one, &one, &other] {
+            let mut connection = Connection::new(now);
+            connection.handle_bytes(now, b"GET / HTTP/1.1\r\n\r\n", &mut Asking(&guests, instance));
+        }
+        assert_eq!(guests.totals().lost, 2);
+        locked(&guests.kept).record(sightings.recv().unwrap());
+        let report = guests.tokenless(&one);
+        assert_eq!(
+            (report.metadata_no_token, report.callers.len(), report.unlisted),
+            (2, 1, 1)
+        );
+        let report = guests.tokenless(&other);
+        assert_eq!(
+            (report.metadata_no_token, report.callers.len(), report.unlisted),
+            (1, 0, 1)
+        );
+        guests.handle_snapshot(&Snapshot::default());
+        assert_eq!(guests.tokenless(&one), tokenless::Report::default());
     }
 
     #[test]

@@ -70,10 +70,22 @@ pub struct Report {
     pub metadata_no_token_rejected: u64,
     /// Who they were of, the latest first.
     pub callers: Vec<Caller>,
-    /// Requests of callers that are no longer listed, because there were too many.
+    /// Requests of callers that are not listed, because there were too many of them, or because they came too fast.
     pub unlisted: u64,
-    /// What was noticed of all instances together and is in no report, because it came too fast.
-    pub lost: u64,
+}
+
+impl Report {
+    /// This and another of the same instance, which lists nobody.
+    pub(super) fn with(self, other: &Self) -> Self {
+        Self {
+            metadata_no_token: self.metadata_no_token.saturating_add(other.metadata_no_token),
+            metadata_no_token_rejected: self
+                .metadata_no_token_rejected
+                .saturating_add(other.metadata_no_token_rejected),
+            callers: self.callers,
+            unlisted: self.unlisted.saturating_add(other.unlisted),
+        }
+    }
 }
 
 /// A path as one program asks for it.
@@ -212,6 +224,15 @@ impl Tokenless {
         Some(told(sighting, times))
     }
 
+    /// Counts a request of which no more is kept.
+    pub(super) fn count(&mut self, instance: &InstanceId, fate: Fate) {
+        let asked = self.instances.entry(instance.clone()).or_default();
+        match fate {
+            Fate::Admitted => asked.admitted = asked.admitted.saturating_add(1),
+            Fate::Rejected => asked.rejected = asked.rejected.saturating_add(1),
+        }
+    }
+
     /// What is known of `instance`.
     pub(super) fn report(&self, instance: &InstanceId) -> Report {
         let Some(asked) = self.instances.get(instance) else {
@@ -238,7 +259,6 @@ impl Tokenless {
                 .admitted
                 .saturating_add(asked.rejected)
                 .saturating_sub(listed),
-            lost: 0,
         }
     }
 

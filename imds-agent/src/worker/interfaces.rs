@@ -443,14 +443,13 @@ mod tests {
             };
             interfaces.handle_punt(at(0), &punt);
         }
-        // There is nowhere to send to.
-        _ = interfaces.flush(at(0));
+        interfaces.flush(at(0)).unwrap();
         let mut turns = 0;
         while interfaces
             .quiet_until()
             .is_some_and(|due| due <= at(LATER).monotonic)
         {
-            _ = interfaces.handle_deadlines(at(LATER));
+            interfaces.handle_deadlines(at(LATER)).unwrap();
             turns += 1;
         }
         assert_eq!((turns, interfaces.connections()), (3, 2 * DUE_MAX + 1));

@@ -126,7 +126,7 @@ families! {
     TOKENS_UNDELIVERED: Counter "imds_token_responses_undelivered" ["sign"] max 2,
         "Token responses that did not arrive: a router behind the guest said that the hop limit was used up (time-exceeded), or nobody acknowledged them (unacknowledged).";
     SIGHTINGS_LOST: Counter "imds_sightings_lost" max 1,
-        "Requests without a session token, and undelivered token responses, that are in the sums above and in no instance's report, because they came too fast.";
+        "What came too fast for the report of its instance: a request without a session token, whose caller it does not list, or a token response that did not arrive, which it lacks. All of it is in the sums above.";
 
     FRAMES_PUNTED: Counter "imds_frames_punted" max 1,
         "Frames that the classifier handed to the agent, of all taps since the agent started.";
@@ -156,7 +156,7 @@ families! {
     CONNECTIONS: Gauge "imds_connections" max 1,
         "TCP connections of guests, half-open ones included.";
     CONNECTIONS_TURNED_AWAY: Counter "imds_connections_turned_away" ["how"] max 2,
-        "Connections past the limit of an interface: idle ones that were reset for others (reset), and new ones for which there was no room for a second (dropped).";
+        "Connections past the limit of an interface: idle ones that were reset for others (reset), and SYNs that were dropped for want of room: after a second, for 256 later ones, or at once if they bring data (dropped). Guests repeat them.";
     RING_MALFORMED: Counter "imds_ring_records_malformed" max 1,
         "Records of the ring that were shorter than they said: never, unless classifier and agent disagree.";
     RING_STALE: Counter "imds_ring_frames_stale" max 1,
